@@ -1,0 +1,289 @@
+"""Documents: how text, images and clips are laid out as tokens, and the way back.
+
+An image is `BOI {h}*{w} IMG`, its rows of codes each closed by EOL, then EOF and EOI
+(baaivision/Emu3, emu3/mllm/processing_emu3.py). Emu3 does not publish the layout of clips; ours is
+`BOI {h}*{w}*{f} {fps}fps {seconds}s IMG`, each latent frame laid out like an image's rows and
+closed by EOF, then EOI (docs/format.md).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.vocabulary import Vocabulary
+
+SYSTEM_TEXT = "You are a helpful assistant."
+
+
+class GrammarError(InputError):
+    """Tokens that are not a well-formed document."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of one role: trained, or context that is read and never trained."""
+
+    tokens: np.ndarray  # int32 [n]
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Document:
+    """Spans in order. A vision span, BOI to EOI, is always a span of its own."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All tokens, int32 [n]."""
+        return np.concatenate([span.tokens for span in self.spans])
+
+    def __len__(self) -> int:
+        return sum(len(span.tokens) for span in self.spans)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What the plain text between BOI and IMG says.
+
+    Attributes:
+        height, width: of the grid, in tokens.
+        frames: latent frames; an image has one.
+        fps, seconds: of the clip's pixels; None for an image.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    fps: float | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        if self.fps is None:
+            return f"{self.height}*{self.width}"
+        size = f"{self.height}*{self.width}*{self.frames}"
+        return f"{size} {self.fps:g}fps {self.seconds:g}s"
+
+    @classmethod
+    def parse(cls, text: str) -> "Meta":
+        """Raises GrammarError on anything that `str` does not write."""
+        match = re.fullmatch(r"(\d+)\*(\d+)(?:\*(\d+) ([\d.e+]+)fps ([\d.e+-]+)s)?", text)
+        try:
+            height, width, frames, fps, seconds = match.groups()  # type: ignore[union-attr]
+            clip = (int(frames), float(fps), float(seconds)) if frames else (1, None, None)
+            meta = cls(int(height), int(width), *clip)
+        except (AttributeError, ValueError):
+            raise GrammarError(f"no grid size between BOI and IMG: {text[:40]!r}") from None
+        if min(meta.height, meta.width, meta.frames) < 1:
+            raise GrammarError(f"an empty grid: {text!r}")
+        return meta
+
+    @property
+    def num_tokens(self) -> int:
+        """Codes, EOLs and EOFs between IMG and EOI."""
+        return self.frames * (self.height * (self.width + 1) + 1)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """An image or a clip inside a parsed document."""
+
+    meta: Meta
+    codes: np.ndarray  # int64 [frames, height, width]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question, perhaps about an image, and its answer (None when it is to be generated)."""
+
+    question: str
+    answer: str | None
+    codes: np.ndarray | None = None  # [height, width]
+
+
+def vision_span(vocabulary: Vocabulary, meta: Meta, codes_fhw: np.ndarray) -> np.ndarray:
+    """Lay out codes from BOI to EOI.
+
+    Args:
+        codes_fhw: visual codes, [frames, height, width], as `meta` says.
+
+    Returns:
+        int32 [2 + len(meta text) + 1 + meta.num_tokens]. A 64 x 64 image takes 4,169.
+
+    Raises:
+        InputError: the grid has another shape than `meta`, or a code outside the codebook.
+    """
+    if codes_fhw.shape != (meta.frames, meta.height, meta.width):
+        raise InputError(f"codes of shape {codes_fhw.shape} do not fit the grid {meta}")
+    if codes_fhw.size and not 0 <= codes_fhw.min() <= codes_fhw.max() < vocabulary.num_codes:
+        raise InputError(
+            f"codes {codes_fhw.min()}..{codes_fhw.max()} lie outside the codebook of "
+            f"{vocabulary.num_codes:,}; use the tokenizer that belongs to this vocabulary"
+        )
+    return np.concatenate(
+        [
+            vision_prefix(vocabulary, meta),
+            _lay_out(vocabulary, codes_fhw),
+            np.array([vocabulary.vision_end], np.int32),
+        ]
+    )
+
+
+def vision_prefix(vocabulary: Vocabulary, meta: Meta) -> np.ndarray:
+    """BOI, meta text, IMG: what stands before the first code."""
+    return np.concatenate(
+        [
+            np.array([vocabulary.vision_start], np.int32),
+            vocabulary.encode(str(meta)),
+            np.array([vocabulary.codes_follow], np.int32),
+        ]
+    )
+
+
+def _lay_out(vocabulary: Vocabulary, codes_fhw: np.ndarray) -> np.ndarray:
+    frames, height, width = codes_fhw.shape
+    rows = np.full((frames, height, width + 1), vocabulary.end_of_line, np.int32)
+    rows[:, :, :width] = codes_fhw + vocabulary.first_code
+    ends = np.full((frames, 1), vocabulary.end_of_frame, np.int32)
+    return np.concatenate([rows.reshape(frames, -1), ends], axis=1).reshape(-1)
+
+
+def image_meta(codes_hw: np.ndarray) -> Meta:
+    return Meta(*codes_hw.shape)
+
+
+def captioned_image(vocabulary: Vocabulary, caption: str, codes_hw: np.ndarray) -> Document:
+    """BOS caption, the image, EOS: text to image."""
+    return _captioned(vocabulary, caption, image_meta(codes_hw), codes_hw[None])
+
+
+def captioned_clip(
+    vocabulary: Vocabulary, caption: str, codes_fhw: np.ndarray, fps: float, seconds: float
+) -> Document:
+    """BOS caption, the clip, EOS.
+
+    Args:
+        codes_fhw: [latent frames, height, width].
+        fps: pixel frames a second of the clip that was encoded.
+        seconds: its duration.
+    """
+    frames, height, width = codes_fhw.shape
+    return _captioned(vocabulary, caption, Meta(height, width, frames, fps, seconds), codes_fhw)
+
+
+def _captioned(vocabulary: Vocabulary, caption: str, meta: Meta, codes: np.ndarray) -> Document:
+    return Document(
+        (
+            Span(_text(vocabulary, caption, before=[vocabulary.bos])),
+            Span(vision_span(vocabulary, meta, codes)),
+            Span(np.array([vocabulary.eos], np.int32)),
+        )
+    )
+
+
+def understanding(vocabulary: Vocabulary, codes_hw: np.ndarray, caption: str) -> Document:
+    """BOS, the image, then its caption and EOS: image to text."""
+    return Document(
+        (
+            Span(np.array([vocabulary.bos], np.int32)),
+            Span(vision_span(vocabulary, image_meta(codes_hw), codes_hw[None])),
+            Span(_text(vocabulary, caption, after=[vocabulary.eos])),
+        )
+    )
+
+
+def plain_text(vocabulary: Vocabulary, text: str) -> Document:
+    """BOS text EOS."""
+    return Document((Span(_text(vocabulary, text, [vocabulary.bos], [vocabulary.eos])),))
+
+
+def dialogue(vocabulary: Vocabulary, turns: Sequence[Turn]) -> Document:
+    """Emu3-Chat's template; only answers, each closed by EOS, are trained.
+
+    `BOS You are a helpful assistant. USER: <image>{question}. ASSISTANT:` with the literal full
+    stop after the question and no space after the colon (processing_emu3.py). Further turns, which
+    Emu3 does not publish, go on with ` USER: ` after the answer's EOS. A last turn without an
+    answer leaves the document open for generation.
+    """
+    spans: list[Span] = []
+    for turn in turns:
+        opening = " USER: " if spans else f"{SYSTEM_TEXT} USER: "
+        before = [] if spans else [vocabulary.bos]
+        question = f"{turn.question}. ASSISTANT:"
+        if turn.codes is None:
+            spans.append(Span(_text(vocabulary, opening + question, before), trained=False))
+        else:
+            image = vision_span(vocabulary, image_meta(turn.codes), turn.codes[None])
+            spans.append(Span(_text(vocabulary, opening, before), trained=False))
+            spans.append(Span(image, trained=False))
+            spans.append(Span(_text(vocabulary, question), trained=False))
+        if turn.answer is not None:
+            spans.append(Span(_text(vocabulary, turn.answer, after=[vocabulary.eos])))
+    return Document(tuple(spans))
+
+
+def vision_prompt(vocabulary: Vocabulary, caption: str, meta: Meta) -> np.ndarray:
+    """BOS caption BOI meta IMG: the model goes on with the first code."""
+    return np.concatenate(
+        [_text(vocabulary, caption, before=[vocabulary.bos]), vision_prefix(vocabulary, meta)]
+    )
+
+
+def understanding_prompt(vocabulary: Vocabulary, codes_hw: np.ndarray) -> np.ndarray:
+    """BOS and the image: the model goes on with the caption."""
+    span = vision_span(vocabulary, image_meta(codes_hw), codes_hw[None])
+    return np.concatenate([np.array([vocabulary.bos], np.int32), span])
+
+
+def _text(
+    vocabulary: Vocabulary, text: str, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> np.ndarray:
+    return np.concatenate(
+        [np.array(before, np.int32), vocabulary.encode(text), np.array(after, np.int32)]
+    )
+
+
+def parse(vocabulary: Vocabulary, tokens: np.ndarray) -> list[str | Vision]:
+    """Take a document apart, in order: texts as `str`, images and clips as `Vision`.
+
+    BOS, EOS and padding are dropped.
+
+    Raises:
+        GrammarError: a vision span is broken; the message says at which token.
+    """
+    tokens = np.asarray(tokens)
+    parts: list[str | Vision] = []
+    position = 0
+    for start in np.flatnonzero(tokens == vocabulary.vision_start):
+        if start < position:
+            raise GrammarError(f"token {start}: BOI inside a vision span")
+        parts.append(vocabulary.decode(tokens[position:start]))
+        vision, position = _parse_vision(vocabulary, tokens, int(start))
+        parts.append(vision)
+    rest = tokens[position:]
+    if np.any(vocabulary.token_class(rest) != 0):
+        raise GrammarError(f"token {position}: codes or their structure outside BOI … EOI")
+    parts.append(vocabulary.decode(rest))
+    return [part for part in parts if part != ""]
+
+
+def _parse_vision(vocabulary: Vocabulary, tokens: np.ndarray, start: int) -> tuple[Vision, int]:
+    """The vision span that begins with BOI at `start`, and the position after its EOI."""
+    marks = np.flatnonzero(tokens[start:] == vocabulary.codes_follow)
+    if not len(marks):
+        raise GrammarError(f"token {start}: BOI without IMG")
+    first = start + int(marks[0]) + 1
+    meta = Meta.parse(vocabulary.decode(tokens[start + 1 : first - 1]))
+    end = first + meta.num_tokens
+    if end >= len(tokens) or tokens[end] != vocabulary.vision_end:
+        raise GrammarError(f"token {end}: no EOI after the codes of a {meta} grid")
+    frames = tokens[first:end].reshape(meta.frames, -1)
+    codes = frames[:, :-1].reshape(meta.frames, meta.height, meta.width + 1)[:, :, :-1]
+    codes = codes.astype(np.int64) - vocabulary.first_code
+    inside = codes.min() >= 0 and codes.max() < vocabulary.num_codes
+    if not inside or not np.array_equal(_lay_out(vocabulary, codes), tokens[first:end]):
+        raise GrammarError(f"token {first}: the rows of a {meta} grid are broken")
+    return Vision(meta, codes), end + 1

@@ -1,0 +1,235 @@
+"""The one truth about token ids.
+
+Ids run: text ranks, then 211 special tokens, then one id for each visual code. At Emu3's own size
+that is 151,643 + 211 + 32,768 = 184,622, with the ids of baaivision/Emu3 (`emu3.tiktoken` and
+`emu3_vision_tokens.txt`); the tiny vocabulary is the same class over 256 bytes and few codes.
+"""
+
+import hashlib
+import importlib.util
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from emu3_megatron.errors import InputError
+
+TEXT, STRUCTURE, CODE = 0, 1, 2
+CLASS_NAMES = ("text", "structure", "code")
+
+# A numpy array or a torch tensor: this module needs neither to be imported by the other's users.
+Ids = TypeVar("Ids")
+
+QWEN_RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
+_QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LONGEST_PIECE = 100_000  # characters; tiktoken can overflow the stack on longer unbroken input
+
+
+class TextEncoding(Protocol):
+    """Text to ids below `num_ranks`, and back."""
+
+    num_ranks: int
+    name: str
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class ByteEncoding:
+    """UTF-8 bytes: a text vocabulary of 256 that needs no file."""
+
+    num_ranks = 256
+    name = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(unicodedata.normalize("NFC", text).encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+class QwenEncoding:
+    """The Qwen byte-BPE of Emu3: NFC, then tiktoken over 151,643 ranks.
+
+    Special tokens are never read out of text: a caption that spells one stays plain text.
+
+    Args:
+        ranks_file: `emu3.tiktoken` or `qwen.tiktoken`; without it the one that the `dashscope`
+            wheel carries.
+
+    Raises:
+        InputError: there is no such file, or it holds other ranks.
+    """
+
+    num_ranks = 151_643
+    name = "qwen"
+
+    def __init__(self, ranks_file: str | Path | None = None):
+        self.ranks_file = Path(ranks_file) if ranks_file else _shipped_ranks()
+
+    @cached_property
+    def _bpe(self):  # type: ignore[no-untyped-def]
+        import tiktoken
+        from tiktoken.load import load_tiktoken_bpe
+
+        if not self.ranks_file.is_file():
+            raise InputError(f"{self.ranks_file}: no such file; give the path of emu3.tiktoken")
+        digest = hashlib.sha256(self.ranks_file.read_bytes()).hexdigest()
+        if digest != QWEN_RANKS_SHA256:
+            raise InputError(
+                f"{self.ranks_file}: not Emu3's text vocabulary (sha256 {digest[:12]}…, expected "
+                f"{QWEN_RANKS_SHA256[:12]}…); give emu3.tiktoken"
+            )
+        ranks = load_tiktoken_bpe(str(self.ranks_file))
+        return tiktoken.Encoding(
+            "emu3", pat_str=_QWEN_SPLIT, mergeable_ranks=ranks, special_tokens={}
+        )
+
+    def encode(self, text: str) -> list[int]:
+        text = unicodedata.normalize("NFC", text)
+        pieces = (text[i : i + _LONGEST_PIECE] for i in range(0, len(text), _LONGEST_PIECE))
+        return [token for piece in pieces for token in self._bpe.encode_ordinary(piece)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._bpe.decode(list(ids), errors="replace")
+
+
+def _shipped_ranks() -> Path:
+    spec = importlib.util.find_spec("dashscope")
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "no text vocabulary: set vocabulary.ranks_file to the path of emu3.tiktoken, "
+            "or `pip install --no-deps dashscope`, whose wheel carries the same file"
+        )
+    return Path(spec.origin).parent / "resources" / "qwen.tiktoken"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of text, special tokens and visual codes.
+
+    The surface names of the special tokens mislead (`<|image token|>` is the paper's [SOT], not a
+    placeholder), so the attributes say what each one does.
+    """
+
+    encoding: TextEncoding
+    num_codes: int
+
+    num_specials = 211
+
+    @classmethod
+    def emu3(cls, ranks_file: str | Path | None = None) -> "Vocabulary":
+        """Emu3's own 184,622 ids."""
+        return cls(QwenEncoding(ranks_file), 32_768)
+
+    @classmethod
+    def tiny(cls, num_codes: int = 512) -> "Vocabulary":
+        """Bytes and a few codes, for tests and the demo on a CPU."""
+        return cls(ByteEncoding(), num_codes)
+
+    @property
+    def num_text(self) -> int:
+        return self.encoding.num_ranks
+
+    def _special(self, index: int) -> int:
+        return self.num_text + index
+
+    @property
+    def pad(self) -> int:
+        """<|endoftext|>"""
+        return self._special(0)
+
+    @property
+    def end_of_line(self) -> int:
+        """<|extra_200|>: closes every row of codes, the last included."""
+        return self._special(203)
+
+    @property
+    def end_of_frame(self) -> int:
+        """<|extra_201|>: closes every frame."""
+        return self._special(204)
+
+    @property
+    def bos(self) -> int:
+        """<|extra_203|>"""
+        return self._special(206)
+
+    @property
+    def eos(self) -> int:
+        """<|extra_204|>"""
+        return self._special(207)
+
+    @property
+    def codes_follow(self) -> int:
+        """<|image token|>, the paper's [SOT]: the meta text is over, codes follow."""
+        return self._special(208)
+
+    @property
+    def vision_start(self) -> int:
+        """<|image start|>, the paper's [SOV]: the meta text follows."""
+        return self._special(209)
+
+    @property
+    def vision_end(self) -> int:
+        """<|image end|>, the paper's [EOV]."""
+        return self._special(210)
+
+    @property
+    def first_code(self) -> int:
+        """The id of visual code 0."""
+        return self.num_text + self.num_specials
+
+    @property
+    def size(self) -> int:
+        return self.first_code + self.num_codes
+
+    def padded_size(self, tensor_parallel: int) -> int:
+        """Rows of embedding and head when each of `tensor_parallel` ranks holds k x 128 of them."""
+        multiple = 128 * tensor_parallel
+        return -(-self.size // multiple) * multiple
+
+    @property
+    def structure(self) -> tuple[int, ...]:
+        """The tokens that lay out vision. BOS and EOS count as text: they also frame answers."""
+        return (
+            self.vision_start,
+            self.codes_follow,
+            self.end_of_line,
+            self.end_of_frame,
+            self.vision_end,
+        )
+
+    def token_class(self, ids: Ids) -> Ids:
+        """Class of each id, elementwise: TEXT, STRUCTURE or CODE.
+
+        Args:
+            ids: integer array or tensor of any shape.
+
+        Returns:
+            Values 0, 1, 2 with the shape and kind of `ids`.
+        """
+        structure = ids == self.structure[0]
+        for token in self.structure[1:]:
+            structure = structure | (ids == token)  # type: ignore[operator]
+        return STRUCTURE * structure + CODE * (ids >= self.first_code)  # type: ignore[operator]
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text to int32 ids."""
+        return np.asarray(self.encoding.encode(text), dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text ids back to text; ids that are not text are left out."""
+        return self.encoding.decode([int(i) for i in ids if i < self.num_text])
+
+    def fingerprint(self) -> str:
+        """Equal for two vocabularies exactly when their ids mean the same."""
+        ranks = QWEN_RANKS_SHA256 if self.encoding.name == "qwen" else self.encoding.name
+        return hashlib.sha256(f"{ranks}/{self.num_specials}/{self.num_codes}".encode()).hexdigest()
