@@ -1,0 +1,177 @@
+"""The recipe: everything that makes one stage of training different from another."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator as validator
+
+from emu3_megatron.config.base import Config
+from emu3_megatron.config.presets import PRESETS
+from emu3_megatron.vocabulary import ByteEncoding, QwenEncoding, Vocabulary
+
+
+class ModelConfig(Config):
+    """The decoder. `preset` fills every size that is not given."""
+
+    preset: str | None = None
+    layers: PositiveInt
+    hidden: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    ffn: PositiveInt
+    text: Literal["qwen", "bytes"]
+    codes: PositiveInt
+    ranks_file: Path | None = Field(None, description="emu3.tiktoken; dashscope's copy without it")
+    dropout: float = Field(0.1, ge=0, lt=1, description="embedding, attention, both residuals")
+    rope_base: PositiveFloat = 1_000_000
+    norm_epsilon: PositiveFloat = 1e-5
+    init_std: PositiveFloat = 0.02
+
+    @validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") is None:
+            return values
+        if values["preset"] not in PRESETS:
+            raise ValueError(f"no such preset; choose one of {', '.join(PRESETS)}")
+        return {**PRESETS[values["preset"]], **values}
+
+    @validator(mode="after")
+    def _heads_divide(self) -> "ModelConfig":
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads ({self.heads}) must divide hidden ({self.hidden}) and be a multiple of "
+                f"kv_heads ({self.kv_heads})"
+            )
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    def vocabulary(self) -> Vocabulary:
+        encoding = QwenEncoding(self.ranks_file) if self.text == "qwen" else ByteEncoding()
+        return Vocabulary(encoding, self.codes)
+
+
+class SourceConfig(Config):
+    """One set of packs in the mixture."""
+
+    pack: Path
+    weight: PositiveFloat = 1.0
+
+
+class DataConfig(Config):
+    context: PositiveInt = Field(description="tokens a sequence")
+    sources: list[SourceConfig] = Field(min_length=1)
+    reset_at_documents: bool = Field(True, description="attention and positions begin anew")
+    workers: NonNegativeInt = 2
+
+
+class WeightsConfig(Config):
+    """Weight of a label's loss by its class; the loss is the weighted mean."""
+
+    text: NonNegativeFloat = 1.0
+    structure: NonNegativeFloat = 1.0
+    code: NonNegativeFloat = 0.5
+
+    @property
+    def table(self) -> tuple[float, float, float]:
+        """By token class: TEXT, STRUCTURE, CODE."""
+        return (self.text, self.structure, self.code)
+
+
+class BatchConfig(Config):
+    size: PositiveInt = Field(description="sequences an optimizer step, over all ranks")
+    micro_size: PositiveInt = Field(1, description="sequences a rank computes at once")
+
+
+class ParallelConfig(Config):
+    """Data parallelism takes the ranks that tensor x context leave over."""
+
+    tensor: PositiveInt = 1
+    context: PositiveInt = 1
+    sequence: bool = Field(False, description="sequence parallel norms and dropout; needs tensor>1")
+    distributed_optimizer: bool = False
+
+
+class OptimizerConfig(Config):
+    """AdamW under a cosine with a linear warm-up."""
+
+    lr: PositiveFloat
+    min_lr: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    clip: NonNegativeFloat = Field(1.0, description="largest gradient norm; 0 never clips")
+
+
+class PromptConfig(Config):
+    caption: str
+    height: PositiveInt = Field(description="rows of the grid of codes")
+    width: PositiveInt
+
+
+class SampleConfig(Config):
+    """Images drawn from fixed captions while training."""
+
+    every: PositiveInt
+    tokenizer: Path
+    prompts: list[PromptConfig] = Field(min_length=1)
+    guidance: NonNegativeFloat = 3.0
+    top_k: PositiveInt | None = 2048
+
+
+class RunConfig(Config):
+    dir: Path
+    steps: PositiveInt
+    seed: int = 0
+    log_every: PositiveInt = 10
+    save_every: PositiveInt = 1000
+    keep: PositiveInt = Field(3, description="newest checkpoints to keep")
+    stop_after: PositiveInt | None = Field(
+        None, description="leave after this step; schedule as if going on"
+    )
+    wandb: str | None = Field(None, description="project; honours WANDB_MODE=offline")
+    tensorboard: bool = False
+
+
+class Recipe(Config):
+    """One stage of training."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    weights: WeightsConfig = WeightsConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    recompute: Literal["none", "selective", "full"] = "none"
+    z_loss: NonNegativeFloat = Field(0.0, description="weight of mean squared log-partition")
+    sample: SampleConfig | None = None
+
+    @validator(mode="after")
+    def _layout_fits(self) -> "Recipe":
+        tensor, context = self.parallel.tensor, self.parallel.context
+        for name in ("heads", "kv_heads", "ffn"):
+            if getattr(self.model, name) % tensor:
+                raise ValueError(
+                    f"parallel.tensor={tensor} does not divide model.{name}="
+                    f"{getattr(self.model, name)}; choose a divisor"
+                )
+        if self.parallel.sequence and tensor == 1:
+            raise ValueError("parallel.sequence=true needs parallel.tensor of 2 or more")
+        # Context parallel ranks hold two chunks each, and sequence parallel ranks cut those.
+        pieces = (2 * context if context > 1 else 1) * (tensor if self.parallel.sequence else 1)
+        if self.data.context % pieces:
+            raise ValueError(f"data.context={self.data.context} must be a multiple of {pieces}")
+        if self.batch.size % self.batch.micro_size:
+            raise ValueError(
+                f"batch.size={self.batch.size} must be a multiple of "
+                f"batch.micro_size={self.batch.micro_size}"
+            )
+        return self
