@@ -1,0 +1,148 @@
+"""The two-dimensional layers of MoVQ: each frame on its own, shapes [n, c, h, w].
+
+Attribute names follow the released Emu3-VisionTokenizer, so that its weights load without a map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32  # every GroupNorm of the network; channels must be a multiple of it
+
+
+class PlainNorm(nn.GroupNorm):
+    """GroupNorm that ignores the code vectors, so that it can stand where SpatialNorm does."""
+
+    def __init__(self, channels: int):
+        super().__init__(GROUPS, channels, eps=1e-6)
+
+    def forward(self, hidden_nchw: Tensor, code_nchw: Tensor | None = None) -> Tensor:
+        return super().forward(hidden_nchw)
+
+
+class SpatialNorm(nn.Module):
+    """GroupNorm whose scale and shift at each place come from the code vector lying there.
+
+    The published form enlarges the code vectors to the size of `hidden` and then applies the 1x1
+    convolutions. We convolve first and broadcast: the same numbers, without the large copies.
+    """
+
+    def __init__(self, channels: int, code_channels: int):
+        super().__init__()
+        self.norm_layer = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.conv_y = nn.Conv2d(code_channels, channels, 1)
+        self.conv_b = nn.Conv2d(code_channels, channels, 1)
+
+    def forward(self, hidden_nchw: Tensor, code_nchw: Tensor) -> Tensor:
+        height, width = code_nchw.shape[-2:]
+        normed = self.norm_layer(hidden_nchw).unflatten(3, (width, -1)).unflatten(2, (height, -1))
+        scale = self.conv_y(code_nchw)[:, :, :, None, :, None]
+        shift = self.conv_b(code_nchw)[:, :, :, None, :, None]
+        return torch.addcmul(shift, normed, scale).flatten(4, 5).flatten(2, 3)
+
+
+def make_norm(channels: int, code_channels: int | None) -> nn.Module:
+    """The decoder's norm where there are code vectors to follow, the encoder's otherwise."""
+    return PlainNorm(channels) if code_channels is None else SpatialNorm(channels, code_channels)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, code_channels: int | None = None):
+        super().__init__()
+        self.norm1 = make_norm(in_channels, code_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = make_norm(out_channels, code_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, input_nchw: Tensor, code_nchw: Tensor | None = None) -> Tensor:
+        hidden_nchw = self.conv1(F.silu(self.norm1(input_nchw, code_nchw)))
+        hidden_nchw = self.conv2(F.silu(self.norm2(hidden_nchw, code_nchw)))
+        return self.nin_shortcut(input_nchw) + hidden_nchw
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention among the places of one frame, with a residual path."""
+
+    def __init__(self, channels: int, code_channels: int | None = None):
+        super().__init__()
+        self.norm = make_norm(channels, code_channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, input_nchw: Tensor, code_nchw: Tensor | None = None) -> Tensor:
+        normed_nchw = self.norm(input_nchw, code_nchw)
+        # [n, 1, h*w, c]: one head, every place a position
+        q, k, v = (
+            conv(normed_nchw).flatten(2).transpose(1, 2).unsqueeze(1)
+            for conv in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed_nchw = mixed.squeeze(1).transpose(1, 2).reshape(input_nchw.shape)
+        return input_nchw + self.proj_out(mixed_nchw)
+
+
+class MiddleBlock(nn.Module):
+    def __init__(self, channels: int, code_channels: int | None = None):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, code_channels)
+        self.attn_1 = AttentionBlock(channels, code_channels)
+        self.block_2 = ResnetBlock(channels, channels, code_channels)
+
+    def forward(self, hidden_nchw: Tensor, code_nchw: Tensor | None = None) -> Tensor:
+        hidden_nchw = self.block_1(hidden_nchw, code_nchw)
+        hidden_nchw = self.attn_1(hidden_nchw, code_nchw)
+        return self.block_2(hidden_nchw, code_nchw)
+
+
+class Downsample(nn.Module):
+    """Halve height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, hidden_nchw: Tensor) -> Tensor:
+        return self.conv(F.pad(hidden_nchw, (0, 1, 0, 1)))  # only right and below, as published
+
+
+class Upsample(nn.Module):
+    """Double height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_nchw: Tensor) -> Tensor:
+        return self.conv(F.interpolate(hidden_nchw, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention where the level has it."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        attention: bool,
+        code_channels: int | None = None,
+    ):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, code_channels)
+            for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttentionBlock(out_channels, code_channels) for _ in range(blocks if attention else 0)
+        )
+
+    def forward(self, hidden_nchw: Tensor, code_nchw: Tensor | None = None) -> Tensor:
+        for i, block in enumerate(self.block):
+            hidden_nchw = block(hidden_nchw, code_nchw)
+            if self.attn:
+                hidden_nchw = self.attn[i](hidden_nchw, code_nchw)
+        return hidden_nchw

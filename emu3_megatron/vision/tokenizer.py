@@ -1,0 +1,194 @@
+"""The visual tokenizer: images and clips to grids of codes, and back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing, write_json
+from emu3_megatron.vision.decoder import Decoder
+from emu3_megatron.vision.encoder import Encoder
+from emu3_megatron.vision.quantizer import VectorQuantizer
+from emu3_megatron.vision.temporal import CausalConv3d
+
+SPATIAL_FACTOR = 8
+TEMPORAL_FACTOR = 4
+FORMAT = "emu3-megatron/vision-tokenizer"
+_PIXELS_AT_ONCE = 4 * 720 * 720  # through the 2D networks; frames are independent there
+
+
+class VisionTokenizer(nn.Module):
+    """Emu3's tokenizer: 8x8 pixels of an image, or of 4 frames of a clip, become one code.
+
+    Pixels are floats in [-1, 1], sides divisible by 8; codes are int64 in [0, codebook_size).
+    Encoding and decoding need eval mode: in train mode BatchNorm would make the codes of one image
+    depend on the others in its batch.
+    """
+
+    spatial_factor = SPATIAL_FACTOR
+    temporal_factor = TEMPORAL_FACTOR
+
+    def __init__(self, network: TokenizerNetwork):
+        super().__init__()
+        self.network = network
+        self.encoder = Encoder(network)
+        self.decoder = Decoder(network)
+        self.quantize = VectorQuantizer(network.codebook_size, network.embed_dim)
+        self.quant_conv = CausalConv3d(network.latent_channels, network.embed_dim, (3, 1, 1))
+        self.post_quant_conv = CausalConv3d(network.embed_dim, network.latent_channels, (3, 1, 1))
+
+    @torch.no_grad()
+    def encode_images(self, pixels_bchw: Tensor) -> Tensor:
+        """Codes [b, h / 8, w / 8] of pixels [b, 3, h, w]."""
+        self._require_eval()
+        return self.quantize.nearest(self.image_latents(pixels_bchw)).squeeze(1)
+
+    @torch.no_grad()
+    def decode_images(self, codes_bhw: Tensor) -> Tensor:
+        """Pixels [b, 3, 8h, 8w] of codes [b, h, w]; they may leave [-1, 1] a little."""
+        self._require_eval()
+        return self.decode_vectors(self.quantize.lookup(codes_bhw.unsqueeze(1)), frames=1).squeeze(
+            1
+        )
+
+    @torch.no_grad()
+    def encode_clips(self, pixels_btchw: Tensor, independent_groups: bool = False) -> Tensor:
+        """Codes [b, t // 4, h / 8, w / 8] of pixels [b, t, 3, h, w].
+
+        Frames after the last whole four are left out, fewer than 4 are an InputError. The whole
+        clip goes through in one call, causally. With `independent_groups` every 4 frames
+        are a clip of their own, as in the published script; decode them the same way.
+        """
+        self._require_eval()
+        if not independent_groups:
+            return self.quantize.nearest(self.clip_latents(pixels_btchw))
+        batch = len(pixels_btchw)
+        groups = _whole_groups(pixels_btchw).unflatten(1, (-1, TEMPORAL_FACTOR)).flatten(0, 1)
+        codes = self.quantize.nearest(self.clip_latents(groups))
+        return codes.squeeze(1).unflatten(0, (batch, -1))
+
+    @torch.no_grad()
+    def decode_clips(self, codes_bfhw: Tensor, independent_groups: bool = False) -> Tensor:
+        """Pixels [b, 4f, 3, 8h, 8w] of codes [b, f, h, w]."""
+        self._require_eval()
+        batch = len(codes_bfhw)
+        if independent_groups:
+            codes_bfhw = codes_bfhw.flatten(0, 1).unsqueeze(1)
+        pixels_btchw = self.decode_vectors(self.quantize.lookup(codes_bfhw))
+        return pixels_btchw.flatten(0, 1).unflatten(0, (batch, -1))
+
+    def image_latents(self, pixels_bchw: Tensor) -> Tensor:
+        """Latents [b, c, 1, h / 8, w / 8] before quantization.
+
+        An image is a frame repeated 4 times; the 2D network, blind to time, runs on it once.
+        """
+        frame_bchw = self._encode_frames(pixels_bchw)
+        frames_bcthw = frame_bchw.unsqueeze(2).expand(-1, -1, TEMPORAL_FACTOR, -1, -1)
+        return self.quant_conv(self.encoder.shorten_time(frames_bcthw))
+
+    def clip_latents(self, pixels_btchw: Tensor) -> Tensor:
+        """Latents [b, c, t // 4, h / 8, w / 8] before quantization."""
+        pixels_btchw = _whole_groups(pixels_btchw)
+        frames_nchw = self._encode_frames(pixels_btchw.flatten(0, 1))
+        frames_bcthw = frames_nchw.unflatten(0, pixels_btchw.shape[:2]).transpose(1, 2)
+        return self.quant_conv(self.encoder.shorten_time(frames_bcthw))
+
+    def decode_vectors(self, vectors_bcfhw: Tensor, frames: int | None = None) -> Tensor:
+        """Pixels [b, t, 3, 8h, 8w] of code vectors: all 4f frames, or only the first `frames`."""
+        latents = self.post_quant_conv(vectors_bcfhw)
+        stretched = self.decoder.stretch_time(latents, vectors_bcfhw)
+        latent_btchw, code_btchw = (x[:, :, :frames].transpose(1, 2) for x in stretched)
+        pixels_nchw = _in_chunks(
+            self.decoder.decode_frames,
+            latent_btchw.flatten(0, 1),
+            code_btchw.flatten(0, 1),
+            pixels_each=latent_btchw[0, 0, 0].numel() * SPATIAL_FACTOR**2,
+        )
+        return pixels_nchw.unflatten(0, latent_btchw.shape[:2])
+
+    def _encode_frames(self, pixels_nchw: Tensor) -> Tensor:
+        height, width = pixels_nchw.shape[-2:]
+        if height % SPATIAL_FACTOR or width % SPATIAL_FACTOR:
+            raise InputError(
+                f"{width}x{height} pixels: sides must be divisible by {SPATIAL_FACTOR}"
+            )
+        pixels_nchw = pixels_nchw.to(self.quantize.embedding.weight)
+        return _in_chunks(self.encoder.encode_frames, pixels_nchw, pixels_each=height * width)
+
+    def _require_eval(self) -> None:
+        if self.training:
+            raise RuntimeError(
+                "the tokenizer is in train mode: call eval() before it encodes or decodes"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all."""
+        folder = Path(folder)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        with replacing(folder / "model.safetensors") as beside:
+            save_file(weights, beside, metadata={"format": "pt"})
+        write_json(folder / "config.json", {"format": FORMAT, **self.network.model_dump()})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote, in eval mode, on the CPU. Raises InputError, naming the file."""
+        folder = Path(folder)
+        with torch.device("meta"):  # no time lost on random weights
+            tokenizer = cls(_read_config(folder / "config.json"))
+        weights = _read_weights(folder / "model.safetensors")
+        try:
+            tokenizer.load_state_dict(weights, assign=True)
+        except RuntimeError:
+            raise InputError(
+                f"{folder / 'model.safetensors'}: not the weights that config.json describes"
+            ) from None
+        return tokenizer.eval()
+
+
+def _whole_groups(pixels_btchw: Tensor) -> Tensor:
+    frames = pixels_btchw.shape[1]
+    if frames < TEMPORAL_FACTOR:
+        raise InputError(f"a clip of {frames} frames: at least {TEMPORAL_FACTOR} are needed")
+    return pixels_btchw[:, : frames - frames % TEMPORAL_FACTOR]
+
+
+def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor, pixels_each: int) -> Tensor:
+    """Apply to a few frames at a time: a long clip needs hardly more memory than a short one."""
+    frames = max(1, _PIXELS_AT_ONCE // pixels_each)
+    chunks = zip(*(tensor.split(frames) for tensor in tensors), strict=True)
+    return torch.cat([function(*chunk) for chunk in chunks])
+
+
+def _read_config(path: Path) -> TokenizerNetwork:
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); is this a tokenizer?"
+        ) from None
+    except ValueError:
+        raise InputError(f"{path}: not JSON") from None
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise InputError(f"{path}: not a tokenizer of this project (no format {FORMAT!r})")
+    try:
+        return TokenizerNetwork(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
