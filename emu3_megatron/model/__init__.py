@@ -1,0 +1,11 @@
+from emu3_megatron.model.decoder import Decoder, Targets, build_decoder, count_parameters
+from emu3_megatron.model.layout import KVCache, SequenceLayout
+
+__all__ = [
+    "Decoder",
+    "KVCache",
+    "SequenceLayout",
+    "Targets",
+    "build_decoder",
+    "count_parameters",
+]
