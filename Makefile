@@ -1,0 +1,30 @@
+# make demo | make test set everything up on a fresh machine: Python 3.11 or 3.12 is all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-slow lint clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml setup.py tools/install.sh
+	PYTHON=$(PYTHON) bash tools/install.sh $(VENV)
+	touch $@
+
+demo: install
+	$(BIN)/emu3 demo --out demo
+
+test: install lint
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,3 @@
+from emu3_megatron.training.loop import train
+
+__all__ = ["train"]

@@ -1,0 +1,75 @@
+"""The training loop, of every stage."""
+
+from emu3_megatron import parallel
+from emu3_megatron.config import Recipe
+from emu3_megatron.data.batches import PackedSamples, step_batches
+from emu3_megatron.data.mixture import Mixture
+from emu3_megatron.errors import InputError
+from emu3_megatron.parallel import Mesh
+from emu3_megatron.training.checkpoint import find_checkpoint, load_checkpoint
+from emu3_megatron.training.hooks import DrawSamples, Hook, LogMetrics, Sampler, SaveCheckpoints
+from emu3_megatron.training.optimizer import Trainable, build_trainable
+from emu3_megatron.training.step import TrainStep
+
+
+def train(recipe: Recipe, sampler: Sampler | None = None) -> None:
+    """Train as the recipe says, from the newest checkpoint in its run folder if there is one.
+
+    Args:
+        sampler: draws samples from the live decoder, where the recipe asks for them.
+
+    Raises:
+        InputError: data, layout or checkpoint do not fit the recipe.
+    """
+    mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
+    _check_layout(recipe, mesh)
+    vocabulary = recipe.model.vocabulary()
+    mixture = Mixture(recipe.data.sources, vocabulary, recipe.data.context, recipe.run.seed)
+    mesh.seed(recipe.run.seed, 0)
+    trainable = build_trainable(recipe)
+    first = _resume(recipe, trainable)
+    last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
+    batches = step_batches(
+        PackedSamples(mixture, vocabulary, recipe.weights.table, recipe.data.reset_at_documents),
+        global_batch=recipe.batch.size,
+        micro_batch=recipe.batch.micro_size,
+        data_rank=mesh.data_rank,
+        data_size=mesh.data_size,
+        first_step=first,
+        last_step=last,
+        workers=recipe.data.workers,
+    )
+    train_step = TrainStep(recipe, vocabulary, mesh, trainable)
+    hooks = _hooks(recipe, mesh, trainable, sampler)
+
+    for hook in hooks:
+        hook.before_training(first)
+    for step, micro_batches in enumerate(batches, start=first + 1):
+        result = train_step(step, micro_batches)
+        for hook in hooks:
+            hook.after_step(step, result, is_last=step == last)
+    for hook in hooks:
+        hook.after_training()
+
+
+def _hooks(recipe: Recipe, mesh: Mesh, trainable: Trainable, sampler: Sampler | None) -> list[Hook]:
+    hooks = [LogMetrics(recipe, mesh), SaveCheckpoints(recipe, trainable)]
+    if recipe.sample and sampler:
+        hooks.append(DrawSamples(recipe, trainable, sampler))
+    return hooks
+
+
+def _resume(recipe: Recipe, trainable: Trainable) -> int:
+    """Steps already taken."""
+    if not (recipe.run.dir / "checkpoints" / "latest").is_file():
+        return 0
+    return load_checkpoint(find_checkpoint(recipe.run.dir), trainable, recipe)
+
+
+def _check_layout(recipe: Recipe, mesh: Mesh) -> None:
+    step = recipe.batch.micro_size * mesh.data_size
+    if recipe.batch.size % step:
+        raise InputError(
+            f"batch.size={recipe.batch.size} must be a multiple of batch.micro_size x data "
+            f"parallel ranks = {recipe.batch.micro_size} x {mesh.data_size} = {step}"
+        )

@@ -1,0 +1,164 @@
+"""What a run tells: a line of JSON a step, TensorBoard, wandb, and a line on the screen."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from emu3_megatron.config import ModelConfig, Recipe
+from emu3_megatron.errors import InputError
+
+# Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+def flops_per_token(model: ModelConfig, context: int) -> float:
+    """Training FLOPs of one token: 6 x matrix parameters, and causal attention (half the square).
+
+    The head counts, the embedding does not. Recomputation is not counted.
+    """
+    attention = model.hidden * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    layer = attention + 3 * model.hidden * model.ffn
+    head = model.hidden * model.vocabulary().size
+    pairs = context / 2
+    scores = 2 * 2 * pairs * model.heads * model.head_dim * model.layers
+    return 6 * (layer * model.layers + head) + 3 * scores
+
+
+def peak_flops() -> float | None:
+    """Peak of this rank's device, where it is known."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+class Throughput:
+    """Tokens a second over the steps since the last call, and MFU."""
+
+    def __init__(self, recipe: Recipe, num_ranks: int):
+        self.tokens_per_step = recipe.batch.size * recipe.data.context
+        self.flops = flops_per_token(recipe.model, recipe.data.context)
+        peak = peak_flops()
+        self.peak = peak * num_ranks if peak else None
+        self.mark, self.step = time.perf_counter(), None
+
+    def start(self, step: int) -> None:
+        self.mark, self.step = time.perf_counter(), step
+
+    def measure(self, step: int) -> dict[str, float]:
+        now = time.perf_counter()
+        rate = (step - self.step) * self.tokens_per_step / (now - self.mark)
+        self.start(step)
+        measured = {"tokens_per_second": rate}
+        if self.peak:
+            measured["mfu"] = rate * self.flops / self.peak
+        return measured
+
+
+class Writer(Protocol):
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`. Rows past the step that a run resumes from are dropped."""
+
+    def __init__(self, path: Path, resumed_step: int):
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        kept = [row for row in rows if row["step"] <= resumed_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.file = path.open("a")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoard:
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "run.tensorboard=true needs tensorboard: pip install 'emu3-megatron[tracking]'"
+            ) from None
+        self.writer = SummaryWriter(str(folder))
+
+    def write(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """One wandb run a run folder, resumed with it."""
+
+    def __init__(self, recipe: Recipe):
+        try:
+            import wandb
+        except ImportError:
+            raise InputError(
+                "run.wandb needs wandb: pip install 'emu3-megatron[tracking]'"
+            ) from None
+        self.run = wandb.init(
+            project=recipe.run.wandb,
+            name=recipe.run.dir.name,
+            id=recipe.run.dir.name,
+            dir=recipe.run.dir,
+            resume="allow",
+            config=recipe.model_dump(mode="json"),
+        )
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class ProgressLine:
+    """Rate, time left, and the numbers one watches."""
+
+    def __init__(self, first_step: int, steps: int):
+        self.bar = tqdm(initial=first_step, total=steps, unit="step", dynamic_ncols=True)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.bar.set_postfix(
+            loss=f"{row['loss']:.4f}",
+            lr=f"{row['lr']:.1e}",
+            tok_s=f"{row['tokens_per_second']:,.0f}",
+            refresh=False,
+        )
+        self.bar.update(row["step"] - self.bar.n)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def open_writers(recipe: Recipe, resumed_step: int) -> list[Writer]:
+    """Everything that rank 0 writes metrics to."""
+    recipe.run.dir.mkdir(parents=True, exist_ok=True)
+    writers: list[Writer] = [JsonLines(recipe.run.dir / "metrics.jsonl", resumed_step)]
+    if recipe.run.tensorboard:
+        writers.append(TensorBoard(recipe.run.dir / "tensorboard"))
+    if recipe.run.wandb:
+        writers.append(WandB(recipe))
+    writers.append(ProgressLine(resumed_step, recipe.run.steps))
+    return writers
+
+
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: leave such values out."""
+    return {k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))}

@@ -1,0 +1,119 @@
+"""The trainable whole: decoder, gradient buffers, AdamW and its schedule, all Megatron's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+
+from emu3_megatron.config import Recipe
+from emu3_megatron.model import Decoder, build_decoder
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A decoder under training.
+
+    Attributes:
+        decoder: the bare decoder; its weights are the live ones.
+        model: the decoder as Megatron's schedule runs it, with gradient buffers.
+    """
+
+    decoder: Decoder
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    schedule: OptimizerParamScheduler
+
+
+def build_trainable(recipe: Recipe) -> Trainable:
+    """Build this rank's share of decoder and optimizer; weights drawn from the recipe's seed."""
+    bf16 = recipe.precision == "bf16"
+    decoder = build_decoder(
+        recipe.model,
+        recipe.parallel,
+        seed=recipe.run.seed,
+        bf16=bf16,
+        recompute=recipe.recompute,
+    )
+    config = decoder.config
+    model = DistributedDataParallel(
+        config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=recipe.parallel.distributed_optimizer,
+        ),
+        Float16Module(config, decoder) if bf16 else decoder,
+    )
+    optimizer = get_megatron_optimizer(_optimizer_config(recipe), [model])
+    config.grad_scale_func = optimizer.scale_loss
+    config.no_sync_func = model.no_sync
+    config.finalize_model_grads_func = _finalize_gradients
+    return Trainable(decoder, model, optimizer, _build_schedule(recipe, optimizer))
+
+
+def _finalize_gradients(model: list[torch.nn.Module], num_tokens: Any, **kwargs: Any) -> None:
+    """Sum gradients over ranks. They are already divided by the global weight, not by tokens."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
+    bf16 = recipe.precision == "bf16"
+    settings = recipe.optimizer
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.epsilon,
+        clip_grad=settings.clip,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=recipe.parallel.distributed_optimizer,
+    )
+
+
+def _build_schedule(recipe: Recipe, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+    settings = recipe.optimizer
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=recipe.run.steps,
+        lr_decay_style="cosine",
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+
+
+@torch.no_grad()
+def _copy_given_states(
+    self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Load one parameter's states, leaving those that the checkpoint keeps elsewhere.
+
+    Megatron-core copies every state of the inner optimizer and fails on torch's `step`, which
+    checkpoints hold in the parameter groups (KeyError in 0.16.1 and 0.19.2 without
+    TransformerEngine or apex).
+    """
+    group, order = self.model_param_group_index_map[model_param]
+    main_param = self.optimizer.param_groups[group]["params"][order]
+    targets = {"param": main_param, **self.optimizer.state[main_param]}
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
+
+
+DistributedOptimizer._set_main_param_and_optimizer_states = _copy_given_states
