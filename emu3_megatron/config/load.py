@@ -75,14 +75,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _describe(schema: type[BaseModel], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "recipe"
+    field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{field}: no such key{_suggest(schema, first['loc'])}"
     if first["type"] == "missing":
         return f"{field}: missing; give it a value"
     message = first["msg"].removeprefix("Value error, ")
-    given = f" (given {first['input']!r})" if not isinstance(first["input"], dict) else ""
-    return f"{field}: {message}{given}"
+    if isinstance(first["input"], dict):  # a rule over several fields, which names them itself
+        return message
+    return f"{field}: {message} (given {first['input']!r})"
 
 
 def _suggest(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:

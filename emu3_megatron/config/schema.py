@@ -128,6 +128,7 @@ class SampleConfig(Config):
 class RunConfig(Config):
     dir: Path
     steps: PositiveInt
+    init_from: Path | None = Field(None, description="checkpoint whose weights to start from")
     seed: int = 0
     log_every: PositiveInt = 10
     save_every: PositiveInt = 1000

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from emu3_kernels.linear_cross_entropy import LinearCrossEntropy
+from megatron.core.enums import ModelType
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -49,6 +50,7 @@ class Decoder(MegatronModule):
     def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, rope_base: float):
         super().__init__(config)
         padded_size = vocabulary.padded_size(config.tensor_model_parallel_size)
+        self.model_type = ModelType.encoder_or_decoder  # Megatron's schedules ask for it
         self.rope_base = rope_base
         self.embedding = LanguageModelEmbedding(
             config, padded_size, max_sequence_length=0, position_embedding_type="rope"

@@ -6,7 +6,13 @@ from emu3_megatron.data.batches import PackedSamples, step_batches
 from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.errors import InputError
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.checkpoint import find_checkpoint, load_checkpoint
+from emu3_megatron.training.checkpoint import (
+    check_model,
+    find_checkpoint,
+    load_checkpoint,
+    load_decoder,
+    read_checkpoint,
+)
 from emu3_megatron.training.hooks import DrawSamples, Hook, LogMetrics, Sampler, SaveCheckpoints
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.step import TrainStep
@@ -60,10 +66,15 @@ def _hooks(recipe: Recipe, mesh: Mesh, trainable: Trainable, sampler: Sampler | 
 
 
 def _resume(recipe: Recipe, trainable: Trainable) -> int:
-    """Steps already taken."""
-    if not (recipe.run.dir / "checkpoints" / "latest").is_file():
-        return 0
-    return load_checkpoint(find_checkpoint(recipe.run.dir), trainable, recipe)
+    """Steps already taken, with weights and optimizer as they were after them."""
+    if (recipe.run.dir / "checkpoints" / "latest").is_file():
+        return load_checkpoint(find_checkpoint(recipe.run.dir), trainable, recipe)
+    if recipe.run.init_from:
+        path = find_checkpoint(recipe.run.init_from)
+        check_model(path, read_checkpoint(path), recipe.model)
+        load_decoder(path, trainable.decoder)
+        trainable.optimizer.reload_model_params()
+    return 0
 
 
 def _check_layout(recipe: Recipe, mesh: Mesh) -> None:

@@ -12,7 +12,6 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.transformer.module import Float16Module
 
 from emu3_megatron.config import Recipe
 from emu3_megatron.model import Decoder, build_decoder
@@ -50,7 +49,7 @@ def build_trainable(recipe: Recipe) -> Trainable:
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=recipe.parallel.distributed_optimizer,
         ),
-        Float16Module(config, decoder) if bf16 else decoder,
+        decoder,
     )
     optimizer = get_megatron_optimizer(_optimizer_config(recipe), [model])
     config.grad_scale_func = optimizer.scale_loss
