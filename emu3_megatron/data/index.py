@@ -38,14 +38,19 @@ def map_index(path: Path) -> Index:
     """
     buffer = np.memmap(path, np.uint8, "r")
     *_, sequences, ends = _HEADER.unpack(buffer[: _HEADER.size].tobytes())
-    offset = _HEADER.size
-    arrays = []
-    for dtype, count in ((np.int32, sequences), (np.int64, sequences), (np.int64, ends)):
-        arrays.append(np.frombuffer(buffer, dtype, count, offset))
-        offset += arrays[-1].nbytes
+    lengths, offset = _array(buffer, np.int32, sequences, _HEADER.size)
+    pointers, offset = _array(buffer, np.int64, sequences, offset)
+    first_sequences, offset = _array(buffer, np.int64, ends, offset)
     if offset == buffer.size:
-        return Index(*arrays, modes=np.zeros(sequences, np.int8))
-    return Index(*arrays, modes=np.frombuffer(buffer, np.int8, sequences, offset))
+        modes = np.zeros(sequences, np.int8)
+    else:
+        modes, _ = _array(buffer, np.int8, sequences, offset)
+    return Index(lengths, pointers, first_sequences, modes)
+
+
+def _array(buffer: np.ndarray, dtype: type, count: int, offset: int) -> tuple[np.ndarray, int]:
+    array: np.ndarray = np.frombuffer(buffer, dtype, count, offset)
+    return array, offset + array.nbytes
 
 
 def check_index(path: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from emu3_megatron.data.packs import PackSet, pack_shards
 from emu3_megatron.data.writer import store_writer
 from emu3_megatron.grammar import Document, Span, captioned_image, plain_text
 from emu3_megatron.vocabulary import Vocabulary
@@ -48,3 +49,15 @@ def answered(vocabulary):
     """A question that is context, and an answer that is trained."""
     question = Span(vocabulary.encode("why?"), trained=False)
     return Document((question, Span(vocabulary.encode("so."))))
+
+
+@pytest.fixture
+def make_packs(tmp_path, write_shard, vocabulary):
+    """A function that packs documents and returns the opened packs."""
+
+    def make(documents, context=64, name="train", **settings):
+        prefix = write_shard(documents, name)
+        pack_shards([prefix], tmp_path / f"{name}.pack", context, vocabulary=vocabulary, **settings)
+        return PackSet(tmp_path / f"{name}.pack", vocabulary)
+
+    return make
