@@ -1,5 +1,6 @@
 """The recipe of the visual tokenizer: its network, and how it is trained."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -48,3 +49,47 @@ class TokenizerNetwork(Config):
     @property
     def level_channels(self) -> tuple[int, ...]:
         return tuple(self.base_channels * multiplier for multiplier in self.channel_multiplier)
+
+
+class TokenizerData(Config):
+    """What the tokenizer sees."""
+
+    images: Path = Field(description="folder of photos, searched through")
+    clips: Path | None = Field(None, description="folder of clips; photos alone without it")
+    area: int = Field(262_144, ge=64, description="pixels of a photo or frame after its resize")
+    crop: int | None = Field(
+        256, ge=8, multiple_of=8, description="square side; null: whole photos"
+    )
+    clip_share: float = Field(0.25, ge=0, le=1, description="share of samples that are clips")
+    clip_frames: int = Field(8, ge=4, multiple_of=4, description="frames of a clip sample")
+    clip_fps: float = Field(12, gt=0, description="frames a second to take from clips")
+
+
+class LossWeights(Config):
+    """Weight of each term; 0 leaves it out."""
+
+    l2: float = Field(1, ge=0, description="mean squared error of the pixels")
+    l1: float = Field(0, ge=0, description="mean absolute error of the pixels")
+    codebook: float = Field(0.25, ge=0, description="draws codes to latents")
+    commitment: float = Field(1, ge=0, description="draws latents to codes")
+
+
+class TokenizerRecipe(Config):
+    """A training of the tokenizer."""
+
+    network: TokenizerNetwork = Field(default_factory=lambda: TokenizerNetwork.model_validate({}))
+    data: TokenizerData
+    loss: LossWeights = Field(default_factory=lambda: LossWeights.model_validate({}))
+    start_from: Path | None = Field(None, description="tokenizer folder to go on from")
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch_size: int = Field(ge=1, description="photos and clips a step")
+    lr: float = Field(gt=0, description="peak learning rate")
+    lr_warmup_steps: int = Field(0, ge=0, description="steps of linear rise; a cosine to 0 follows")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
+    clip_grad_norm: float = Field(1, gt=0, description="longest gradient")
+    quantize_from: int = Field(0, ge=0, description="steps as a plain autoencoder, before k-means")
+    batch_norm_steps: int = Field(ge=0, description="steps that set BatchNorm's statistics")
+    revive_every: int = Field(ge=1, description="steps between two revivals of unused codes")
+    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
+    workers: int = Field(0, ge=0, description="processes that read the data; 0: the main one")
+    seed: int = Field(0, ge=0, description="of weights, order, crops and codes")
