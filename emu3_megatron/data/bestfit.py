@@ -5,16 +5,17 @@ length are alike, and so are bins with one residual: a step handles whole groups
 cost depends on how many different lengths there are, not on how many pieces.
 """
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from emu3_megatron.data.groups import Group, SizedGroups
+
 
 @dataclass(frozen=True)
 class Steps:
-    """What to do with pieces sorted by falling length; int64 [steps] each.
+    """What to do with pieces in the order of histograms and falling lengths; int64 [steps] each.
 
     Step i puts the next `each[i]` pieces into bin `first[i]`, the next into the bin after it, and
     so on for `bins[i]` bins, all of which held `held[i]` pieces before.
@@ -32,24 +33,30 @@ class Bins:
 
     pieces: np.ndarray  # in each bin
     residual: np.ndarray  # tokens left free in each
+    opened: list[int]  # how many bins there were after each histogram
 
     def __len__(self) -> int:
         return len(self.pieces)
 
 
-def best_fit(counts: np.ndarray, capacity: int, max_pieces: int) -> tuple[Steps, Bins]:
-    """Pack by best-fit-decreasing.
+def best_fit(
+    histograms: Sequence[np.ndarray], capacity: int, max_pieces: int
+) -> tuple[Steps, Bins]:
+    """Pack by best-fit-decreasing, one histogram after the other into the same bins.
 
     Args:
-        counts: how many pieces there are of each length, int64 [capacity + 1].
+        histograms: how many pieces there are of each length, int64 [capacity + 1] each.
         capacity: tokens a bin takes.
         max_pieces: pieces a bin takes.
     """
     solver = _Solver(capacity, max_pieces)
-    lengths = np.flatnonzero(counts)[::-1]
-    for length, count in zip(lengths.tolist(), counts[lengths].tolist(), strict=True):
-        solver.place(length, count)
-    return Steps(*_columns(solver.steps, 4)), solver.bins()
+    opened = []
+    for counts in histograms:
+        lengths = np.flatnonzero(counts)[::-1]
+        for length, count in zip(lengths.tolist(), counts[lengths].tolist(), strict=True):
+            solver.place(length, count)
+        opened.append(solver.num_bins)
+    return Steps(*columns(solver.steps, 4)), solver.bins(opened)
 
 
 def assign(steps: Steps) -> tuple[np.ndarray, np.ndarray]:
@@ -58,12 +65,9 @@ def assign(steps: Steps) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         For each piece, by falling length: its bin, and its slot in that bin; int32 [pieces].
     """
-    visits = int(steps.bins.sum())
-    visited = _runs(steps.first, steps.bins, visits)
     each = np.repeat(steps.each, steps.bins)
-    pieces = int(each.sum())
-    bins = np.repeat(visited, each)
-    slots = _runs(np.repeat(steps.held, steps.bins), each, pieces)
+    bins = np.repeat(runs(steps.first, steps.bins), each)
+    slots = runs(np.repeat(steps.held, steps.bins), each)
     return bins, slots
 
 
@@ -89,18 +93,21 @@ def lower_bound(counts: np.ndarray, capacity: int) -> int:
 
 
 class _Solver:
+    """Bins in groups of one residual; a group's state is the number of pieces in each bin."""
+
     def __init__(self, capacity: int, max_pieces: int):
         self.capacity = capacity
         self.max_pieces = max_pieces
         self.steps: list[tuple[int, int, int, int]] = []
         self.num_bins = 0
-        self.residuals: list[int] = []  # of open bins, rising
-        self.open: dict[int, list[tuple[int, int, int]]] = {}  # residual: (first, bins, held)
-        self.closed: list[tuple[int, int, int, int]] = []  # first, bins, held, residual
+        self.open = SizedGroups()
+        self.closed: list[tuple[int, Group]] = []
 
     def place(self, length: int, count: int) -> None:
         while count:
-            residual, (first, bins, held) = self._take(length, count)
+            residual, (first, bins, held) = self.open.take_fitting(length) or self._new_bins(
+                length, count
+            )
             each = min(residual // length, self.max_pieces - held)
             full = min(bins, count // each)
             self._fill(length, each, residual, (first, full, held))
@@ -108,52 +115,36 @@ class _Solver:
             if count and full < bins:  # fewer than `each` are left: they share one bin
                 self._fill(length, count, residual, (first + full, 1, held))
                 full, count = full + 1, 0
-            self._put(residual, (first + full, bins - full, held))
+            self.open.put(residual, (first + full, bins - full, held))
 
-    def _fill(self, length: int, each: int, residual: int, group: tuple[int, int, int]) -> None:
+    def _new_bins(self, length: int, count: int) -> tuple[int, Group]:
+        bins = -(-count // min(self.capacity // length, self.max_pieces))
+        self.num_bins += bins
+        return self.capacity, (self.num_bins - bins, bins, 0)
+
+    def _fill(self, length: int, each: int, residual: int, group: Group) -> None:
         first, bins, held = group
         if bins:
             self.steps.append((first, bins, each, held))
-            self._put(residual - each * length, (first, bins, held + each))
+            left, filled = residual - each * length, (first, bins, held + each)
+            if left == 0 or held + each == self.max_pieces:
+                self.closed.append((left, filled))
+            else:
+                self.open.put(left, filled)
 
-    def _take(self, length: int, count: int) -> tuple[int, tuple[int, int, int]]:
-        """The bins with the least room for `length`; new ones when there are none."""
-        at = bisect_left(self.residuals, length)
-        if at == len(self.residuals):
-            bins = -(-count // min(self.capacity // length, self.max_pieces))
-            self.num_bins += bins
-            return self.capacity, (self.num_bins - bins, bins, 0)
-        residual = self.residuals[at]
-        groups = self.open[residual]
-        group = groups.pop()
-        if not groups:
-            del self.open[residual], self.residuals[at]
-        return residual, group
-
-    def _put(self, residual: int, group: tuple[int, int, int]) -> None:
-        first, bins, held = group
-        if bins == 0:
-            return
-        if residual == 0 or held == self.max_pieces:
-            self.closed.append((first, bins, held, residual))
-        elif residual in self.open:
-            self.open[residual].append(group)
-        else:
-            self.open[residual] = [group]
-            insort(self.residuals, residual)
-
-    def bins(self) -> Bins:
-        still_open = [(*group, room) for room, groups in self.open.items() for group in groups]
-        groups = sorted(self.closed + still_open)
-        _, bins, held, residual = _columns(groups, 4)
-        return Bins(np.repeat(held, bins), np.repeat(residual, bins))
+    def bins(self, opened: list[int]) -> Bins:
+        rows = sorted((*group, left) for left, group in [*self.closed, *self.open])
+        _, bins, held, residual = columns(rows, 4)
+        return Bins(np.repeat(held, bins), np.repeat(residual, bins), opened)
 
 
-def _columns(rows: Iterable[tuple[int, ...]], width: int) -> np.ndarray:
+def columns(rows: Iterable[tuple[int, ...]], width: int) -> np.ndarray:
+    """Rows as columns, int64 [width, rows]."""
     return np.array(list(rows), np.int64).reshape(-1, width).T
 
 
-def _runs(starts: np.ndarray, lengths: np.ndarray, total: int) -> np.ndarray:
-    """start, start + 1, … for each run, int32 [total]."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat((starts - before).astype(np.int32), lengths) + np.arange(total, dtype=np.int32)
+def runs(firsts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """first, first + 1, … so many numbers for each run, int32."""
+    before = np.cumsum(numbers) - numbers
+    offsets = np.repeat((firsts - before).astype(np.int32), numbers)
+    return offsets + np.arange(len(offsets), dtype=np.int32)

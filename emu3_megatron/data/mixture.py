@@ -70,7 +70,7 @@ def _blend(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     shares = np.array(weights, np.float64) / np.sum(weights)
     if shares.min() * _PERIOD < 1:
         raise InputError(
-            f"weights {list(weights)}: the smallest gets less than 1 sample in {_PERIOD:,}; raise it"
+            f"weights {list(weights)}: the smallest is less than 1 sample in {_PERIOD:,}; raise it"
         )
     source_k = np.empty(_PERIOD, np.int16)
     turn_k = np.empty(_PERIOD, np.int64)

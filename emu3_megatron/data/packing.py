@@ -1,10 +1,11 @@
 """Which pieces of documents share a pack: best fit, then text cut into the room left over."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from emu3_megatron.data.bestfit import assign, best_fit, lower_bound
+from emu3_megatron.data.bestfit import Bins, assign, best_fit, lower_bound
+from emu3_megatron.data.filling import Placed, dissolved_bins, fill_gaps
 from emu3_megatron.data.pieces import Pieces
 
 
@@ -17,14 +18,12 @@ class Packing:
         pieces: each no longer than a pack.
         context: tokens a pack takes.
         bound: packs that no packing of uncut pieces can do without (the L2 bound).
-        uncut_packs: packs that best fit took before text was cut.
     """
 
     offsets: np.ndarray
     pieces: Pieces
     context: int
     bound: int
-    uncut_packs: int
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -50,44 +49,70 @@ def pack_pieces(
         context: tokens a pack takes.
         seed: which equally long pieces go together, and the order of the packs.
         max_documents: pieces a pack takes at most: a pack of very many stalls every other rank.
+        cut_text: fill the room left over with text that is cut.
     """
-    counts = np.bincount(pieces.lengths, minlength=context + 1)
-    counts[0] = 0
-    steps, bins = best_fit(counts, context, max_documents)
-    order = _longest_first(pieces.lengths, context, seed)
-    bin_n, slot_n = assign(steps)
-    rank = np.random.default_rng((seed, 1)).permutation(len(bins))
-    offsets, position_n = _positions(bin_n, slot_n, rank)
-    by_pack = np.empty_like(order)
-    by_pack[position_n] = order
-    return Packing(
-        offsets, pieces[by_pack], context, lower_bound(counts, context), uncut_packs=len(bins)
-    )
+    kinds = [~pieces.is_text, pieces.is_text]
+    histograms = [np.bincount(pieces.lengths[kind], minlength=context + 1) for kind in kinds]
+    counts = histograms[0] + histograms[1]
+    # Where text may be cut, what may not be cut chooses its place first.
+    steps, bins = best_fit(histograms if cut_text else [counts], context, max_documents)
+    placed = Placed(_longest_first(pieces, context, seed, text_last=cut_text), *assign(steps))
+    if cut_text:
+        pieces, placed = _cut_text_into_gaps(pieces, placed, bins, context, max_documents)
+    return Packing(*_by_pack(pieces, placed, seed), context, lower_bound(counts, context))
 
 
-def _longest_first(lengths: np.ndarray, context: int, seed: int) -> np.ndarray:
-    """Indices of the pieces that are not empty by falling length, equal ones in random order.
+def _cut_text_into_gaps(
+    pieces: Pieces, placed: Placed, bins: Bins, context: int, max_documents: int
+) -> tuple[Pieces, Placed]:
+    dissolved = dissolved_bins(bins, bins.opened[0], context, max_documents)
+    if not dissolved.any():
+        return pieces, placed
+    moves = dissolved[placed.bins]
+    texts = pieces[placed.indices[moves]]
+    cut, moved = fill_gaps(texts, bins, dissolved, context, max_documents)
+    moved = replace(moved, indices=moved.indices + len(pieces))
+    return Pieces.concatenate([pieces, cut]), placed[~moves].append(moved)
 
-    One sort of 64-bit keys, length above random bits above the index, takes a fraction of a
+
+def _longest_first(pieces: Pieces, context: int, seed: int, text_last: bool) -> np.ndarray:
+    """Indices by falling length, equal ones in random order; with `text_last` texts after all
+    others."""
+    rank = context - pieces.lengths
+    if text_last:
+        rank += pieces.is_text * np.int32(context + 1)
+    return _random_order(len(pieces), (seed, 0), rank, 2 * context + 1)
+
+
+def _random_order(
+    number: int, seed: tuple[int, int], rank: np.ndarray | int = 0, largest_rank: int = 0
+) -> np.ndarray:
+    """Indices 0 to `number` by rising rank, equal ones in random order, int64 [number].
+
+    One sort of 64-bit keys, the rank above random bits above the index, takes a fraction of a
     shuffle and a stable argsort.
     """
-    index_bits = np.uint64(len(lengths).bit_length())
-    length_bits = np.uint64(context.bit_length())
-    keys = np.random.default_rng((seed, 0)).integers(0, 2**64, len(lengths), dtype=np.uint64)
-    keys >>= length_bits + index_bits
-    keys <<= index_bits
-    keys |= np.arange(len(lengths), dtype=np.uint64)
-    keys |= (context - lengths).astype(np.uint64) << (np.uint64(64) - length_bits)
+    index_bits, rank_bits = number.bit_length(), largest_rank.bit_length()
+    keys = np.random.default_rng(seed).integers(0, 2**64, number, dtype=np.uint64)
+    keys >>= np.uint64(rank_bits + index_bits)
+    keys <<= np.uint64(index_bits)
+    keys |= np.arange(number, dtype=np.uint64)
+    if rank_bits:
+        keys |= np.asarray(rank).astype(np.uint64) << np.uint64(64 - rank_bits)
     keys.sort()
-    keys &= (np.uint64(1) << index_bits) - np.uint64(1)
-    return keys.view(np.int64)[: np.count_nonzero(lengths)]
+    keys &= np.uint64((1 << index_bits) - 1)
+    return keys.view(np.int64)
 
 
-def _positions(
-    bin_n: np.ndarray, slot_n: np.ndarray, rank: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where each pack begins when bin i is pack rank[i], and where each piece goes."""
-    sizes = np.empty(len(rank), np.int64)
-    sizes[rank] = np.bincount(bin_n, minlength=len(rank))
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    return offsets, offsets[rank][bin_n] + slot_n
+def _by_pack(pieces: Pieces, placed: Placed, seed: int) -> tuple[np.ndarray, Pieces]:
+    """Packs in random order: where each begins, int64 [packs + 1], and the pieces of one after
+    another."""
+    sizes = np.bincount(placed.bins)
+    used = np.flatnonzero(sizes)
+    order = used[_random_order(len(used), (seed, 1))]
+    offsets = np.concatenate([[0], np.cumsum(sizes[order])])
+    begins = np.empty(len(sizes), np.int64)
+    begins[order] = offsets[:-1]
+    by_pack = np.empty(len(placed.indices), np.int64)
+    by_pack[begins[placed.bins] + placed.slots] = placed.indices
+    return offsets, pieces[by_pack]

@@ -58,12 +58,13 @@ def pieces_of(store: TokenStore, context: int, first: int = 0) -> Pieces:
     lengths = store.document_lengths
     whole = Pieces.whole(lengths, store.is_text(), first)
     is_long = lengths > context
-    if not is_long.any():
+    fits = (lengths > 0) & ~is_long
+    if fits.all():
         return whole
     text = _cut_text(whole[is_long & whole.is_text], context)
     mixed = np.flatnonzero(is_long & ~whole.is_text)
     parts = [_cut_around_vision(store, int(document), context, first) for document in mixed]
-    return Pieces.concatenate([whole[~is_long], text, *parts])
+    return Pieces.concatenate([whole[fits], text, *parts])
 
 
 def _cut_text(pieces: Pieces, context: int) -> Pieces:

@@ -45,7 +45,7 @@ def test_seed_changes_the_order(sources):
 
 
 def test_a_vanishing_weight_is_refused(sources):
-    with pytest.raises(InputError, match="less than 1 sample in 65,536"):
+    with pytest.raises(InputError, match="smallest is less than 1 sample in 65,536"):
         Mixture(sources, [1e9, 1])
 
 
