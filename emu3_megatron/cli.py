@@ -7,6 +7,7 @@ import this module again.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +22,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         if parsed.debug:
             raise
-        # Under torchrun every rank finds the same mistake; one line is enough.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"emu3: {error}", file=sys.stderr)
+        _let_first_rank_speak()
+        print(f"emu3: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _let_first_rank_speak() -> None:
+    """Under torchrun all ranks find the same mistake, and the first to leave ends the others."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(10)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -132,9 +138,10 @@ def _train(verbs: argparse._SubParsersAction) -> None:
 
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron.config import Recipe, load_recipe
+
+        recipe = load_recipe(Recipe, parsed.recipe, parsed.overrides)  # before slow imports
         from emu3_megatron.training import train
 
-        recipe = load_recipe(Recipe, parsed.recipe, parsed.overrides)
         sampler = None
         if recipe.sample:
             from emu3_megatron.generation.sampler import sampler_of

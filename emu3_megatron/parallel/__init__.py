@@ -4,9 +4,10 @@ import warnings
 
 from emu3_megatron.parallel import cpu
 
-# Megatron-core announces at import that its optional accelerators are missing, once a module.
-warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-warnings.filterwarnings("ignore", message="full scope is deprecated", module="megatron")
+# Megatron-core announces, module by module, that its optional accelerators are missing, and calls
+# collectives by names that torch is about to retire.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 # Before any part of megatron-core runs: it takes a GPU for granted.
 cpu.install()
 

@@ -30,7 +30,7 @@ def install() -> None:
 
 
 def _redirect_factories() -> None:
-    # `with torch.device(...)` recognises factories by identity, in a set that it makes at first use.
+    # `with torch.device(...)` knows factories by identity, from a set that it makes at first use.
     _device_constructors()
     for name in _FACTORIES + _FACTORIES_LIKE:
         setattr(torch, name, _on_cpu(getattr(torch, name)))

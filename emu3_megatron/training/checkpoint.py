@@ -19,7 +19,7 @@ from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, sync
 from emu3_megatron.model import Decoder
-from emu3_megatron.training.optimizer import Trainable
+from emu3_megatron.training.optimizer import Trainable, allocate_states, load_states
 
 # The one format of the distributed optimizer that any layout reads.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -46,9 +46,10 @@ def load_checkpoint(path: Path, trainable: Trainable, recipe: Recipe) -> int:
     """
     about = read_checkpoint(path)
     check_model(path, about, recipe.model)
+    allocate_states(trainable.optimizer)
     loaded = dist_checkpointing.load(_sharded_state(trainable, is_loading=True), str(path))
     trainable.decoder.load_state_dict(loaded["model"])
-    trainable.optimizer.load_state_dict(loaded["optimizer"])
+    load_states(trainable.optimizer, loaded["optimizer"])
     trainable.schedule.load_state_dict(loaded["schedule"])
     return about["step"]
 

@@ -4,6 +4,7 @@ from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import PackedSamples, step_batches
 from emu3_megatron.data.mixture import Mixture
+from emu3_megatron.data.pack_set import PackSet
 from emu3_megatron.errors import InputError
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.checkpoint import (
@@ -16,6 +17,7 @@ from emu3_megatron.training.checkpoint import (
 from emu3_megatron.training.hooks import DrawSamples, Hook, LogMetrics, Sampler, SaveCheckpoints
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.step import TrainStep
+from emu3_megatron.vocabulary import Vocabulary
 
 
 def train(recipe: Recipe, sampler: Sampler | None = None) -> None:
@@ -30,13 +32,13 @@ def train(recipe: Recipe, sampler: Sampler | None = None) -> None:
     mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
     _check_layout(recipe, mesh)
     vocabulary = recipe.model.vocabulary()
-    mixture = Mixture(recipe.data.sources, vocabulary, recipe.data.context, recipe.run.seed)
+    samples = open_samples(recipe, vocabulary)
     mesh.seed(recipe.run.seed, 0)
     trainable = build_trainable(recipe)
     first = _resume(recipe, trainable)
     last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
     batches = step_batches(
-        PackedSamples(mixture, vocabulary, recipe.weights.table, recipe.data.reset_at_documents),
+        samples,
         global_batch=recipe.batch.size,
         micro_batch=recipe.batch.micro_size,
         data_rank=mesh.data_rank,
@@ -56,6 +58,24 @@ def train(recipe: Recipe, sampler: Sampler | None = None) -> None:
             hook.after_step(step, result, is_last=step == last)
     for hook in hooks:
         hook.after_training()
+
+
+def open_samples(recipe: Recipe, vocabulary: Vocabulary) -> PackedSamples:
+    """The recipe's mixture, as numbered samples.
+
+    Raises:
+        InputError: packs are missing, damaged, or of another context or vocabulary.
+    """
+    sources = [PackSet(source.pack, vocabulary) for source in recipe.data.sources]
+    for source in sources:
+        if source.context != recipe.data.context:
+            raise InputError(
+                f"{source.path}: packed for a context of {source.context:,}, data.context is "
+                f"{recipe.data.context:,}; pack again or change the recipe"
+            )
+    weights = [source.weight for source in recipe.data.sources]
+    mixture = Mixture(sources, weights, recipe.run.seed)
+    return PackedSamples(mixture, vocabulary, recipe.weights.table, recipe.data.reset_at_documents)
 
 
 def _hooks(recipe: Recipe, mesh: Mesh, trainable: Trainable, sampler: Sampler | None) -> list[Hook]:

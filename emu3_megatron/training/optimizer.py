@@ -89,13 +89,43 @@ def _build_schedule(recipe: Recipe, optimizer: MegatronOptimizer) -> OptimizerPa
         max_lr=settings.lr,
         min_lr=settings.min_lr,
         lr_warmup_steps=settings.warmup_steps,
-        lr_decay_steps=recipe.run.steps,
+        # Reached after the last step: none is taken at a rate of zero.
+        lr_decay_steps=recipe.run.steps + 1,
         lr_decay_style="cosine",
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+
+
+def allocate_states(optimizer: MegatronOptimizer) -> None:
+    """Give torch's Adam its states before the first step, as loading needs to know their shapes."""
+    for adam in _torch_adams(optimizer):
+        for group in adam.param_groups:
+            for parameter in group["params"]:
+                adam.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def load_states(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Load what `sharded_state_dict` described."""
+    optimizer.load_state_dict(state)
+    for adam in _torch_adams(optimizer):
+        for states in adam.state.values():
+            # The distributed optimizer hands all parameters one tensor, which torch would then
+            # increment once for each of them.
+            states["step"] = states["step"].clone()
+
+
+def _torch_adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+    """The inner optimizers that are torch's; TransformerEngine's and apex's need no help."""
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    torch_kinds = (torch.optim.Adam, torch.optim.AdamW)
+    return [part.optimizer for part in parts if isinstance(part.optimizer, torch_kinds)]
 
 
 @torch.no_grad()
