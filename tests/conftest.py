@@ -1,0 +1,15 @@
+from collections.abc import Iterator
+
+import pytest
+
+from emu3_megatron import parallel
+from emu3_megatron.parallel import Mesh
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[Mesh]:
+    """Megatron's groups over this one process."""
+    mesh = parallel.start()
+    mesh.seed(0, 0)
+    yield mesh
+    parallel.stop()

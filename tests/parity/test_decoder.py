@@ -1,0 +1,192 @@
+"""Our decoder against transformers' Emu3ForCausalLM, on the same random weights."""
+
+import pytest
+import torch
+from transformers import Emu3ForCausalLM, Emu3TextConfig
+
+from emu3_megatron.config import ModelConfig
+from emu3_megatron.model import Decoder, SequenceLayout, Targets, build_decoder
+
+# 979 ids, which is not a multiple of 128; two queries share a key.
+SMALL = ModelConfig(
+    layers=2, hidden=64, heads=4, kv_heads=2, ffn=96, text="bytes", codes=512, dropout=0.0
+)
+VOCABULARY = SMALL.vocabulary()
+
+
+def from_transformers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights, or their gradients, of Emu3ForCausalLM under the names and fusions of Megatron."""
+    take = lambda name: tensors[f"model.{name}.weight"]
+    ours = {
+        "embedding.word_embeddings.weight": _padded(take("embed_tokens")),
+        "block.final_layernorm.weight": take("norm"),
+        "head.weight": _padded(tensors["lm_head.weight"]),
+    }
+    for i in range(SMALL.layers):
+        layer, theirs = f"block.layers.{i}", f"layers.{i}"
+        mlp = [take(f"{theirs}.mlp.{name}_proj") for name in ("gate", "up")]
+        ours |= {
+            f"{layer}.input_layernorm.weight": take(f"{theirs}.input_layernorm"),
+            f"{layer}.self_attention.linear_qkv.weight": _by_query_group(
+                *(take(f"{theirs}.self_attn.{name}_proj") for name in "qkv")
+            ),
+            f"{layer}.self_attention.linear_proj.weight": take(f"{theirs}.self_attn.o_proj"),
+            f"{layer}.pre_mlp_layernorm.weight": take(f"{theirs}.post_attention_layernorm"),
+            f"{layer}.mlp.linear_fc1.weight": torch.cat(mlp),
+            f"{layer}.mlp.linear_fc2.weight": take(f"{theirs}.mlp.down_proj"),
+        }
+    return ours
+
+
+def _by_query_group(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Megatron's order of rows: each group's queries, then its key, then its value."""
+    grouped = [t.view(SMALL.kv_heads, -1, SMALL.hidden) for t in (query, key, value)]
+    return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def _padded(rows: torch.Tensor) -> torch.Tensor:
+    padding = VOCABULARY.padded_size(1) - len(rows)
+    return torch.nn.functional.pad(rows, (0, 0, 0, padding))
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Emu3ForCausalLM:
+    config = Emu3TextConfig(
+        vocab_size=VOCABULARY.size,
+        hidden_size=SMALL.hidden,
+        intermediate_size=SMALL.ffn,
+        num_hidden_layers=SMALL.layers,
+        num_attention_heads=SMALL.heads,
+        num_key_value_heads=SMALL.kv_heads,
+        pad_token_id=VOCABULARY.pad,
+        bos_token_id=VOCABULARY.bos,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = Emu3ForCausalLM(config).eval()
+    assert model.config.rope_parameters["rope_theta"] == SMALL.rope_base == 1_000_000
+    for name, weight in model.named_parameters():
+        # Wide enough that attention is not uniform and that norm weights matter.
+        weight.data.normal_(1.0, 0.3) if "norm" in name else weight.data.normal_(0, 0.15)
+    return model
+
+
+@pytest.fixture(scope="module")
+def ours(mesh, theirs) -> Decoder:
+    decoder = build_decoder(SMALL, seed=None).eval()
+    decoder.load_state_dict(from_transformers(theirs.state_dict()), strict=False)
+    return decoder
+
+
+def random_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(
+        VOCABULARY.first_code, VOCABULARY.size, (rows, length), generator=generator
+    )
+
+
+def logits_of(decoder: Decoder, tokens_bs: torch.Tensor) -> torch.Tensor:
+    rows, length = tokens_bs.shape
+    return decoder(
+        tokens_bs=tokens_bs,
+        positions_bs=torch.arange(length).expand(rows, -1),
+        layout=SequenceLayout(boundaries=[[0, length]] * rows),
+    )
+
+
+def test_every_weight_has_its_counterpart(ours, theirs):
+    parameters = {name: p.shape for name, p in ours.named_parameters()}
+    converted = {name: t.shape for name, t in from_transformers(theirs.state_dict()).items()}
+    assert converted == parameters
+
+
+@torch.no_grad()
+def test_logits_are_equal(ours, theirs):
+    tokens_bs = random_tokens(3, 70)
+
+    expected = theirs(tokens_bs).logits
+
+    torch.testing.assert_close(logits_of(ours, tokens_bs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_the_mean_loss_are_equal(ours, theirs):
+    tokens_bs = random_tokens(2, 40)
+    theirs.zero_grad()
+    theirs(tokens_bs, labels=tokens_bs).loss.backward()
+    expected = from_transformers({name: p.grad for name, p in theirs.named_parameters()})
+
+    ours.zero_grad()
+    inputs_bs, labels_bs = tokens_bs[:, :-1], tokens_bs[:, 1:]
+    sums = ours(
+        tokens_bs=inputs_bs,
+        positions_bs=torch.arange(39).expand(2, -1),
+        layout=SequenceLayout(boundaries=[[0, 39]] * 2),
+        targets=Targets(labels_bs, torch.ones(labels_bs.shape), torch.zeros_like(labels_bs)),
+    )
+    (sums.loss / sums.weight).backward()
+
+    for name, parameter in ours.named_parameters():
+        largest = expected[name].abs().max().item()
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=0, atol=1e-5 * largest, msg=lambda m, n=name: n + m
+        )
+
+
+@torch.no_grad()
+def test_packed_documents_are_blind_to_each_other(ours, theirs):
+    documents = [random_tokens(1, length, seed=length) for length in (5, 31, 12)]
+    alone = torch.cat([theirs(document).logits for document in documents], dim=1)
+
+    packed = ours(
+        tokens_bs=torch.cat(documents, dim=1),
+        positions_bs=torch.cat([torch.arange(5), torch.arange(31), torch.arange(12)])[None],
+        layout=SequenceLayout(boundaries=[[0, 5, 36, 48]]),
+    )
+
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
+PLACES = ("embedding", "attention probabilities", "attention residual", "mlp residual")
+
+
+def silence_dropout_except(place: str, decoder: Decoder) -> None:
+    if place != "embedding":
+        decoder.embedding.embedding_dropout.p = 0
+    for layer in decoder.block.layers:
+        if place != "attention probabilities":
+            layer.self_attention.core_attention.dropout = 0
+        # Both residuals share one rate: what a branch without output drops is not seen.
+        if not place.endswith("residual"):
+            layer.hidden_dropout = 0
+        if place == "attention residual":
+            layer.mlp.linear_fc2.weight.data.zero_()
+        if place == "mlp residual":
+            layer.self_attention.linear_proj.weight.data.zero_()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", PLACES)
+def test_dropout_acts_where_emu3_has_it(mesh, place):
+    decoder = build_decoder(SMALL.model_copy(update={"dropout": 0.1})).train()
+    silence_dropout_except(place, decoder)
+    tokens_bs = random_tokens(1, 20)
+
+    assert not torch.equal(logits_of(decoder, tokens_bs), logits_of(decoder, tokens_bs))
+
+
+@torch.no_grad()
+def test_dropout_acts_nowhere_else(mesh):
+    decoder = build_decoder(SMALL.model_copy(update={"dropout": 0.1})).train()
+    for place in PLACES:  # whatever one spares, another silences
+        silence_dropout_except(place, decoder)
+    tokens_bs = random_tokens(1, 20)
+
+    assert torch.equal(logits_of(decoder, tokens_bs), logits_of(decoder, tokens_bs))
+
+
+@torch.no_grad()
+def test_no_dropout_in_eval_mode(mesh):
+    decoder = build_decoder(SMALL.model_copy(update={"dropout": 0.1})).eval()
+    tokens_bs = random_tokens(1, 20)
+
+    assert torch.equal(logits_of(decoder, tokens_bs), logits_of(decoder, tokens_bs))
