@@ -1,0 +1,1 @@
+"""From photos, clips and text to token shards."""
