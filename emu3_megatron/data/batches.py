@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.pack_set import Piece
+from emu3_megatron.data.store import CONTEXT
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -79,6 +81,7 @@ class PackedSamples(Dataset[Batch]):
         self.mixture = mixture
         self.pad = vocabulary.pad
         self.reset_at_documents = reset_at_documents
+        self._indices = np.arange(mixture.context)
         classes: np.ndarray = vocabulary.token_class(np.arange(vocabulary.size))
         self._weight_of_id = np.array(weights, np.float32)[classes]
 
@@ -119,40 +122,38 @@ class PackedSamples(Dataset[Batch]):
         segments: np.ndarray,
     ) -> np.ndarray:
         """Fill the arrays of one row, [s] each. Returns its boundaries."""
-        ends = np.cumsum([piece.length for piece in pieces])
-        for piece, end in zip(pieces, ends.tolist(), strict=True):
-            store, document, start, length = piece
+        ends = list(accumulate(piece.length for piece in pieces))
+        for (store, document, start, length), end in zip(pieces, ends, strict=True):
             tokens[end - length : end] = store.read(document, start, length)
+        lasts = np.array(ends) - 1
         labels[:-1] = tokens[1:]
-        labels[ends - 1] = self.pad
-        labels[-1] = self.pad
-        np.take(self._weight_of_id, labels, out=weights)
-        weights[ends - 1] = 0
+        labels[lasts] = labels[-1] = self.pad
+        # Labels are inside the vocabulary: checking again, as by default, would cost a copy.
+        np.take(self._weight_of_id, labels, out=weights, mode="clip")
+        weights[lasts] = 0
         weights[ends[-1] :] = 0  # padding
-        for piece, end in zip(pieces, ends.tolist(), strict=True):
-            is_context = _context_mask(piece)
-            if is_context is not None:
+        for piece, end in zip(pieces, ends, strict=True):
+            if piece.store.has_context:
+                is_context = _context_mask(piece)
                 weights[end - piece.length : end - 1][is_context[1:]] = 0
-        boundaries = self._boundaries(ends, len(tokens))
-        sizes = np.diff(boundaries)
-        segments[:] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        positions[:] = np.arange(len(tokens))
-        positions -= np.repeat(boundaries[:-1], sizes)
+        boundaries = self._boundaries(ends)
+        sizes = boundaries[1:] - boundaries[:-1]
+        segments[:] = np.arange(len(sizes)).repeat(sizes)
+        np.subtract(self._indices, boundaries[:-1].repeat(sizes), out=positions)
         return boundaries
 
-    def _boundaries(self, ends: np.ndarray, size: int) -> np.ndarray:
+    def _boundaries(self, ends: list[int]) -> np.ndarray:
+        context = self.mixture.context
         if not self.reset_at_documents:
-            return np.array([0, size], np.int32)
-        padding_end = [size] if ends[-1] < size else []
-        return np.concatenate([[0], ends, padding_end]).astype(np.int32)
+            return np.array([0, context], np.int32)
+        padding_end = [context] if ends[-1] < context else []
+        return np.array([0, *ends, *padding_end], np.int32)
 
 
-def _context_mask(piece: Piece) -> np.ndarray | None:
-    """Which tokens of a piece are context, bool [length]; None when none is."""
+def _context_mask(piece: Piece) -> np.ndarray:
+    """Which tokens of a piece are context, bool [length]."""
     lengths, modes = piece.store.spans(piece.document)
-    if not modes.any():
-        return None
-    return np.repeat(modes != 0, lengths)[piece.start : piece.start + piece.length]
+    return np.repeat(modes == CONTEXT, lengths)[piece.start : piece.start + piece.length]
 
 
 def step_batches(

@@ -31,6 +31,10 @@ class TokenStore:
         vocabulary: the one its ids belong to.
         scan: how many tokens to look at while opening.
 
+    Attributes:
+        has_context: some span is context.
+        sidecar: what PREFIX.json tells; None when there is none.
+
     Raises:
         InputError: the shard is missing, damaged, or of another vocabulary.
     """
@@ -43,7 +47,9 @@ class TokenStore:
         self.sidecar = Sidecar.read(prefix)
         if self.sidecar is not None:
             self.sidecar.check(prefix, vocabulary)
+        self._size = vocabulary.size
         self._map()
+        self.has_context = bool(self._index.modes.any())
         self._check_sample(scan)
 
     def _check_bin(self) -> None:
@@ -65,7 +71,8 @@ class TokenStore:
         self._tokens = np.memmap(shard_file(self.prefix, "bin"), np.int32, "r").view(np.ndarray)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("prefix", "vocabulary", "sidecar")}
+        mapped = ("_index", "_tokens")
+        return {name: value for name, value in self.__dict__.items() if name not in mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -114,9 +121,10 @@ class TokenStore:
             InputError: an id lies outside the vocabulary.
         """
         index = self._index
-        first = int(index.pointers[index.first_sequences[document]]) // TOKEN_BYTES
-        last = int(index.first_sequences[document + 1]) - 1
-        end = int(index.pointers[last]) // TOKEN_BYTES + int(index.lengths[last])
+        # `item` is the quickest way to a single number.
+        first = index.pointers.item(index.first_sequences.item(document)) // TOKEN_BYTES
+        last = index.first_sequences.item(document + 1) - 1
+        end = index.pointers.item(last) // TOKEN_BYTES + index.lengths.item(last)
         begin = first + start
         stop = end if length is None else begin + length
         assert first <= begin <= stop <= end, "a piece reaches beyond its document"
@@ -155,7 +163,8 @@ class TokenStore:
 
     def _is_inside(self, tokens: np.ndarray) -> bool:
         # As unsigned numbers negative ids are large: one pass finds both kinds.
-        return len(tokens) == 0 or bool(tokens.view(np.uint32).max() < self.vocabulary.size)
+        largest = np.maximum.reduce(tokens.view(np.uint32), initial=0)
+        return bool(largest < self._size)
 
     def _refuse(self, begin: int) -> NoReturn:
         """Name the first bad id at or after token `begin`."""
