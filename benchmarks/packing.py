@@ -55,8 +55,8 @@ def cases(quick: bool) -> Iterator[Case]:
             pieces = simulate(documents, context, shares)
             for cut_text in (False, True):
                 yield Case(
-                    f"{name}, {documents:.0e} documents",
-                    "emu3, cut_text" if cut_text else "emu3",
+                    f"{name}, {documents:.0e} documents" + (", text cut" if cut_text else ""),
+                    "emu3",
                     partial(pack_pieces, pieces, context, cut_text=cut_text),
                     partial(figures, documents=documents, cut_text=cut_text),
                 )

@@ -1,0 +1,29 @@
+"""Checking shards and packs: what `emu3 check` does."""
+
+from pathlib import Path
+
+from emu3_megatron.data.pack_set import PackSet
+from emu3_megatron.data.store import TokenStore
+from emu3_megatron.vocabulary import Vocabulary
+
+
+def check(path: str | Path, vocabulary: Vocabulary, deep: bool = False) -> str:
+    """Open a shard or packs, which checks them.
+
+    Args:
+        path: prefix of a shard, or a pack folder.
+        deep: read every token; for packs also see that they hold each token exactly once.
+
+    Returns:
+        One line on what is there.
+
+    Raises:
+        InputError: what is wrong, and how to mend it.
+    """
+    opened = PackSet(path, vocabulary) if Path(path).is_dir() else TokenStore(path, vocabulary)
+    if deep:
+        opened.check_all()
+    if isinstance(opened, PackSet):
+        shards = len(opened.stores)
+        return f"{path}: {len(opened):,} packs of {opened.context:,} tokens from {shards} shards"
+    return f"{path}: {len(opened):,} documents, {opened.num_tokens:,} tokens"
