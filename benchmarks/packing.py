@@ -17,8 +17,8 @@ IMAGE, TEXT, CLIP = 0, 1, 2
 # Shares of the documents: image, text, clip.
 MIXES = {
     "5120 images": (5120, (1.0, 0.0, 0.0)),
-    "5120 images and text, tokens 80:20": (5120, (0.52, 0.48, 0.0)),
-    "5120 images and text, tokens 53:47": (5120, (0.24, 0.76, 0.0)),
+    "5120 images and text, tokens 80:20": (5120, (0.43, 0.57, 0.0)),
+    "5120 images and text, tokens 53:47": (5120, (0.18, 0.82, 0.0)),
     "131072 clips, images and text": (131_072, (0.3, 0.3, 0.4)),
     "131072 clips": (131_072, (0.0, 0.0, 1.0)),
 }
@@ -29,7 +29,7 @@ def simulate(documents: int, context: int, shares: tuple[float, float, float]) -
     rng = np.random.default_rng(0)
     kinds = rng.choice(3, documents, p=shares)
     caption = np.clip(rng.lognormal(4.4, 0.4, documents), 8, 900)
-    text = np.clip(rng.lognormal(6.6, 0.9, documents), 16, context)
+    text = np.clip(rng.lognormal(6.2, 1.0, documents), 16, context)
     frames = rng.integers(3, 31, documents)
     clip = 26 + frames * (64 * 65 + 1) + caption
     lengths = np.choose(kinds, [4171 + caption, text, clip]).astype(np.int64)
@@ -63,4 +63,4 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    main(cases)
+    main(cases, repeats=3)

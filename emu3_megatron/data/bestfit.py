@@ -40,7 +40,7 @@ class Bins:
 
 
 def best_fit(
-    histograms: Sequence[np.ndarray], capacity: int, max_pieces: int
+    histograms: np.ndarray | Sequence[np.ndarray], capacity: int, max_pieces: int
 ) -> tuple[Steps, Bins]:
     """Pack by best-fit-decreasing, one histogram after the other into the same bins.
 

@@ -51,12 +51,14 @@ def pack_pieces(
         max_documents: pieces a pack takes at most: a pack of very many stalls every other rank.
         cut_text: fill the room left over with text that is cut.
     """
-    kinds = [~pieces.is_text, pieces.is_text]
-    histograms = [np.bincount(pieces.lengths[kind], minlength=context + 1) for kind in kinds]
-    counts = histograms[0] + histograms[1]
-    # Where text may be cut, what may not be cut chooses its place first.
-    steps, bins = best_fit(histograms if cut_text else [counts], context, max_documents)
-    placed = Placed(_longest_first(pieces, context, seed, text_last=cut_text), *assign(steps))
+    # Longest first; where text may be cut, what may not be cut chooses its place before it.
+    kind_n = pieces.is_text * np.int32(context + 1) if cut_text else np.int32(0)
+    histograms = np.bincount(pieces.lengths + kind_n, minlength=2 * (context + 1))
+    histograms = histograms.reshape(2, context + 1)
+    counts = histograms.sum(axis=0)
+    steps, bins = best_fit(histograms, context, max_documents)
+    rank_n = context - pieces.lengths + kind_n
+    placed = Placed(_random_order(len(pieces), (seed, 0), rank_n, 2 * context + 1), *assign(steps))
     if cut_text:
         pieces, placed = _cut_text_into_gaps(pieces, placed, bins, context, max_documents)
     return Packing(*_by_pack(pieces, placed, seed), context, lower_bound(counts, context))
@@ -73,15 +75,6 @@ def _cut_text_into_gaps(
     cut, moved = fill_gaps(texts, bins, dissolved, context, max_documents)
     moved = replace(moved, indices=moved.indices + len(pieces))
     return Pieces.concatenate([pieces, cut]), placed[~moves].append(moved)
-
-
-def _longest_first(pieces: Pieces, context: int, seed: int, text_last: bool) -> np.ndarray:
-    """Indices by falling length, equal ones in random order; with `text_last` texts after all
-    others."""
-    rank = context - pieces.lengths
-    if text_last:
-        rank += pieces.is_text * np.int32(context + 1)
-    return _random_order(len(pieces), (seed, 0), rank, 2 * context + 1)
 
 
 def _random_order(
