@@ -30,7 +30,7 @@ class Batch:
         positions: int64 [b, s], from 0 in each segment.
         segments: int32 [b, s], counted from 0 in each row: the documents, then the padding.
         boundaries: per row, where segments begin and the row ends, int32 [segments + 1].
-        documents: per row, shard and number of each document, in order.
+        documents: per row, prefix of the shard and number of each document, in order.
     """
 
     tokens: Tensor

@@ -84,7 +84,8 @@ class TokenStore:
 
     @property
     def name(self) -> str:
-        return self.prefix.name
+        """The prefix: shards of several folders may share their last part."""
+        return str(self.prefix)
 
     @property
     def num_tokens(self) -> int:

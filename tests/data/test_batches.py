@@ -88,8 +88,9 @@ def test_segments_positions_and_boundaries(row):
     assert row.boundaries[0].tolist() == [0, 10, 13, 16]
 
 
-def test_a_row_knows_its_documents(row):
-    assert row.documents == [[("train", 0), ("train", 1)]]
+def test_a_row_knows_its_documents(row, tmp_path):
+    shard = str(tmp_path / "train")
+    assert row.documents == [[(shard, 0), (shard, 1)]]
 
 
 def test_shapes_and_dtypes(row):

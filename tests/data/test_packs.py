@@ -1,6 +1,7 @@
 """Pack folders: what they hold, what they refuse, and documents longer than a pack."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_packs_span_shards(write_shard, make_text, tmp_path, vocabulary):
     report = pack_shards(prefixes, tmp_path / "ab.pack", 40, vocabulary=vocabulary)
 
     (pieces,) = [PackSet(tmp_path / "ab.pack", vocabulary).pieces(0)]
-    found = sorted((piece.store.name, piece.document) for piece in pieces)
+    found = sorted((piece.store.prefix.name, piece.document) for piece in pieces)
     assert found == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     assert (report.packs, report.documents, report.fill, report.cuts) == (1, 4, 1.0, 0)
 
@@ -108,6 +109,13 @@ def test_packs_move_with_their_shards(make_packs, make_text, tmp_path, vocabular
         path.rename(moved / path.name)
 
     assert len(PackSet(moved / "train.pack", vocabulary)) == 1
+
+
+def test_pickled_packs_read_on(make_packs, make_text):
+    packs = pickle.loads(pickle.dumps(make_packs([make_text(10)])))
+
+    (piece,) = packs.pieces(0)
+    np.testing.assert_array_equal(piece.store.read(piece.document), make_text(10).tokens)
 
 
 def test_missing_packs_are_named(tmp_path, vocabulary):
