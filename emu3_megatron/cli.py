@@ -65,13 +65,12 @@ def _tokenizer(verbs: argparse._SubParsersAction) -> None:
     actions = verb.add_subparsers(title="actions", required=True, metavar="ACTION")
     train = actions.add_parser("train", help="train on a folder of photos and clips")
     _recipe_arguments(train)
+    train.add_argument("--out", type=Path, required=True, help="run folder; gets tokenizer/")
 
     def run(parsed: argparse.Namespace) -> None:
-        from emu3_megatron.config import load_recipe
-        from emu3_megatron.config.tokenizer import TokenizerRecipe
-        from emu3_megatron.vision.train import train_tokenizer
+        from emu3_megatron import verbs
 
-        train_tokenizer(load_recipe(TokenizerRecipe, parsed.recipe, parsed.overrides))
+        verbs.train_tokenizer(parsed.recipe, parsed.overrides, parsed.out)
 
     train.set_defaults(run=run)
 
@@ -79,51 +78,111 @@ def _tokenizer(verbs: argparse._SubParsersAction) -> None:
 def _prepare(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser("prepare", help="photos, clips and text to token shards")
     kinds = verb.add_subparsers(title="kinds", required=True, metavar="KIND")
-    for kind, what in (
-        ("images", "photos with a .txt caption of the same name beside each"),
-        ("clips", "videos with a .txt caption of the same name beside each"),
-        ("text", ".txt files, or .jsonl files with a field `text`"),
-    ):
-        _prepare_kind(kinds.add_parser(kind, help=what), kind)
+    _prepare_images(kinds)
+    _prepare_clips(kinds)
+    _prepare_text(kinds)
 
 
-def _prepare_kind(verb: argparse.ArgumentParser, kind: str) -> None:
+def _prepare_images(kinds: argparse._SubParsersAction) -> None:
+    verb = kinds.add_parser("images", help="photos, each with a .txt caption of the same name")
+    _prepare_arguments(verb)
+    _tokenizer_arguments(verb)
+    verb.add_argument(
+        "--understanding",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of photos written once more with the caption behind the image (default: 0)",
+    )
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.prepare_images(
+            parsed.source,
+            parsed.out,
+            parsed.tokenizer,
+            verbs.preset_vocabulary(parsed.model, parsed.ranks_file),
+            area=parsed.area,
+            understanding_fraction=parsed.understanding,
+            strict=parsed.strict,
+        )
+
+    verb.set_defaults(run=run)
+
+
+def _prepare_clips(kinds: argparse._SubParsersAction) -> None:
+    verb = kinds.add_parser("clips", help="videos, each with a .txt caption of the same name")
+    _prepare_arguments(verb)
+    _tokenizer_arguments(verb)
+    verb.add_argument("--fps", type=float, help="frames a second to take (default: the clip's)")
+    verb.add_argument("--frames", type=int, help="at most so many frames (default: all)")
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.prepare_clips(
+            parsed.source,
+            parsed.out,
+            parsed.tokenizer,
+            verbs.preset_vocabulary(parsed.model, parsed.ranks_file),
+            area=parsed.area,
+            fps=parsed.fps,
+            num_frames=parsed.frames,
+            strict=parsed.strict,
+        )
+
+    verb.set_defaults(run=run)
+
+
+def _prepare_text(kinds: argparse._SubParsersAction) -> None:
+    verb = kinds.add_parser("text", help=".txt files, or .jsonl lines with a field `text`")
+    _prepare_arguments(verb)
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        vocabulary = verbs.preset_vocabulary(parsed.model, parsed.ranks_file)
+        verbs.prepare_text(parsed.source, parsed.out, vocabulary, parsed.strict)
+
+    verb.set_defaults(run=run)
+
+
+def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--source", type=Path, required=True, help="folder to read")
     verb.add_argument("--out", type=Path, required=True, help="shard to write, without suffix")
-    verb.add_argument("--strict", action="store_true", help="refuse bad files, don't skip them")
+    verb.add_argument("--model", default="emu3-8b", help="whose vocabulary (default: emu3-8b)")
     verb.add_argument("--ranks-file", type=Path, help="emu3.tiktoken (default: dashscope's copy)")
-    if kind == "text":
-        verb.add_argument("--bytes", action="store_true", help="byte vocabulary, of the tiny model")
-        verb.add_argument("--codes", type=int, default=32_768, help="codes of the vocabulary")
-    else:
-        verb.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-        verb.add_argument("--area", type=int, default=512 * 512, help="pixels (default: 512²)")
-    if kind == "images":
-        verb.add_argument(
-            "--understanding",
-            action="store_true",
-            help="write each image once more with its caption after it",
-        )
-    verb.set_defaults(run=lambda parsed: _run_prepare(parsed, kind))
+    verb.add_argument("--strict", action="store_true", help="refuse bad files, don't skip them")
 
 
-def _run_prepare(parsed: argparse.Namespace, kind: str) -> None:
-    from emu3_megatron import prepare
-
-    raise NotImplementedError(prepare)
+def _tokenizer_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    verb.add_argument("--area", type=int, default=512 * 512, help="pixels (default: 262144)")
 
 
 def _pack(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser("pack", help="pack the documents of shards into sequences")
-    verb.add_argument("shards", nargs="+", type=Path, help="shards, without .bin or .idx")
-    verb.add_argument("--out", type=Path, required=True, help="pack folder to write (NAME.pack)")
+    verb.add_argument("shards", nargs="+", help="shards, by path without suffix")
+    verb.add_argument("--out", type=Path, required=True, help="folder to write, NAME.pack")
     verb.add_argument("--context", type=int, required=True, help="tokens a sequence")
     verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--max-documents", type=int, default=64, help="a pack (default: 64)")
-    verb.add_argument("--whole-texts", action="store_true", help="never cut text to fill room")
+    verb.add_argument("--max-documents", type=int, default=256, help="a sequence (default: 256)")
+    verb.add_argument("--whole-texts", action="store_true", help="cut no text to fill gaps")
+    verb.add_argument("--model", help="whose vocabulary (default: the shard says)")
 
     def run(parsed: argparse.Namespace) -> None:
-        raise NotImplementedError
+        from emu3_megatron import verbs
+
+        verbs.pack(
+            parsed.shards,
+            parsed.out,
+            parsed.context,
+            parsed.model,
+            seed=parsed.seed,
+            max_documents=parsed.max_documents,
+            cut_text=not parsed.whole_texts,
+        )
 
     verb.set_defaults(run=run)
 
@@ -137,17 +196,9 @@ def _train(verbs: argparse._SubParsersAction) -> None:
     _recipe_arguments(verb)
 
     def run(parsed: argparse.Namespace) -> None:
-        from emu3_megatron.config import Recipe, load_recipe
+        from emu3_megatron import verbs
 
-        recipe = load_recipe(Recipe, parsed.recipe, parsed.overrides)  # before slow imports
-        from emu3_megatron.training import train
-
-        sampler = None
-        if recipe.sample:
-            from emu3_megatron.generation.sampler import sampler_of
-
-            sampler = sampler_of(recipe)
-        train(recipe, sampler)
+        verbs.train(parsed.recipe, parsed.overrides)
 
     verb.set_defaults(run=run)
 
@@ -163,8 +214,7 @@ def _generate(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument("--prompt", required=True)
     verb.add_argument("--out", type=Path, required=True, help="PNG to write")
     verb.add_argument("--tokenizer", type=Path, help="folder (default: the recipe's)")
-    verb.add_argument("--height", type=int, help="rows of codes (default: as trained, or 90)")
-    verb.add_argument("--width", type=int, help="columns of codes")
+    verb.add_argument("--grid", type=_grid, help="HEIGHTxWIDTH in codes (default: the recipe's)")
     verb.add_argument("--guidance", type=float, default=3.0)
     verb.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest")
     verb.add_argument("--top-k", type=int, default=2048)
@@ -172,16 +222,39 @@ def _generate(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument("--seed", type=int, default=0)
 
     def run(parsed: argparse.Namespace) -> None:
-        raise NotImplementedError
+        from emu3_megatron import verbs
+
+        verbs.generate(
+            parsed.checkpoint,
+            parsed.prompt,
+            parsed.out,
+            parsed.tokenizer,
+            parsed.grid,
+            guidance=parsed.guidance,
+            temperature=parsed.temperature,
+            top_k=parsed.top_k,
+            top_p=parsed.top_p,
+            seed=parsed.seed,
+        )
 
     verb.set_defaults(run=run)
 
 
+def _grid(text: str) -> tuple[int, int]:
+    height, times, width = text.partition("x")
+    if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text}: write HEIGHTxWIDTH, 90x90 say")
+    return int(height), int(width)
+
+
 def _check(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser("check", help="is a shard, a pack or a recipe sound?")
-    verb.add_argument("path", help="a shard (with or without suffix), a pack folder, a recipe")
+    verb.add_argument("path", help="a shard, a pack folder, or a recipe")
+    verb.add_argument("--model", help="whose vocabulary (default: the shard says)")
 
     def run(parsed: argparse.Namespace) -> None:
-        raise NotImplementedError
+        from emu3_megatron import verbs
+
+        verbs.check(parsed.path, parsed.model)
 
     verb.set_defaults(run=run)

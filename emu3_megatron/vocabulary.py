@@ -63,32 +63,33 @@ class QwenEncoding:
 
     Args:
         ranks_file: `emu3.tiktoken` or `qwen.tiktoken`; without it the one that the `dashscope`
-            wheel carries.
+            wheel carries. It is read when text is first encoded or decoded.
 
     Raises:
-        InputError: there is no such file, or it holds other ranks.
+        InputError: at that time, there is no such file, or it holds other ranks.
     """
 
     num_ranks = 151_643
     name = "qwen"
 
     def __init__(self, ranks_file: str | Path | None = None):
-        self.ranks_file = Path(ranks_file) if ranks_file else _shipped_ranks()
+        self.ranks_file = ranks_file
 
     @cached_property
     def _bpe(self):  # type: ignore[no-untyped-def]
         import tiktoken
         from tiktoken.load import load_tiktoken_bpe
 
-        if not self.ranks_file.is_file():
-            raise InputError(f"{self.ranks_file}: no such file; give the path of emu3.tiktoken")
-        digest = hashlib.sha256(self.ranks_file.read_bytes()).hexdigest()
+        path = Path(self.ranks_file) if self.ranks_file else _shipped_ranks()
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give the path of emu3.tiktoken")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != QWEN_RANKS_SHA256:
             raise InputError(
-                f"{self.ranks_file}: not Emu3's text vocabulary (sha256 {digest[:12]}…, expected "
+                f"{path}: not Emu3's text vocabulary (sha256 {digest[:12]}…, expected "
                 f"{QWEN_RANKS_SHA256[:12]}…); give emu3.tiktoken"
             )
-        ranks = load_tiktoken_bpe(str(self.ranks_file))
+        ranks = load_tiktoken_bpe(str(path))
         return tiktoken.Encoding(
             "emu3", pat_str=_QWEN_SPLIT, mergeable_ranks=ranks, special_tokens={}
         )
@@ -106,7 +107,7 @@ def _shipped_ranks() -> Path:
     spec = importlib.util.find_spec("dashscope")
     if spec is None or spec.origin is None:
         raise InputError(
-            "no text vocabulary: set vocabulary.ranks_file to the path of emu3.tiktoken, "
+            "no text vocabulary: give model.ranks_file (or --ranks-file), the path of emu3.tiktoken, "
             "or `pip install --no-deps dashscope`, whose wheel carries the same file"
         )
     return Path(spec.origin).parent / "resources" / "qwen.tiktoken"

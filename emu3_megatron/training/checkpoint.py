@@ -16,9 +16,11 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 
 from emu3_megatron.config import ModelConfig, Recipe
+from emu3_megatron.config.schema import ParallelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, sync
-from emu3_megatron.model import Decoder
+from emu3_megatron.model import Decoder, build_decoder
+from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.optimizer import Trainable, allocate_states, load_states
 
 # The one format of the distributed optimizer that any layout reads.
@@ -52,6 +54,17 @@ def load_checkpoint(path: Path, trainable: Trainable, recipe: Recipe) -> int:
     load_states(trainable.optimizer, loaded["optimizer"])
     trainable.schedule.load_state_dict(loaded["schedule"])
     return about["step"]
+
+
+def open_decoder(path: Path, mesh: Mesh) -> tuple[Decoder, Recipe]:
+    """The decoder of a checkpoint, on this mesh's tensor parallel ranks, with its recipe."""
+    path = find_checkpoint(path)
+    recipe = Recipe.model_validate(read_checkpoint(path)["recipe"])
+    parallel = ParallelConfig(tensor=mesh.tensor_size)
+    bf16 = recipe.precision == "bf16"
+    decoder = build_decoder(recipe.model, parallel, seed=None, bf16=bf16)
+    load_decoder(path, decoder)
+    return decoder.eval(), recipe
 
 
 def load_decoder(path: Path, decoder: Decoder) -> None:

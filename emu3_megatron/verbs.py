@@ -1,0 +1,178 @@
+"""What the verbs of the command line do: each puts rooms together and says how it went.
+
+Rooms that import torch and Megatron-core are imported by the verb that needs them, once its recipe
+has been read: a wrong key is answered at once.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.config import ModelConfig, Recipe, load_recipe
+from emu3_megatron.config.load import shipped_recipes
+from emu3_megatron.config.presets import PRESETS
+from emu3_megatron.config.tokenizer import TokenizerRecipe
+from emu3_megatron.errors import InputError
+from emu3_megatron.vocabulary import Vocabulary
+
+
+def train(name: str, overrides: list[str]) -> None:
+    recipe = load_recipe(Recipe, name, overrides)
+    from emu3_megatron.generation.sampler import sampler_of
+    from emu3_megatron.training import train
+
+    train(recipe, sampler_of(recipe) if recipe.sample else None)
+
+
+def train_tokenizer(name: str, overrides: list[str], out: Path) -> None:
+    recipe = load_recipe(TokenizerRecipe, name, overrides)
+    import torch
+
+    from emu3_megatron.vision.train import train_tokenizer
+
+    train_tokenizer(recipe, out, "cuda" if torch.cuda.is_available() else "cpu")
+    print(f"tokenizer: {out / 'tokenizer'}")
+
+
+def prepare_images(
+    source: Path, out: Path, tokenizer: Path, vocabulary: Vocabulary, **settings: Any
+) -> None:
+    from emu3_megatron.prepare.images import prepare_images
+    from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+    print(prepare_images(source, out, VisionTokenizer.load(tokenizer), vocabulary, **settings))
+
+
+def prepare_clips(
+    source: Path, out: Path, tokenizer: Path, vocabulary: Vocabulary, **settings: Any
+) -> None:
+    from emu3_megatron.prepare.clips import prepare_clips
+    from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+    print(prepare_clips(source, out, VisionTokenizer.load(tokenizer), vocabulary, **settings))
+
+
+def prepare_text(source: Path, out: Path, vocabulary: Vocabulary, strict: bool) -> None:
+    from emu3_megatron.prepare.text import prepare_text
+
+    print(prepare_text(source, out, vocabulary, strict=strict))
+
+
+def preset_vocabulary(model: str, ranks_file: Path | None = None) -> Vocabulary:
+    """The vocabulary of a model preset."""
+    if model not in PRESETS:
+        raise InputError(f"--model {model}: no such preset; choose one of {', '.join(PRESETS)}")
+    return ModelConfig.model_validate({"preset": model, "ranks_file": ranks_file}).vocabulary()
+
+
+def pack(shards: list[str], out: Path, context: int, model: str | None, **settings: Any) -> None:
+    from emu3_megatron.data.packs import pack_shards
+
+    prefixes = [_prefix(shard) for shard in shards]
+    vocabulary = _vocabulary_of_shard(prefixes[0], model)
+    print(pack_shards(prefixes, out, context, vocabulary=vocabulary, **settings))
+
+
+def check(path: str, model: str | None) -> None:
+    """Read a shard or a pack from end to end, or a recipe, and say what it holds."""
+    if Path(path).is_dir():
+        _check_pack(Path(path), model)
+    elif path.endswith((".yaml", ".yml")) or path in shipped_recipes():
+        kind = TokenizerRecipe if Path(path).name.startswith("tokenizer") else Recipe
+        load_recipe(kind, path)  # type: ignore[type-var]
+        print(f"{path}: a sound recipe")
+    else:
+        _check_shard(_prefix(path), model)
+
+
+def _check_pack(path: Path, model: str | None) -> None:
+    from emu3_megatron.data.pack_set import PackSet, fingerprint_of_pack
+
+    packs = PackSet(path, _vocabulary_by(fingerprint_of_pack(path), path, model))
+    packs.check_all()
+    print(f"{path}: a sound pack, {len(packs):,} sequences of {packs.context:,} tokens")
+
+
+def _check_shard(prefix: str, model: str | None) -> None:
+    from emu3_megatron.data.store import TokenStore
+
+    found = TokenStore(prefix, _vocabulary_of_shard(prefix, model)).check_all()
+    print(
+        f"{prefix}: a sound shard, {found.documents:,} documents, {found.tokens:,} tokens, "
+        f"ids {found.smallest_id:,} to {found.largest_id:,}"
+    )
+
+
+def _prefix(shard: str) -> str:
+    """A shard may be named by any of its files."""
+    path = Path(shard)
+    return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") else shard
+
+
+def _vocabulary_of_shard(prefix: str, model: str | None) -> Vocabulary:
+    from emu3_megatron.data.sidecar import Sidecar
+
+    sidecar = Sidecar.read(prefix)
+    return _vocabulary_by(sidecar.vocabulary if sidecar else None, prefix, model)
+
+
+def _vocabulary_by(fingerprint: str | None, path: str | Path, model: str | None) -> Vocabulary:
+    """The vocabulary that --model names, or else the preset that the fingerprint tells of."""
+    if model:
+        return preset_vocabulary(model)
+    for preset in PRESETS:
+        vocabulary = preset_vocabulary(preset)
+        if fingerprint in (None, vocabulary.fingerprint()):
+            return vocabulary
+    raise InputError(f"{path}: of no preset's vocabulary; name its model with --model")
+
+
+def generate(
+    checkpoint: Path,
+    prompt: str,
+    out: Path,
+    tokenizer: Path | None,
+    grid: tuple[int, int] | None,
+    **settings: Any,
+) -> None:
+    """Draw one image; all processes of a torchrun share the decoder."""
+    from emu3_megatron import parallel
+    from emu3_megatron.generation.images import generate_images, save_image
+    from emu3_megatron.generation.sampling import SamplingSettings
+    from emu3_megatron.training.checkpoint import open_decoder
+    from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+    if out.suffix != ".png":
+        raise InputError(f"--out {out}: name a file that ends in .png")
+    mesh = parallel.start(tensor=int(os.environ.get("WORLD_SIZE", 1)))
+    mesh.seed(0, 0)
+    decoder, recipe = open_decoder(checkpoint, mesh)
+    network = VisionTokenizer.load(tokenizer or _sampling_tokenizer(recipe, checkpoint))
+    height, width = grid or _sampling_grid(recipe, prompt)
+    drawn = generate_images(
+        decoder,
+        recipe.model.vocabulary(),
+        [prompt],
+        height,
+        width,
+        SamplingSettings(**settings),
+        progress=mesh.is_first,
+    )
+    if mesh.is_first:
+        save_image(network, drawn[0], out)
+        print(f"{out}: {8 * width} x {8 * height} pixels")
+
+
+def _sampling_tokenizer(recipe: Recipe, checkpoint: Path) -> Path:
+    if recipe.sample is None:
+        raise InputError(f"{checkpoint}: its recipe names no vision tokenizer; give --tokenizer")
+    return recipe.sample.tokenizer
+
+
+def _sampling_grid(recipe: Recipe, prompt: str) -> tuple[int, int]:
+    """The grid that the recipe draws this caption on, or its first; Emu3's own without any."""
+    if recipe.sample is None:
+        return 90, 90
+    prompts = recipe.sample.prompts
+    known = next((p for p in prompts if p.caption == prompt), prompts[0])
+    return known.height, known.width
