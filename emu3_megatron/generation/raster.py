@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from enum import Enum
 
+import numpy as np
+
 from emu3_megatron.grammar import GrammarError, Meta
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -14,6 +16,18 @@ class Choice(Enum):
     META = "text"
     WHOLE_META = "text, or IMG, for what stands after BOI is a grid size"
     CODE = "any visual code"
+
+    def ids(self, vocabulary: Vocabulary) -> np.ndarray:
+        """The tokens to choose from, int64 [n], ascending."""
+        if self is Choice.CODE:
+            return np.arange(vocabulary.first_code, vocabulary.size)
+        specials = {
+            Choice.TEXT: [vocabulary.eos, vocabulary.vision_start],
+            Choice.META: [],
+            Choice.WHOLE_META: [vocabulary.codes_follow],
+        }
+        text = np.arange(vocabulary.num_text)
+        return np.append(text, np.array(specials[self], np.int64))
 
 
 class Raster:
