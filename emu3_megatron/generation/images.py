@@ -1,7 +1,7 @@
 """What the decoder is asked for: images, clips and captions, as grids of codes and as text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -150,17 +150,15 @@ def caption_images(
     max_tokens: int = 512,
     progress: bool = False,
 ) -> list[str]:
-    """Describe images, given as codes [height, width] each.
-
-    `settings.guidance` must be 1: a caption has no other prompt to be led away from.
-    """
+    """Describe images, given as codes [height, width] each. There is no guidance of captions."""
     # A caption that goes over into another image is complete.
     stop = (vocabulary.eos, vocabulary.vision_start)
     requests = [
         Request(understanding_prompt(vocabulary, codes_hw), stop=stop) for codes_hw in codes_nhw
     ]
+    unguided = replace(settings, guidance=1.0)
     said = generate(
-        decoder, vocabulary, requests, settings, max_tokens=max_tokens, progress=progress
+        decoder, vocabulary, requests, unguided, max_tokens=max_tokens, progress=progress
     )
     return [vocabulary.decode(tokens) for tokens in said]
 

@@ -1,4 +1,4 @@
-"""Images from fixed captions, drawn from the live decoder while it trains."""
+"""Images from fixed captions while training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,33 +15,31 @@ from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 
 def sampler_of(recipe: Recipe) -> Callable[[Decoder, Path], None]:
-    """What draws the recipe's `sample` section into a folder, as `00-caption.png`; on every rank.
+    """Draw the captions of `recipe.sample` into a folder, as 0.png, 1.png and so on.
+
+    Every rank calls what is returned; the first writes.
 
     Raises:
-        InputError: the vision tokenizer is missing, or has other codes than the model.
+        InputError: at once, not after hours of training, if the tokenizer is not the model's.
     """
-    sample = recipe.sample
-    assert sample is not None
-    vocabulary = recipe.model.vocabulary()
-    tokenizer = VisionTokenizer.load(sample.tokenizer)
-    if tokenizer.network.codebook_size != vocabulary.num_codes:
+    assert recipe.sample is not None
+    tokenizer = VisionTokenizer.load(recipe.sample.tokenizer)
+    if tokenizer.network.codebook_size != recipe.model.codes:
         raise InputError(
-            f"{sample.tokenizer}: a tokenizer of {tokenizer.network.codebook_size:,} codes, the "
-            f"model has {vocabulary.num_codes:,}; give sample.tokenizer another"
+            f"sample.tokenizer has {tokenizer.network.codebook_size:,} codes, the model "
+            f"{recipe.model.codes:,}; give the tokenizer that made the shards"
         )
-    prompts = [VisionPrompt(p.caption, Meta(p.height, p.width)) for p in sample.prompts]
-    settings = SamplingSettings(sample.guidance, top_k=sample.top_k, seed=recipe.run.seed)
+    vocabulary = recipe.model.vocabulary()
+    settings = SamplingSettings(recipe.sample.guidance, top_k=recipe.sample.top_k)
+    prompts = [
+        VisionPrompt(prompt.caption, Meta(prompt.height, prompt.width))
+        for prompt in recipe.sample.prompts
+    ]
 
-    def draw_samples(decoder: Decoder, folder: Path) -> None:
+    def sampler(decoder: Decoder, folder: Path) -> None:
         drawn = draw(decoder, vocabulary, prompts, settings)
         if dist.get_rank() == 0:
-            for number, (prompt, codes_fhw) in enumerate(zip(prompts, drawn, strict=True)):
-                name = f"{number:02d}-{_slug(prompt.caption)}.png"
-                save_image(tokenizer, codes_fhw[0], folder / name)
+            for i, codes_fhw in enumerate(drawn):
+                save_image(tokenizer, codes_fhw[0], folder / f"{i}.png")
 
-    return draw_samples
-
-
-def _slug(caption: str) -> str:
-    words = "".join(c if c.isalnum() else " " for c in caption).split()
-    return "-".join(words[:8]).lower()[:60] or "empty"
+    return sampler

@@ -93,9 +93,8 @@ def test_first_frames_that_leave_nothing_to_draw(decoder, frames):
 
 def test_images_of_any_sizes_are_captioned_in_text(decoder):
     images = [random_codes(2, 3), random_codes(4, 4)]
-    settings = SamplingSettings(guidance=1, temperature=0)
 
-    captions = caption_images(decoder, VOCABULARY, images, settings, max_tokens=12)
+    captions = caption_images(decoder, VOCABULARY, images, SETTINGS, max_tokens=12)
 
     assert [len(caption) > 0 for caption in captions] == [True, True]
 
