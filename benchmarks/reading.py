@@ -54,7 +54,7 @@ def figures(_: None, seconds: float, *, samples: int) -> dict[str, float]:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    samples = 2000 if quick else 20_000
+    samples = 2000 if quick else 10_000
     order = np.random.default_rng(0).permutation(samples).tolist()
     with tempfile.TemporaryDirectory() as name:
         for number in DOCUMENTS_A_PACK:

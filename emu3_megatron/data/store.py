@@ -69,9 +69,11 @@ class TokenStore:
         self._index = map_index(shard_file(self.prefix, "idx"))
         # Slicing a plain array is several times faster than slicing a memmap.
         self._tokens = np.memmap(shard_file(self.prefix, "bin"), np.int32, "r").view(np.ndarray)
+        # As unsigned numbers negative ids are large: one comparison finds both kinds.
+        self._unsigned = self._tokens.view(np.uint32)
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_index", "_tokens")
+        mapped = ("_index", "_tokens", "_unsigned")
         return {name: value for name, value in self.__dict__.items() if name not in mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -129,10 +131,9 @@ class TokenStore:
         begin = first + start
         stop = end if length is None else begin + length
         assert first <= begin <= stop <= end, "a piece reaches beyond its document"
-        tokens = self._tokens[begin:stop]
-        if not self._is_inside(tokens):
+        if not self._is_inside(begin, stop):
             self._refuse(begin)
-        return tokens
+        return self._tokens[begin:stop]
 
     def document(self, document: int) -> Document:
         """A document with its spans, as it was written."""
@@ -159,24 +160,24 @@ class TokenStore:
     def _check_sample(self, tokens: int) -> None:
         runs = max(1, min(tokens, self.num_tokens) // _RUN)
         for begin in np.linspace(0, max(0, self.num_tokens - _RUN), runs, dtype=np.int64):
-            if not self._is_inside(self._tokens[begin : begin + _RUN]):
+            if not self._is_inside(int(begin), int(begin) + _RUN):
                 self._refuse(int(begin))
 
-    def _is_inside(self, tokens: np.ndarray) -> bool:
-        # As unsigned numbers negative ids are large: one pass finds both kinds.
-        largest = np.maximum.reduce(tokens.view(np.uint32), initial=0)
-        return bool(largest < self._size)
+    def _is_inside(self, begin: int, end: int) -> bool:
+        # argmax is the reduction of numpy's with the least overhead.
+        ids = self._unsigned[begin:end]
+        return len(ids) == 0 or ids.item(ids.argmax()) < self._size
 
     def _refuse(self, begin: int) -> NoReturn:
         """Name the first bad id at or after token `begin`."""
         position = begin
-        while self._is_inside(self._tokens[position : position + _RUN]):
+        while self._is_inside(position, position + _RUN):
             position += _RUN
-        run = self._tokens[position : position + _RUN]
-        position += int(np.argmax(run.view(np.uint32) >= self.vocabulary.size))
+        run = self._unsigned[position : position + _RUN]
+        position += int(np.argmax(run >= self._size))
         document = int(np.searchsorted(self._first_tokens(), position, "right")) - 1
         raise InputError(
             f"{shard_file(self.prefix, 'bin')}: document {document} holds id "
-            f"{self._tokens[position]}, the vocabulary has {self.vocabulary.size:,}; "
+            f"{self._tokens[position]}, the vocabulary has {self._size:,}; "
             "use the vocabulary it was written with, or make the shard anew"
         )
