@@ -99,8 +99,8 @@ def _start_processes() -> torch.device:
     return device
 
 
-def stop() -> None:
-    """Leave the groups and the processes; `start` may follow with another layout."""
+def stop(keep_processes: bool = False) -> None:
+    """Leave the groups, and the other processes too unless another layout is to follow."""
     parallel_state.destroy_model_parallel()
-    if dist.is_initialized():
+    if dist.is_initialized() and not keep_processes:
         dist.destroy_process_group()

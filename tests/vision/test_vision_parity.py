@@ -38,28 +38,9 @@ def to_transformers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return renamed
 
 
-def randomise(tokenizer: VisionTokenizer) -> None:
-    """Weights, statistics and codes of such a scale that many codes are in use."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in tokenizer.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 2, generator=generator)
-        elif name.endswith("running_mean") or ("norm" in name and tensor.ndim == 1):
-            tensor.normal_(0.5, 0.5, generator=generator)
-        elif tensor.is_floating_point():
-            tensor.normal_(0, 1 / max(1, tensor[0].numel()) ** 0.5, generator=generator)
-
-
 @pytest.fixture(scope="module")
-def ours() -> VisionTokenizer:
-    tokenizer = VisionTokenizer(SMALL).eval()
-    randomise(tokenizer)
-    # codes where the latents are, so that the nearest one is rarely the same
-    latents_bcn = tokenizer.image_latents(pixels(2, 3, 64, 64)).detach().flatten(2)
-    spread, centre = latents_bcn.std((0, 2)), latents_bcn.mean((0, 2))
-    generator = torch.Generator().manual_seed(4)
-    tokenizer.quantize.embedding.weight.data.normal_(generator=generator).mul_(spread).add_(centre)
-    return tokenizer
+def ours(randomise) -> VisionTokenizer:
+    return randomise(VisionTokenizer(SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +66,9 @@ def codes_of_theirs(model: Emu3VQVAE, pixels_btchw: torch.Tensor) -> torch.Tenso
     return model.quantize(latents_bcfhw.transpose(1, 2))
 
 
-def pixels(*shape: int) -> torch.Tensor:
-    """Smooth random colours with noise on them."""
-    generator = torch.Generator().manual_seed(1)
-    frames = shape[:-3]
-    coarse = torch.rand(int(torch.tensor(frames).prod()), 3, 5, 5, generator=generator) * 2 - 1
-    smooth = torch.nn.functional.interpolate(coarse, size=shape[-2:], mode="bilinear")
-    return (smooth.view(shape) + 0.2 * torch.randn(shape, generator=generator)).clamp(-1, 1)
-
-
 @pytest.mark.parametrize("size", [(64, 48), (40, 72)])
-def test_image_codes_equal(ours, theirs, size):
-    images = pixels(2, 3, *size)
+def test_image_codes_equal(ours, theirs, noise, size):
+    images = noise(2, 3, *size)
     repeated = images.unsqueeze(1).expand(-1, 4, -1, -1, -1)
     codes = ours.encode_images(images)
     assert codes.unique().numel() > 20  # else equality would say little
@@ -104,8 +76,8 @@ def test_image_codes_equal(ours, theirs, size):
 
 
 @pytest.mark.parametrize(("frames", "size"), [(8, (64, 48)), (11, (40, 72))])
-def test_clip_codes_equal(ours, theirs, frames, size):
-    clips = pixels(2, frames, 3, *size)
+def test_clip_codes_equal(ours, theirs, noise, frames, size):
+    clips = noise(2, frames, 3, *size)
     codes = ours.encode_clips(clips)
     assert codes.shape == (2, frames // 4, size[0] // 8, size[1] // 8)
     assert codes.unique().numel() > 20

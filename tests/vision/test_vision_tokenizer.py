@@ -10,23 +10,12 @@ from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> VisionTokenizer:
-    """Random weights, and codes spread over the latents that they give."""
-    torch.manual_seed(0)
+def tokenizer(randomise) -> VisionTokenizer:
     network = TokenizerNetwork(preset="tiny", channel_multiplier=(1, 1, 1, 1))
-    tokenizer = VisionTokenizer(network).eval()
-    with torch.no_grad():
-        latents_bcn = tokenizer.clip_latents(noise(2, 8, 3, 32, 32)).flatten(2)
-        spread, centre = latents_bcn.std((0, 2)), latents_bcn.mean((0, 2))
-        tokenizer.quantize.embedding.weight.normal_().mul_(spread).add_(centre)
-    return tokenizer
+    return randomise(VisionTokenizer(network))
 
 
-def noise(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def test_image_is_its_frame_four_times(tokenizer):
+def test_image_is_its_frame_four_times(tokenizer, noise):
     images = noise(2, 3, 32, 24)
     codes = tokenizer.encode_images(images)
     assert codes.unique().numel() > 10
@@ -41,7 +30,7 @@ def test_decoded_image_is_frame_0(tokenizer):
     torch.testing.assert_close(tokenizer.decode_images(codes), clip[:, 0], atol=1e-5, rtol=0)
 
 
-def test_latent_sees_no_later_frame(tokenizer):
+def test_latent_sees_no_later_frame(tokenizer, noise):
     clip = noise(1, 12, 3, 16, 16)
     other = clip.clone()
     other[:, 8:] = 0  # frames of latent 2
@@ -51,7 +40,7 @@ def test_latent_sees_no_later_frame(tokenizer):
     assert not torch.allclose(latents[:, :, 2], others[:, :, 2])
 
 
-def test_latent_sees_earlier_frames(tokenizer):
+def test_latent_sees_earlier_frames(tokenizer, noise):
     clip = noise(1, 12, 3, 16, 16)
     other = clip.clone()
     other[:, 7] = 0
@@ -60,7 +49,7 @@ def test_latent_sees_earlier_frames(tokenizer):
     assert not torch.equal(latents[:, :, 2], others[:, :, 2])
 
 
-def test_independent_groups_are_clips_of_four(tokenizer):
+def test_independent_groups_are_clips_of_four(tokenizer, noise):
     clip = noise(1, 8, 3, 16, 16)
     codes = tokenizer.encode_clips(clip, independent_groups=True)
     assert torch.equal(codes[:, 1:], tokenizer.encode_clips(clip[:, 4:]))
@@ -71,21 +60,21 @@ def test_independent_groups_are_clips_of_four(tokenizer):
 
 
 @pytest.mark.parametrize(("frames", "latents"), [(4, 1), (7, 1), (8, 2), (11, 2)])
-def test_clip_length(tokenizer, frames, latents):
+def test_clip_length(tokenizer, frames, latents, noise):
     assert tokenizer.encode_clips(noise(1, frames, 3, 8, 16)).shape == (1, latents, 1, 2)
 
 
-def test_too_short_a_clip(tokenizer):
+def test_too_short_a_clip(tokenizer, noise):
     with pytest.raises(InputError, match="3 frames: at least 4"):
         tokenizer.encode_clips(noise(1, 3, 3, 16, 16))
 
 
-def test_sides_must_be_divisible(tokenizer):
+def test_sides_must_be_divisible(tokenizer, noise):
     with pytest.raises(InputError, match="20x16 pixels"):
         tokenizer.encode_images(noise(1, 3, 16, 20))
 
 
-def test_no_codes_in_train_mode(tokenizer):
+def test_no_codes_in_train_mode(tokenizer, noise):
     tokenizer.train()
     try:
         with pytest.raises(RuntimeError, match="eval"):
@@ -94,14 +83,14 @@ def test_no_codes_in_train_mode(tokenizer):
         tokenizer.eval()
 
 
-def test_chunked_search_finds_the_same_codes(tokenizer, monkeypatch):
+def test_chunked_search_finds_the_same_codes(tokenizer, monkeypatch, noise):
     latents = tokenizer.image_latents(noise(1, 3, 32, 32))
     codes = tokenizer.quantize.nearest(latents)
     monkeypatch.setattr(quantizer, "_DISTANCES_AT_ONCE", 512 * 3)  # three latents at a time
     assert torch.equal(tokenizer.quantize.nearest(latents), codes)
 
 
-def test_saved_and_loaded(tokenizer, tmp_path):
+def test_saved_and_loaded(tokenizer, tmp_path, noise):
     tokenizer.save(tmp_path / "tokenizer")
     loaded = VisionTokenizer.load(tmp_path / "tokenizer")
     images = noise(1, 3, 32, 32)

@@ -1,0 +1,52 @@
+"""A decoder, documents and a recipe so small that twenty steps take a second."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu3_megatron import grammar
+from emu3_megatron.config import Recipe
+from emu3_megatron.data.packs import pack_shards
+from emu3_megatron.data.writer import store_writer
+from emu3_megatron.vocabulary import ByteEncoding, Vocabulary
+
+# 256 + 211 + 600 = 1,067 ids: tensor parallel sizes 1 and 2 pad them to different numbers of rows.
+VOCABULARY = Vocabulary(ByteEncoding(), 600)
+CONTEXT = 128
+
+
+def make_packs(folder: Path) -> Path:
+    """Packs of captioned images, understanding, text and dialogue; several documents in each."""
+    random = np.random.default_rng(0)
+    with store_writer(folder / "shard", VOCABULARY) as writer:
+        for i in range(24):
+            codes = random.integers(0, 600, random.integers(2, 6, size=2))
+            writer.add(grammar.captioned_image(VOCABULARY, f"number {i}", codes))
+            writer.add(grammar.understanding(VOCABULARY, codes, f"it is {i}"))
+            writer.add(grammar.plain_text(VOCABULARY, "words " * int(random.integers(1, 12))))
+            turns = [grammar.Turn("which number is it", f"{i}", codes)]
+            writer.add(grammar.dialogue(VOCABULARY, turns))
+    pack_shards([folder / "shard"], folder / "tiny.pack", CONTEXT, vocabulary=VOCABULARY)
+    return folder / "tiny.pack"
+
+
+def tiny_recipe(pack: Path, run: Path, **sections: Any) -> Recipe:
+    """Sections replace or extend those of the base recipe."""
+    base: dict[str, Any] = {
+        "run": {"dir": str(run), "steps": 20, "log_every": 1},
+        "model": {
+            "preset": "emu3-tiny",
+            "hidden": 32,
+            "ffn": 64,
+            "codes": VOCABULARY.num_codes,
+            "dropout": 0.0,
+        },
+        "data": {"context": CONTEXT, "sources": [{"pack": str(pack)}], "workers": 0},
+        "batch": {"size": 4, "micro_size": 1},
+        "optimizer": {"lr": 1e-2, "warmup_steps": 2},
+        "precision": "fp32",
+    }
+    for name, values in sections.items():
+        base[name] = {**base[name], **values} if isinstance(base.get(name), dict) else values
+    return Recipe.model_validate(base)
