@@ -69,57 +69,42 @@ def pack(shards: list[str], out: Path, context: int, model: str | None, **settin
     from emu3_megatron.data.packs import pack_shards
 
     prefixes = [_prefix(shard) for shard in shards]
-    vocabulary = _vocabulary_of_shard(prefixes[0], model)
+    vocabulary = _vocabulary_of(prefixes[0], model)
     print(pack_shards(prefixes, out, context, vocabulary=vocabulary, **settings))
 
 
 def check(path: str, model: str | None) -> None:
-    """Read a shard or a pack from end to end, or a recipe, and say what it holds."""
-    if Path(path).is_dir():
-        _check_pack(Path(path), model)
-    elif path.endswith((".yaml", ".yml")) or path in shipped_recipes():
-        kind = TokenizerRecipe if Path(path).name.startswith("tokenizer") else Recipe
-        load_recipe(kind, path)  # type: ignore[type-var]
-        print(f"{path}: a sound recipe")
+    """Read a shard or packs from end to end, or a recipe, and say what is there."""
+    if path.endswith((".yaml", ".yml")) or path in shipped_recipes():
+        _check_recipe(path)
+        return
+    from emu3_megatron.data.check import check
+
+    path = _prefix(path)
+    print(check(path, _vocabulary_of(path, model), deep=True), "(sound)")
+
+
+def _check_recipe(path: str) -> None:
+    if Path(path).name.startswith("tokenizer"):
+        load_recipe(TokenizerRecipe, path)
     else:
-        _check_shard(_prefix(path), model)
+        load_recipe(Recipe, path)
+    print(f"{path}: a sound recipe")
 
 
-def _check_pack(path: Path, model: str | None) -> None:
-    from emu3_megatron.data.pack_set import PackSet, fingerprint_of_pack
-
-    packs = PackSet(path, _vocabulary_by(fingerprint_of_pack(path), path, model))
-    packs.check_all()
-    print(f"{path}: a sound pack, {len(packs):,} sequences of {packs.context:,} tokens")
-
-
-def _check_shard(prefix: str, model: str | None) -> None:
-    from emu3_megatron.data.store import TokenStore
-
-    found = TokenStore(prefix, _vocabulary_of_shard(prefix, model)).check_all()
-    print(
-        f"{prefix}: a sound shard, {found.documents:,} documents, {found.tokens:,} tokens, "
-        f"ids {found.smallest_id:,} to {found.largest_id:,}"
-    )
-
-
-def _prefix(shard: str) -> str:
+def _prefix(path: str) -> str:
     """A shard may be named by any of its files."""
-    path = Path(shard)
-    return str(path.with_suffix("")) if path.suffix in (".bin", ".idx", ".json") else shard
+    suffixes = (".bin", ".idx", ".json")
+    return str(Path(path).with_suffix("")) if path.endswith(suffixes) else path
 
 
-def _vocabulary_of_shard(prefix: str, model: str | None) -> Vocabulary:
-    from emu3_megatron.data.sidecar import Sidecar
+def _vocabulary_of(path: str, model: str | None) -> Vocabulary:
+    """The vocabulary that --model names, or else the preset's that the shard or pack tells of."""
+    from emu3_megatron.data.check import vocabulary_fingerprint
 
-    sidecar = Sidecar.read(prefix)
-    return _vocabulary_by(sidecar.vocabulary if sidecar else None, prefix, model)
-
-
-def _vocabulary_by(fingerprint: str | None, path: str | Path, model: str | None) -> Vocabulary:
-    """The vocabulary that --model names, or else the preset that the fingerprint tells of."""
     if model:
         return preset_vocabulary(model)
+    fingerprint = vocabulary_fingerprint(path)
     for preset in PRESETS:
         vocabulary = preset_vocabulary(preset)
         if fingerprint in (None, vocabulary.fingerprint()):

@@ -18,6 +18,8 @@ from emu3_megatron.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
+IGNORE = -100  # torch's own ignore_index
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,7 +27,8 @@ class Batch:
 
     Attributes:
         tokens: int64 [b, s]; `pad` behind the last document.
-        labels: the next token of the same piece, int64 [b, s]; `pad` where there is none.
+        labels: the next token of the same piece, int64 [b, s]; IGNORE where there is none, and
+            where it is context, which is neither trained nor measured.
         weights: of each label's loss, float32 [b, s].
         positions: int64 [b, s], from 0 in each segment.
         segments: int32 [b, s], counted from 0 in each row: the documents, then the padding.
@@ -127,15 +130,16 @@ class PackedSamples(Dataset[Batch]):
             tokens[end - length : end] = store.read(document, start, length)
         lasts = np.array(ends) - 1
         labels[:-1] = tokens[1:]
-        labels[lasts] = labels[-1] = self.pad
+        labels[-1] = self.pad
         # Labels are inside the vocabulary: checking again, as by default, would cost a copy.
         np.take(self._weight_of_id, labels, out=weights, mode="clip")
-        weights[lasts] = 0
-        weights[ends[-1] :] = 0  # padding
-        for piece, end in zip(pieces, ends, strict=True):
-            if piece.store.has_context:
-                is_context = _context_mask(piece)
-                weights[end - piece.length : end - 1][is_context[1:]] = 0
+        for array, nothing in ((labels, IGNORE), (weights, 0)):
+            array[lasts] = nothing
+            array[ends[-1] :] = nothing  # padding
+            for piece, end in zip(pieces, ends, strict=True):
+                if piece.store.has_context:
+                    is_context = _context_mask(piece)
+                    array[end - piece.length : end - 1][is_context[1:]] = nothing
         boundaries = self._boundaries(ends)
         sizes = boundaries[1:] - boundaries[:-1]
         segments[:] = np.arange(len(sizes)).repeat(sizes)

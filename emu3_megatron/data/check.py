@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from emu3_megatron.data.pack_set import PackSet
+from emu3_megatron.data.pack_set import PackSet, read_header
+from emu3_megatron.data.sidecar import Sidecar
 from emu3_megatron.data.store import TokenStore
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -27,3 +28,11 @@ def check(path: str | Path, vocabulary: Vocabulary, deep: bool = False) -> str:
         shards = len(opened.stores)
         return f"{path}: {len(opened):,} packs of {opened.context:,} tokens from {shards} shards"
     return f"{path}: {len(opened):,} documents, {opened.num_tokens:,} tokens"
+
+
+def vocabulary_fingerprint(path: str | Path) -> str | None:
+    """What a shard's sidecar or a pack says of its vocabulary; None for a shard without sidecar."""
+    if Path(path).is_dir():
+        return read_header(Path(path))["vocabulary"]
+    sidecar = Sidecar.read(path)
+    return sidecar.vocabulary if sidecar else None

@@ -42,7 +42,7 @@ class PackSet:
 
     def __init__(self, path: str | Path, vocabulary: Vocabulary):
         self.path = Path(path)
-        header = _read_header(self.path)
+        header = read_header(self.path)
         self.context: int = header["context"]
         self.stores = _open_shards(self.path, header["shards"], vocabulary)
         self._firsts = first_documents(self.stores)
@@ -120,7 +120,7 @@ def first_documents(stores: list[TokenStore]) -> np.ndarray:
     return np.cumsum([0, *map(len, stores)])
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads((path / "pack.json").read_text())
     except FileNotFoundError:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from emu3_megatron.data.batches import PackedSamples, step_batches
+from emu3_megatron.data.batches import IGNORE, PackedSamples, step_batches
 from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.sidecar import shard_file
 from emu3_megatron.errors import InputError
@@ -70,9 +70,9 @@ def test_tokens_and_padding(row, vocabulary):
 
 
 def test_labels_are_the_next_token_of_the_same_document(row, vocabulary):
-    pad = vocabulary.pad
     tokens = row.tokens[0].tolist()
-    assert row.labels[0].tolist() == [*tokens[1:10], pad, *tokens[11:13], pad, pad, pad, pad]
+    none = [IGNORE]
+    assert row.labels[0].tolist() == [*tokens[1:10], *none, *tokens[11:13], *4 * none]
 
 
 def test_weights_follow_labels(row):
@@ -105,6 +105,7 @@ def test_context_spans_weigh_nothing(make_packs, answered, vocabulary):
     samples = PackedSamples(Mixture([make_packs([answered], 8)], [1]), vocabulary, TABLE)
     # `why?` is context and `so.` trained: the label of `?` is the first that counts.
     assert samples[0].weights[0].tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
+    assert (samples[0].labels[0] == IGNORE).tolist() == [True] * 3 + [False] * 3 + [True] * 2
 
 
 def test_without_reset_a_row_is_one_segment(make_packs, make_text, vocabulary):
