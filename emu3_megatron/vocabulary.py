@@ -107,7 +107,7 @@ def _shipped_ranks() -> Path:
     spec = importlib.util.find_spec("dashscope")
     if spec is None or spec.origin is None:
         raise InputError(
-            "no text vocabulary: give model.ranks_file (or --ranks-file), the path of emu3.tiktoken, "
+            "no text vocabulary: give the path of emu3.tiktoken as model.ranks_file (--ranks-file) "
             "or `pip install --no-deps dashscope`, whose wheel carries the same file"
         )
     return Path(spec.origin).parent / "resources" / "qwen.tiktoken"
@@ -220,7 +220,7 @@ class Vocabulary:
         structure = ids == self.structure[0]
         for token in self.structure[1:]:
             structure = structure | (ids == token)  # type: ignore[operator]
-        return STRUCTURE * structure + CODE * (ids >= self.first_code)  # type: ignore[operator]
+        return STRUCTURE * structure + CODE * (ids >= self.first_code)  # type: ignore[operator,return-value]
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids."""

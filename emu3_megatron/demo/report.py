@@ -194,7 +194,8 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }}
 table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ text-align: left; padding: .35em .8em; border-bottom: 1px solid #ddd; vertical-align: top }}
+th, td {{ text-align: left; padding: .35em .8em; vertical-align: top }}
+tr {{ border-bottom: 1px solid #ddd }}
 figure {{ display: inline-block; margin: 0 1em 1em 0 }}
 svg {{ font-size: 11px }}
 .frame {{ fill: #fafafa; stroke: #ccc }}

@@ -103,7 +103,7 @@ def _prepare(out: Path, tokenizer: VisionTokenizer, vocabulary: Vocabulary) -> N
 
 
 def _train_decoder(out: Path, vocabulary: Vocabulary) -> Recipe:
-    """Half of the steps, then the other half from the checkpoint; both in processes of their own."""
+    """Half of the steps, then the other half from the checkpoint, in new processes."""
     recipe = _write_recipe(out, vocabulary)
     _torchrun(out, "parallel.tensor=2", f"run.stop_after={recipe.run.steps // 2}")
     _torchrun(out, "parallel.tensor=2")

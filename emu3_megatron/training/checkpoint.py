@@ -111,7 +111,7 @@ def check_model(path: Path, about: dict[str, Any], model: ModelConfig) -> None:
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
-    _on_first_rank(lambda: [shutil.rmtree(path) for path in sorted(folder.glob("step-*"))[:-keep]])
+    _on_first_rank(lambda: _remove(sorted(folder.glob("step-*"))[:-keep]))
 
 
 def _sharded_state(trainable: Trainable, is_loading: bool) -> dict[str, Any]:
@@ -125,6 +125,11 @@ def _sharded_state(trainable: Trainable, is_loading: bool) -> dict[str, Any]:
 
 def _token_group() -> dist.ProcessGroup:
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 def _make_empty(folder: Path) -> None:

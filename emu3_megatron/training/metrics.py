@@ -45,7 +45,7 @@ class Throughput:
         self.flops = flops_per_token(recipe.model, recipe.data.context)
         peak = peak_flops()
         self.peak = peak * num_ranks if peak else None
-        self.mark, self.step = time.perf_counter(), None
+        self.start(0)
 
     def start(self, step: int) -> None:
         self.mark, self.step = time.perf_counter(), step

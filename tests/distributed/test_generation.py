@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from support.processes import run_processes
+
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.schema import ParallelConfig
