@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from emu3_megatron.errors import InputError
 
@@ -35,8 +36,14 @@ def _let_first_rank_speak() -> None:
         time.sleep(10)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line for a wrong flag as for every other mistake."""
+        self.exit(2, f"emu3: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="emu3",
         description="Train native multimodal models of the Emu3 kind, from photos to pictures.",
         epilog="The road: prepare → pack → train → generate. `emu3 demo` walks it on ten photos.",
