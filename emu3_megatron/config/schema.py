@@ -102,8 +102,8 @@ class OptimizerConfig(Config):
     lr: PositiveFloat
     min_lr: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 0
-    beta1: float = 0.9
-    beta2: float = 0.95
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
     epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     clip: NonNegativeFloat = Field(1.0, description="largest gradient norm; 0 never clips")
@@ -154,6 +154,20 @@ class Recipe(Config):
     recompute: Literal["none", "selective", "full"] = "none"
     z_loss: NonNegativeFloat = Field(0.0, description="weight of mean squared log-partition")
     sample: SampleConfig | None = None
+
+    @validator(mode="after")
+    def _schedule_fits(self) -> "Recipe":
+        if self.optimizer.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"optimizer.min_lr={self.optimizer.min_lr} is above "
+                f"optimizer.lr={self.optimizer.lr}; lower it"
+            )
+        if self.optimizer.warmup_steps > self.run.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than "
+                f"run.steps={self.run.steps}; lower it"
+            )
+        return self
 
     @validator(mode="after")
     def _layout_fits(self) -> "Recipe":
