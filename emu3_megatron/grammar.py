@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.vocabulary import Vocabulary
+from emu3_megatron.vocabulary import TEXT, Vocabulary
 
 SYSTEM_TEXT = "You are a helpful assistant."
 
@@ -79,6 +79,8 @@ class Meta:
             raise GrammarError(f"no grid size between BOI and IMG: {text[:40]!r}") from None
         if min(meta.height, meta.width, meta.frames) < 1:
             raise GrammarError(f"an empty grid: {text!r}")
+        if str(meta) != text:
+            raise GrammarError(f"a grid size is written {meta}, not {text[:40]!r}")
         return meta
 
     @property
@@ -114,11 +116,13 @@ def vision_span(vocabulary: Vocabulary, meta: Meta, codes_fhw: np.ndarray) -> np
         int32 [2 + len(meta text) + 1 + meta.num_tokens]. A 64 x 64 image takes 4,169.
 
     Raises:
-        InputError: the grid has another shape than `meta`, or a code outside the codebook.
+        InputError: the grid is empty or not of `meta`'s shape, or a code outside the codebook.
     """
     if codes_fhw.shape != (meta.frames, meta.height, meta.width):
         raise InputError(f"codes of shape {codes_fhw.shape} do not fit the grid {meta}")
-    if codes_fhw.size and not 0 <= codes_fhw.min() <= codes_fhw.max() < vocabulary.num_codes:
+    if not codes_fhw.size:
+        raise InputError(f"an empty grid of codes: {meta}")
+    if not 0 <= codes_fhw.min() <= codes_fhw.max() < vocabulary.num_codes:
         raise InputError(
             f"codes {codes_fhw.min()}..{codes_fhw.max()} lie outside the codebook of "
             f"{vocabulary.num_codes:,}; use the tokenizer that belongs to this vocabulary"
@@ -146,7 +150,8 @@ def vision_prefix(vocabulary: Vocabulary, meta: Meta) -> np.ndarray:
 def _lay_out(vocabulary: Vocabulary, codes_fhw: np.ndarray) -> np.ndarray:
     frames, height, width = codes_fhw.shape
     rows = np.full((frames, height, width + 1), vocabulary.end_of_line, np.int32)
-    rows[:, :, :width] = codes_fhw + vocabulary.first_code
+    rows[:, :, :width] = codes_fhw
+    rows[:, :, :width] += vocabulary.first_code
     ends = np.full((frames, 1), vocabulary.end_of_frame, np.int32)
     return np.concatenate([rows.reshape(frames, -1), ends], axis=1).reshape(-1)
 
@@ -252,22 +257,27 @@ def parse(vocabulary: Vocabulary, tokens: np.ndarray) -> list[str | Vision]:
     BOS, EOS and padding are dropped.
 
     Raises:
-        GrammarError: a vision span is broken; the message says at which token.
+        GrammarError: a vision span is broken, or its tokens stand outside of one; the message says
+            at which token.
     """
     tokens = np.asarray(tokens)
     parts: list[str | Vision] = []
     position = 0
     for start in np.flatnonzero(tokens == vocabulary.vision_start):
-        if start < position:
-            raise GrammarError(f"token {start}: BOI inside a vision span")
-        parts.append(vocabulary.decode(tokens[position:start]))
+        parts.append(_parse_text(vocabulary, tokens, position, start))
         vision, position = _parse_vision(vocabulary, tokens, int(start))
         parts.append(vision)
-    rest = tokens[position:]
-    if np.any(vocabulary.token_class(rest) != 0):
-        raise GrammarError(f"token {position}: codes or their structure outside BOI … EOI")
-    parts.append(vocabulary.decode(rest))
+    parts.append(_parse_text(vocabulary, tokens, position, len(tokens)))
     return [part for part in parts if part != ""]
+
+
+def _parse_text(vocabulary: Vocabulary, tokens: np.ndarray, start: int, end: int) -> str:
+    text = tokens[start:end]
+    misplaced = np.flatnonzero(vocabulary.token_class(text) != TEXT)
+    if len(misplaced):
+        position = start + int(misplaced[0])
+        raise GrammarError(f"token {position}: a code or vision mark where text belongs")
+    return vocabulary.decode(text)
 
 
 def _parse_vision(vocabulary: Vocabulary, tokens: np.ndarray, start: int) -> tuple[Vision, int]:
@@ -276,14 +286,21 @@ def _parse_vision(vocabulary: Vocabulary, tokens: np.ndarray, start: int) -> tup
     if not len(marks):
         raise GrammarError(f"token {start}: BOI without IMG")
     first = start + int(marks[0]) + 1
-    meta = Meta.parse(vocabulary.decode(tokens[start + 1 : first - 1]))
+    try:
+        meta = Meta.parse(_parse_text(vocabulary, tokens, start + 1, first - 1))
+    except GrammarError as error:
+        raise GrammarError(f"token {start}: BOI, and then {error}") from None
     end = first + meta.num_tokens
     if end >= len(tokens) or tokens[end] != vocabulary.vision_end:
         raise GrammarError(f"token {end}: no EOI after the codes of a {meta} grid")
-    frames = tokens[first:end].reshape(meta.frames, -1)
-    codes = frames[:, :-1].reshape(meta.frames, meta.height, meta.width + 1)[:, :, :-1]
-    codes = codes.astype(np.int64) - vocabulary.first_code
-    inside = codes.min() >= 0 and codes.max() < vocabulary.num_codes
-    if not inside or not np.array_equal(_lay_out(vocabulary, codes), tokens[first:end]):
-        raise GrammarError(f"token {first}: the rows of a {meta} grid are broken")
-    return Vision(meta, codes), end + 1
+    rows, shape = tokens[first:end], (meta.frames, meta.height, meta.width)
+    expected = _lay_out(vocabulary, np.zeros(shape, np.int32))
+    is_code = expected == vocabulary.first_code
+    in_codebook = (rows >= vocabulary.first_code) & (rows < vocabulary.size)
+    fits = np.where(is_code, in_codebook, rows == expected)
+    if not fits.all():
+        raise GrammarError(
+            f"token {first + int(np.argmin(fits))}: the rows of a {meta} grid are broken"
+        )
+    codes = rows[is_code].astype(np.int64) - vocabulary.first_code
+    return Vision(meta, codes.reshape(shape)), end + 1
