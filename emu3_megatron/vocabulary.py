@@ -50,7 +50,7 @@ class ByteEncoding:
     name = "bytes"
 
     def encode(self, text: str) -> list[int]:
-        return list(unicodedata.normalize("NFC", text).encode())
+        return list(unicodedata.normalize("NFC", text).encode(errors="replace"))
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
