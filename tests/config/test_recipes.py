@@ -1,0 +1,203 @@
+"""Recipes: those that ship, overrides, and errors that name the field."""
+
+import pytest
+import yaml
+
+from emu3_megatron.config import ModelConfig, Recipe, load_recipe
+from emu3_megatron.config.load import shipped_recipes
+from emu3_megatron.config.tokenizer import TokenizerRecipe
+from emu3_megatron.errors import InputError
+
+SOUND = {
+    "run": {"dir": "run", "steps": 10},
+    "model": {"preset": "emu3-tiny"},
+    "data": {"context": 64, "sources": [{"pack": "a.pack"}]},
+    "batch": {"size": 4},
+    "optimizer": {"lr": 1e-3},
+}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A function that loads the sound recipe under overrides."""
+
+    def load(*overrides, **sections):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({**SOUND, **sections}))
+        return load_recipe(Recipe, path, overrides)
+
+    return load
+
+
+# Shipped recipes
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipes_load(name):
+    load_recipe(TokenizerRecipe if name.startswith("tokenizer") else Recipe, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "context"), [("stage1-8b-h100x64", 5120), ("stage2-8b-h100x64", 131_072)]
+)
+def test_8b_stages_hold_the_published_values(name, context):
+    recipe = load_recipe(Recipe, name)
+
+    assert recipe.data.context == context
+    assert (recipe.optimizer.lr, recipe.optimizer.min_lr) == (5e-5, 0.0)
+    assert recipe.model.dropout == 0.1
+    assert recipe.weights.table == (1.0, 1.0, 0.5)
+    model = recipe.model
+    assert (model.layers, model.hidden, model.heads, model.kv_heads) == (32, 4096, 32, 8)
+    assert (model.ffn, model.rope_base, model.norm_epsilon) == (14_336, 1e6, 1e-5)
+    assert model.vocabulary().size == 184_622
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_8b_stages_fit_their_64_gpus(stage):
+    recipe = load_recipe(Recipe, f"{stage}-8b-h100x64")
+
+    data_parallel, left = divmod(64, recipe.parallel.tensor * recipe.parallel.context)
+    assert left == 0
+    assert recipe.batch.size % (recipe.batch.micro_size * data_parallel) == 0
+
+
+def test_defaults_of_the_loss_are_emu3s(load):
+    assert load().weights.table == (1.0, 1.0, 0.5)
+
+
+# Presets
+
+
+def test_a_preset_fills_what_is_not_given():
+    model = ModelConfig.model_validate({"preset": "emu3-tiny", "hidden": 64})
+
+    assert (model.hidden, model.layers, model.heads, model.head_dim) == (64, 2, 4, 16)
+
+
+def test_a_model_needs_no_preset():
+    sizes = {"layers": 1, "hidden": 8, "heads": 2, "kv_heads": 1, "ffn": 8}
+
+    model = ModelConfig.model_validate({**sizes, "text": "bytes", "codes": 16})
+
+    assert model.vocabulary().size == 256 + 211 + 16
+
+
+# Overrides
+
+
+def test_overrides_reach_into_sections(load):
+    recipe = load(
+        "optimizer.lr=3e-4", "model.hidden=64", "parallel.sequence=true", "parallel.tensor=2"
+    )
+
+    assert recipe.optimizer.lr == 3e-4
+    assert recipe.model.hidden == 64
+    assert (recipe.parallel.tensor, recipe.parallel.sequence) == (2, True)
+
+
+def test_overrides_make_sections_that_the_file_lacks(load):
+    assert load("weights.code=0").weights.table == (1.0, 1.0, 0.0)
+
+
+def test_override_values_are_yaml(load):
+    recipe = load("data.sources=[{pack: b.pack, weight: 2}]", "run.wandb=null", "run.dir=a=b")
+
+    assert recipe.data.sources[0].weight == 2
+    assert recipe.run.wandb is None
+    assert str(recipe.run.dir) == "a=b"
+
+
+def test_the_later_override_wins(load):
+    assert load("run.steps=20", "run.steps=30").run.steps == 30
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.warmup=1", r"optimizer\.warmup: no such key; did you mean warmup_steps\?"),
+        ("optimzer.lr=1", r"optimzer: no such key; did you mean optimizer\?"),
+        ("parallel.pipeline=2", r"parallel\.pipeline: no such key; choose one of tensor, context,"),
+        ("run.steps=many", r"run\.steps: .*valid integer.* \(given 'many'\)"),
+        ("run.steps=0", r"run\.steps: .*greater than 0 \(given 0\)"),
+        ("run.steps=null", r"run\.steps: .*valid integer.* \(given None\)"),
+        ("optimizer.lr=null", r"optimizer\.lr: .*valid number"),
+        ("optimizer.beta1=1", r"optimizer\.beta1: .*less than 1"),
+        ("model.dropout=1", r"model\.dropout: .*less than 1"),
+        ("precision=fp16", r"precision: Input should be 'fp32' or 'bf16' \(given 'fp16'\)"),
+        ("data.sources=[]", r"data\.sources: .*at least 1 item"),
+        ("data.sources=[{weight: 1}]", r"data\.sources\.0\.pack: missing; give it a value"),
+        ("data.sources=[{pack: a, wieght: 1}]", r"sources\.0\.wieght: no such key; did you mean w"),
+        ("model.preset=emu4", r"no such preset; choose one of emu3-8b, emu3-mini, emu3-tiny"),
+        ("model.heads=3", r"heads \(3\) must divide hidden \(256\) and be a multiple of kv_heads"),
+        ("model.kv_heads=3", r"heads \(4\) must .* be a multiple of kv_heads \(3\)"),
+        ("parallel.tensor=3", r"parallel\.tensor=3 does not divide model\.heads=4; choose a div"),
+        ("parallel.tensor=4", r"parallel\.tensor=4 does not divide model\.kv_heads=2; choose"),
+        ("parallel.sequence=true", r"parallel\.sequence=true needs parallel\.tensor of 2 or more"),
+        ("parallel.context=3", r"data\.context=64 must be a multiple of 6"),
+        ("batch.micro_size=3", r"batch\.size=4 must be a multiple of batch\.micro_size=3"),
+        ("optimizer.min_lr=1", r"optimizer\.min_lr=1\.0 is above optimizer\.lr=0\.001"),
+        ("optimizer.warmup_steps=11", r"optimizer\.warmup_steps=11 is more than run\.steps=10"),
+        ("run.steps", r"run\.steps: an override is written dotted\.key=value"),
+        ("run.steps.few=1", r"run\.steps\.few=1: steps holds no keys"),
+        ("run.steps=[", r"run\.steps=\[: the value is not YAML"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_named(load, override, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(override)
+    assert "\n" not in str(error.value)
+
+
+def test_context_and_sequence_parallel_cut_together(load):
+    with pytest.raises(InputError, match=r"data\.context=68 must be a multiple of 8"):
+        load("data.context=68", "parallel={tensor: 2, context: 2, sequence: true}")
+
+
+def test_a_missing_key_is_named(load):
+    with pytest.raises(InputError, match=r"recipe\.yaml: optimizer\.lr: missing; give it a value"):
+        load(optimizer={"clip": 1.0})
+
+
+def test_a_missing_section_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in SOUND.items() if k != "batch"}))
+
+    with pytest.raises(InputError, match=r"recipe\.yaml: batch: missing"):
+        load_recipe(Recipe, path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("run: [", r"recipe\.yaml: not YAML"),
+        ("- run", r"recipe\.yaml: a recipe is a mapping of keys to values"),
+        ("", r"recipe\.yaml: a recipe is a mapping of keys to values"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+
+    with pytest.raises(InputError, match=message) as error:
+        load_recipe(Recipe, path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_that_no_recipe_has(tmp_path):
+    with pytest.raises(
+        InputError, match=r"stage9: no such recipe file; shipped recipes: .*stage1-8b"
+    ):
+        load_recipe(Recipe, "stage9")
+
+
+def test_samples_and_context_parallel_exclude_each_other(load):
+    prompts = [{"caption": "a cat", "height": 2, "width": 2}]
+
+    with pytest.raises(InputError, match=r"sample: images are drawn with parallel\.context=1"):
+        load(
+            "parallel.context=2", sample={"every": 5, "tokenizer": "tokenizer", "prompts": prompts}
+        )
