@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing
 
 # Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -70,9 +71,10 @@ class JsonLines:
     """`metrics.jsonl`. Rows past the step that a run resumes from are dropped."""
 
     def __init__(self, path: Path, resumed_step: int):
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [row for row in rows if row["step"] <= resumed_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        lines = path.read_text().splitlines() if path.exists() else []
+        with replacing(path) as beside:
+            kept = (line for line in lines if _step_of(line) <= resumed_step)
+            beside.write_text("".join(f"{line}\n" for line in kept))
         self.file = path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -81,6 +83,14 @@ class JsonLines:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a row; past every step for one that a killed run left unfinished."""
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return math.inf
 
 
 class TensorBoard:
@@ -136,7 +146,7 @@ class ProgressLine:
 
     def write(self, row: dict[str, Any]) -> None:
         self.bar.set_postfix(
-            loss=f"{row['loss']:.4f}",
+            loss=f"{row.get('loss', math.nan):.4f}",
             lr=f"{row['lr']:.1e}",
             tok_s=f"{row['tokens_per_second']:,.0f}",
             refresh=False,
