@@ -1,0 +1,166 @@
+"""What a run tells: FLOPs, lines of JSON, TensorBoard, wandb."""
+
+import json
+import math
+import sys
+
+import pytest
+from support.tiny import tiny_recipe
+
+from emu3_megatron.config import ModelConfig, Recipe
+from emu3_megatron.errors import InputError
+from emu3_megatron.training.metrics import (
+    JsonLines,
+    ProgressLine,
+    Throughput,
+    finite,
+    flops_per_token,
+    open_writers,
+)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return tiny_recipe(tmp_path / "none.pack", tmp_path / "run")
+
+
+def row(step):
+    return {"step": step, "loss": 1 / step, "lr": 1e-3, "tokens_per_second": 10.0}
+
+
+def steps_in(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+# FLOPs
+
+
+def test_flops_of_a_token_of_the_8b_model():
+    model = ModelConfig.model_validate({"preset": "emu3-8b"})
+
+    matrices = flops_per_token(model, 0)
+    assert matrices == pytest.approx(46.4e9, rel=1e-3)
+    assert flops_per_token(model, 5120) - matrices == pytest.approx(4.0e9, rel=1e-2)
+    assert flops_per_token(model, 131_072) - matrices == pytest.approx(103e9, rel=1e-2)
+
+
+def test_throughput_counts_the_steps_since_the_last_call(recipe, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    throughput = Throughput(recipe, num_ranks=1)
+    throughput.start(5)
+
+    now = 102.0
+    assert throughput.measure(9)["tokens_per_second"] == 4 * (4 * 128) / 2
+    now = 106.0
+    assert throughput.measure(10)["tokens_per_second"] == 1 * (4 * 128) / 4
+
+
+# metrics.jsonl
+
+
+def test_a_resumed_run_drops_the_rows_past_its_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path, resumed_step=0)
+    for step in (1, 2, 3, 4):
+        first.write(row(step))
+    first.close()
+
+    resumed = JsonLines(path, resumed_step=2)
+    resumed.write(row(3))
+    resumed.close()
+
+    assert steps_in(path) == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_rows_are_on_the_disk_at_once(tmp_path):
+    writer = JsonLines(tmp_path / "metrics.jsonl", resumed_step=0)
+    writer.write(row(1))
+
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == row(1)
+
+
+def test_a_row_that_a_killed_run_left_unfinished_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+
+    JsonLines(path, resumed_step=2).close()
+
+    assert steps_in(path) == [1]
+
+
+# Rows
+
+
+def test_rows_leave_out_what_json_cannot_say():
+    values = {"step": 3, "loss": math.nan, "grad_norm": math.inf, "lr": 0.0}
+
+    assert finite(values) == {"step": 3, "lr": 0.0}
+
+
+def test_the_progress_line_bears_a_loss_that_is_no_number(capsys):
+    line = ProgressLine(0, 2)
+    line.write(finite({**row(1), "loss": math.nan}))
+    line.close()
+
+    assert "loss=nan" in capsys.readouterr().err
+
+
+# Writers
+
+
+def with_run(recipe, **values):
+    return Recipe.model_validate(
+        {**recipe.model_dump(), "run": {**recipe.run.model_dump(), **values}}
+    )
+
+
+def write_rows(recipe):
+    writers = open_writers(recipe, 0)
+    for writer in writers:
+        writer.write(row(1))
+        writer.write(row(2))
+        writer.close()
+
+
+def test_tensorboard_reads_what_was_written(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_rows(with_run(recipe, tensorboard=True))
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
+    assert "step" not in events.Tags()["scalars"]
+
+
+def test_wandb_writes_a_run_offline(recipe, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    write_rows(with_run(recipe, wandb="emu3"))
+
+    (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*-run")
+    (log,) = run.glob("*.wandb")
+    assert b"tokens_per_second" in log.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("module", "setting"),
+    [("torch.utils.tensorboard", {"tensorboard": True}), ("wandb", {"wandb": "emu3"})],
+)
+def test_a_tracker_that_is_not_installed_is_named(recipe, monkeypatch, module, setting):
+    monkeypatch.setitem(sys.modules, module, None)
+
+    (name,) = setting
+    with pytest.raises(InputError, match=rf"run\.{name}.* needs .*emu3-megatron\[tracking\]"):
+        open_writers(with_run(recipe, **setting), 0)
+
+
+def test_a_run_without_trackers_writes_metrics_alone(recipe, tmp_path):
+    write_rows(recipe)
+
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert steps_in(tmp_path / "run" / "metrics.jsonl") == [1, 2]
