@@ -263,9 +263,9 @@ def parse(vocabulary: Vocabulary, tokens: np.ndarray) -> list[str | Vision]:
     tokens = np.asarray(tokens)
     parts: list[str | Vision] = []
     position = 0
-    for start in np.flatnonzero(tokens == vocabulary.vision_start):
+    for start in np.flatnonzero(tokens == vocabulary.vision_start).tolist():
         parts.append(_parse_text(vocabulary, tokens, position, start))
-        vision, position = _parse_vision(vocabulary, tokens, int(start))
+        vision, position = _parse_vision(vocabulary, tokens, start)
         parts.append(vision)
     parts.append(_parse_text(vocabulary, tokens, position, len(tokens)))
     return [part for part in parts if part != ""]
