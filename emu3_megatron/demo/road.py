@@ -33,6 +33,7 @@ from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vision.train import train_tokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
+RECIPE = "stage1-tiny-cpu"
 AREA = 128 * 128
 CLIP_AREA = 64 * 112
 CLIP_FRAMES = 16
@@ -99,7 +100,8 @@ def _prepare(out: Path, tokenizer: VisionTokenizer, vocabulary: Vocabulary) -> N
     )
     print(counts)
     shards = [out / "data" / "images", out / "data" / "clips"]
-    print(pack_shards(shards, out / "data" / "all.pack", 1024, vocabulary=vocabulary))
+    context = load_recipe(Recipe, RECIPE).data.context
+    print(pack_shards(shards, out / "data" / "all.pack", context, vocabulary=vocabulary))
 
 
 def _train_decoder(out: Path, vocabulary: Vocabulary) -> Recipe:
@@ -112,7 +114,7 @@ def _train_decoder(out: Path, vocabulary: Vocabulary) -> Recipe:
 
 def _write_recipe(out: Path, vocabulary: Vocabulary) -> Recipe:
     """The shipped tiny recipe, on this folder's data, with two of its captions to draw."""
-    values = yaml.safe_load(find_recipe("stage1-tiny-cpu").read_text())
+    values = yaml.safe_load(find_recipe(RECIPE).read_text())
     values["run"]["dir"] = str(out / "decoder-run")
     values["model"]["codes"] = vocabulary.num_codes
     values["data"]["sources"] = [{"pack": str(out / "data" / "all.pack")}]
