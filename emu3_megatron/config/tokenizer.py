@@ -87,7 +87,7 @@ class TokenizerRecipe(Config):
     lr_warmup_steps: int = Field(0, ge=0, description="steps of linear rise; a cosine to 0 follows")
     betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
     clip_grad_norm: float = Field(1, gt=0, description="longest gradient")
-    quantize_from: int = Field(0, ge=0, description="steps as a plain autoencoder, before k-means")
+    plain_steps: int = Field(ge=1, description="steps without codes, before k-means places them")
     batch_norm_steps: int = Field(ge=0, description="steps that set BatchNorm's statistics")
     revive_every: int = Field(ge=1, description="steps between two revivals of unused codes")
     log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")

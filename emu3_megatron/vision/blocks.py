@@ -32,8 +32,6 @@ class SpatialNorm(nn.Module):
         self.norm_layer = nn.GroupNorm(GROUPS, channels, eps=1e-6)
         self.conv_y = nn.Conv2d(code_channels, channels, 1)
         self.conv_b = nn.Conv2d(code_channels, channels, 1)
-        nn.init.ones_(self.conv_y.get_parameter("bias"))  # starts near the plain norm
-        nn.init.zeros_(self.conv_b.get_parameter("bias"))
 
     def forward(self, hidden_nchw: Tensor, code_nchw: Tensor) -> Tensor:
         height, width = code_nchw.shape[-2:]

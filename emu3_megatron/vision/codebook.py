@@ -36,7 +36,7 @@ class CodebookKeeper:
         self._uses_k += codes_bfhw.flatten().bincount(minlength=len(self._uses_k)).cpu()
 
     def usage(self) -> float:
-        """The share of codes used since the last revival."""
+        """The share of codes used in this round so far."""
         return (self._uses_k > 0).float().mean().item()
 
     def fit(self) -> None:
@@ -50,13 +50,12 @@ class CodebookKeeper:
             used_k = counts_k > 0
             self._book_kc[used_k] = sums_kc[used_k] / counts_k[used_k, None]
 
-    def revive(self) -> int:
-        """Move the codes unused since the last call onto remembered latents; returns how many."""
-        dead_k = (self._uses_k == 0).to(self._book_kc.device)
-        dead = int(dead_k.sum())
-        self._book_kc[dead_k] = self._draw(dead)
+    def end_round(self, revive: bool) -> None:
+        """Count uses anew; with `revive`, first move the unused codes onto remembered latents."""
+        if revive:
+            dead_k = (self._uses_k == 0).to(self._book_kc.device)
+            self._book_kc[dead_k] = self._draw(int(dead_k.sum()))
         self._uses_k.zero_()
-        return dead
 
     def _draw(self, count: int) -> Tensor:
         latents_nc = torch.cat(list(self._latents))

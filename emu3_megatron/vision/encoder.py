@@ -47,10 +47,14 @@ class Encoder(nn.Module):
 
     def encode_frames(self, pixels_nchw: Tensor) -> Tensor:
         """[n, 3, 8h, 8w] to [n, c, h, w], each frame on its own."""
+        return self.conv_out(self.features(pixels_nchw))
+
+    def features(self, pixels_nchw: Tensor) -> Tensor:
+        """What the latents are made of: as `encode_frames`, with the channels of the last level."""
         hidden_nchw = self.conv_in(pixels_nchw)
         for level in self.down:
             hidden_nchw = level(hidden_nchw)
-        return self.conv_out(F.silu(self.norm_out(self.mid(hidden_nchw))))
+        return F.silu(self.norm_out(self.mid(hidden_nchw)))
 
     def shorten_time(self, frames_bcthw: Tensor) -> Tensor:
         """[b, c, t, h, w] to [b, c, t // 4, h, w]; latent j has seen frames 0 to 4j + 3."""

@@ -42,6 +42,8 @@ class Samples(Dataset[Tensor | Broken]):
         return self.length
 
     def __getitem__(self, index: int) -> Tensor | Broken:
+        if not 0 <= index < self.length:
+            raise IndexError(index)  # ends a for loop over the samples
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         clip = bool(self.clips) and torch.rand((), generator=draw).item() < self.data.clip_share
         paths = self.clips if clip else self.images

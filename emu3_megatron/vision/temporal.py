@@ -1,12 +1,7 @@
 """The layers that see time: shapes [b, c, t, h, w], and never a later frame."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-LINEAR_SILU = (
-    1.5  # a starting bias: SiLU is nearly linear around it, and keeps both signs of a latent
-)
 
 
 class CausalConv3d(nn.Module):
@@ -24,21 +19,6 @@ class CausalConv3d(nn.Module):
         rows, columns = kernel[1] // 2, kernel[2] // 2
         self.padding = (columns, columns, rows, rows, past, 0)  # F.pad counts from the last axis
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
-        self._start_as_identity()
-
-    def _start_as_identity(self) -> None:
-        """Pass the newest frames through, averaged where the stride merges them.
-
-        Latents are a handful of channels: random layers on them, one after the other, would leave
-        the codes nearly nothing of the picture. So training begins as a 2D tokenizer's would.
-        """
-        merged = self.conv.stride[0]
-        rows, columns = (size // 2 for size in self.conv.kernel_size[1:])
-        with torch.no_grad():
-            self.conv.weight.mul_(0.1)
-            for channel in range(min(self.conv.in_channels, self.conv.out_channels)):
-                self.conv.weight[channel, channel, -merged:, rows, columns] += 1 / merged
-            self.conv.get_parameter("bias").zero_()
 
     def forward(self, hidden_bcthw: Tensor) -> Tensor:
         return self.conv(F.pad(hidden_bcthw, self.padding))
@@ -53,7 +33,6 @@ class TemporalResnetBlock(nn.Module):
         self.conv1 = CausalConv3d(channels, channels, (3, 3, 3))
         self.norm2 = nn.BatchNorm3d(channels)
         self.conv2 = CausalConv3d(channels, channels, (3, 3, 3))
-        nn.init.zeros_(self.conv2.conv.weight)  # the block starts as its residual path
 
     def forward(self, input_bcthw: Tensor) -> Tensor:
         hidden_bcthw = self.conv1(F.silu(self.norm1(input_bcthw)))
@@ -66,7 +45,6 @@ class TemporalDownsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = CausalConv3d(channels, channels, (4, 3, 3), stride=(2, 1, 1))
-        nn.init.constant_(self.conv.conv.get_parameter("bias"), LINEAR_SILU)
 
     def forward(self, hidden_bcthw: Tensor) -> Tensor:
         return self.conv(hidden_bcthw)
@@ -78,7 +56,6 @@ class TemporalUpsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = CausalConv3d(channels, channels, (3, 3, 3))
-        nn.init.constant_(self.conv.conv.get_parameter("bias"), LINEAR_SILU)
 
     def forward(self, hidden_bcthw: Tensor) -> Tensor:
         return self.conv(hidden_bcthw.repeat_interleave(2, dim=2))

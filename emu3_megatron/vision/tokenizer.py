@@ -16,6 +16,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
 from emu3_megatron.vision.decoder import Decoder
 from emu3_megatron.vision.encoder import Encoder
+from emu3_megatron.vision.initial import initialise
 from emu3_megatron.vision.quantizer import VectorQuantizer
 from emu3_megatron.vision.temporal import CausalConv3d
 
@@ -44,6 +45,7 @@ class VisionTokenizer(nn.Module):
         self.quantize = VectorQuantizer(network.codebook_size, network.embed_dim)
         self.quant_conv = CausalConv3d(network.latent_channels, network.embed_dim, (3, 1, 1))
         self.post_quant_conv = CausalConv3d(network.embed_dim, network.latent_channels, (3, 1, 1))
+        initialise(self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
 
     @torch.no_grad()
     def encode_images(self, pixels_bchw: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -15,12 +16,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from emu3_megatron.config.tokenizer import TokenizerRecipe
+from emu3_megatron.errors import InputError
 from emu3_megatron.vision.codebook import CodebookKeeper
+from emu3_megatron.vision.initial import start_from_principal_components
 from emu3_megatron.vision.losses import Reconstruction, psnr_db, weighted_loss
 from emu3_megatron.vision.samples import Broken, Samples
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 logger = logging.getLogger(__name__)
+_REVIVING = 0.8  # of the training; after it every code stays where its gradient puts it
+_LOOKED_AT = 32  # samples, before the first step
+
+Metrics = dict[str, float]
 
 
 def train_tokenizer(
@@ -28,91 +35,97 @@ def train_tokenizer(
 ) -> VisionTokenizer:
     """Train; write `metrics.jsonl` and, at the end, `tokenizer/` into `run_folder`.
 
-    The same recipe gives the same weights on a CPU. Files that cannot be used are named in a
-    warning, once, and skipped.
+    The same recipe gives the same weights on a CPU with the same number of threads. Files that
+    cannot be used are named in a warning, once, and skipped; the number of them is in the metrics.
+
+    Returns:
+        The tokenizer, in eval mode.
 
     Raises:
-        InputError: no photo at all, or none that can be used.
+        InputError: no such folder, or nothing in it that can be used.
     """
     return TokenizerTrainer(recipe, Path(run_folder), torch.device(device)).run()
 
 
 class TokenizerTrainer:
     def __init__(self, recipe: TokenizerRecipe, run_folder: Path, device: torch.device):
+        torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.run_folder = run_folder
         self.device = device
-        torch.manual_seed(recipe.seed)
-        if recipe.start_from is None:
-            tokenizer = VisionTokenizer(recipe.network)
-        else:
-            tokenizer = VisionTokenizer.load(recipe.start_from)
-        self.tokenizer = tokenizer.to(device)
-        self.optimizer = torch.optim.Adam(tokenizer.parameters(), recipe.lr, recipe.betas)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
-        self.keeper = CodebookKeeper(tokenizer.quantize, recipe.seed)
         self.samples = Samples(recipe.data, recipe.seed, recipe.steps * recipe.batch_size)
         self.skipped: set[Path] = set()
+        if recipe.start_from is None:
+            self.tokenizer = VisionTokenizer(recipe.network).to(device)
+            self.plain_steps = recipe.plain_steps
+            if frames := list(self._first_frames()):
+                start_from_principal_components(self.tokenizer.encoder, frames)
+        else:
+            self.tokenizer = VisionTokenizer.load(recipe.start_from).to(device)
+            self.plain_steps = 0  # it comes with a codebook
+        self.keeper = CodebookKeeper(self.tokenizer.quantize, recipe.seed)
+        self.optimizer = torch.optim.Adam(self.tokenizer.parameters(), recipe.lr, recipe.betas)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
 
     def run(self) -> VisionTokenizer:
-        self.run_folder.mkdir(parents=True, exist_ok=True)
+        recipe, done = self.recipe, 0
         batches = DataLoader(
-            self.samples,
-            batch_size=self.recipe.batch_size,
-            num_workers=self.recipe.workers,
-            collate_fn=list,
+            self.samples, recipe.batch_size, num_workers=recipe.workers, collate_fn=list
         )
         with (
-            open(self.run_folder / "metrics.jsonl", "w") as metrics_file,
+            _metrics_file(self.run_folder) as lines,
             tqdm(batches, desc="tokenizer", unit="step") as progress,
         ):
-            lately: list[dict[str, float]] = []
-            began, seen = time.perf_counter(), 0
+            log = _Log(lines)
             for step, batch in enumerate(progress, start=1):
                 if usable := self._without_broken(batch):
-                    lately.append(self.step(step, usable))
-                    seen += len(usable)
-                if lately and (step % self.recipe.log_every == 0 or step == self.recipe.steps):
-                    metrics = _mean(lately)
-                    metrics["images_per_second"] = seen / (time.perf_counter() - began)
-                    metrics_file.write(json.dumps({"step": step, **metrics}) + "\n")
-                    metrics_file.flush()
-                    progress.set_postfix_str(f"{metrics['psnr_db']:.1f} dB")
-                    lately.clear()
-        return self._finish()
+                    log.add(self.step(step, usable), samples=len(usable))
+                    done += 1
+                if step % recipe.log_every == 0 or step == recipe.steps:
+                    progress.set_postfix_str(log.write(step, skipped_files=len(self.skipped)))
+        if not done:
+            raise InputError(f"{recipe.data.images}: not one of its files could be used")
+        self.tokenizer.eval().save(self.run_folder / "tokenizer")
+        return self.tokenizer
 
-    def step(self, step: int, batch: Sequence[Tensor]) -> dict[str, Any]:
-        """One optimizer step on pixels [3, h, w] and [t, 3, h, w] of any sizes; its metrics."""
+    def _first_frames(self) -> Iterator[Tensor]:
+        for i in range(min(_LOOKED_AT, len(self.samples))):
+            sample = self.samples[i]
+            if isinstance(sample, Tensor):
+                yield sample.view(-1, *sample.shape[-3:]).to(self.device)
+
+    def step(self, step: int, batch: Sequence[Tensor]) -> Metrics:
+        """Optimizer step `step`, from 1, on pixels [3, h, w] and [t, 3, h, w] of any sizes."""
         # BatchNorm is all that the mode changes. Its statistics are set early and then kept, so
-        # that the network trains, for most of the time, as the function that it will be used as.
-        self.tokenizer.train(step < self.recipe.batch_norm_steps)
-        if step == self.recipe.quantize_from and step > 0:
+        # that the network is trained, most of the time, as the function it will be used as.
+        self.tokenizer.train(step <= self.recipe.batch_norm_steps)
+        if 0 < self.plain_steps == step - 1:
             self.keeper.fit()
-        totals: dict[str, float] = defaultdict(float)
-        for pixels in _group_by_shape(batch):
-            share = len(pixels) / len(batch)
-            result = self._reconstruct(pixels.to(self.device), step >= self.recipe.quantize_from)
-            loss, terms = weighted_loss(result, self.recipe.loss.model_dump())
-            (loss * share).backward()
-            for name, value in {"loss": loss, **terms, "psnr_db": psnr_db(result)}.items():
-                totals[name] += value.item() * share
+        metrics = self._backward(batch, quantized=step > self.plain_steps)
         torch.nn.utils.clip_grad_norm_(self.tokenizer.parameters(), self.recipe.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
-        totals["codebook_usage"] = self.keeper.usage()
-        if (
-            step >= self.recipe.quantize_from
-            and (step + 1) % self.recipe.revive_every == 0
-            and step < 0.8 * self.recipe.steps
-        ):
-            self.keeper.revive()
-        return dict(totals)
+        metrics["codebook_usage"] = self.keeper.usage()
+        if step % self.recipe.revive_every == 0:
+            self.keeper.end_round(revive=step <= _REVIVING * self.recipe.steps)
+        return metrics
+
+    def _backward(self, batch: Sequence[Tensor], quantized: bool) -> Metrics:
+        weights = self.recipe.loss.model_dump()
+        metrics: Metrics = defaultdict(float)
+        for pixels in _group_by_shape(batch):
+            share = len(pixels) / len(batch)
+            result = self._reconstruct(pixels.to(self.device), quantized)
+            loss, terms = weighted_loss(result, weights)
+            (loss * share).backward()
+            for name, value in {"loss": loss, **terms, "psnr_db": psnr_db(result)}.items():
+                metrics[name] += value.item() * share
+        return metrics
 
     def _reconstruct(self, pixels: Tensor, quantized: bool) -> Reconstruction:
         image = pixels.ndim == 4
-        encode = self.tokenizer.image_latents if image else self.tokenizer.clip_latents
-        latents = encode(pixels)
+        latents = self._latents(pixels)
         codes = self.tokenizer.quantize.nearest(latents)
         self.keeper.observe(latents, codes)
         vectors = self.tokenizer.quantize.lookup(codes) if quantized else latents.detach()
@@ -121,12 +134,17 @@ class TokenizerTrainer:
         rebuilt = self.tokenizer.decode_vectors(through, frames=1 if image else None)
         return Reconstruction(pixels, rebuilt[:, 0] if image else rebuilt, latents, vectors)
 
-    def _lr_factor(self, step: int) -> float:
+    def _latents(self, pixels: Tensor) -> Tensor:
+        image = pixels.ndim == 4
+        return (self.tokenizer.image_latents if image else self.tokenizer.clip_latents)(pixels)
+
+    def _lr_factor(self, steps_done: int) -> float:
+        """A linear rise, then a cosine down to 0."""
         warmup = self.recipe.lr_warmup_steps
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = (step - warmup) / max(1, self.recipe.steps - warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1, done)))
+        if steps_done < warmup:
+            return (steps_done + 1) / (warmup + 1)
+        fallen = (steps_done - warmup) / max(1, self.recipe.steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * fallen))
 
     def _without_broken(self, batch: Sequence[Tensor | Broken]) -> list[Tensor]:
         for sample in batch:
@@ -135,15 +153,44 @@ class TokenizerTrainer:
                 logger.warning("skipped: %s", sample.reason)
         return [sample for sample in batch if isinstance(sample, Tensor)]
 
-    def _finish(self) -> VisionTokenizer:
-        if self.skipped:
-            logger.warning("skipped %d files in all", len(self.skipped))
-        self.tokenizer.eval().save(self.run_folder / "tokenizer")
-        return self.tokenizer
+
+class _Log:
+    """Lines of metrics, each the mean over the steps since the last."""
+
+    def __init__(self, lines: TextIO):
+        self.lines = lines
+        self._start()
+
+    def _start(self) -> None:
+        self.steps: list[Metrics] = []
+        self.samples = 0
+        self.began = time.perf_counter()
+
+    def add(self, metrics: Metrics, samples: int) -> None:
+        self.steps.append(metrics)
+        self.samples += samples
+
+    def write(self, step: int, skipped_files: int) -> str:
+        """Write a line; returns what of it a progress bar shows."""
+        if not self.steps:
+            return "nothing usable"
+        means = {
+            name: sum(metrics[name] for metrics in self.steps) / len(self.steps)
+            for name in self.steps[0]
+        }
+        rate = self.samples / (time.perf_counter() - self.began)
+        line = {"step": step, **means, "images_per_second": rate, "skipped_files": skipped_files}
+        self.lines.write(json.dumps(line) + "\n")
+        self.lines.flush()
+        self._start()
+        return f"{means['psnr_db']:.1f} dB"
 
 
-def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+@contextmanager
+def _metrics_file(run_folder: Path) -> Iterator[TextIO]:
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with open(run_folder / "metrics.jsonl", "w") as lines:
+        yield lines
 
 
 def _group_by_shape(batch: Sequence[Tensor]) -> list[Tensor]:

@@ -28,13 +28,19 @@ def randomise():
                 tensor.uniform_(0.5, 2, generator=generator)
             elif name.endswith("running_mean") or ("norm" in name and tensor.ndim == 1):
                 tensor.normal_(0.5, 0.5, generator=generator)
+            elif tensor.ndim == 1:
+                tensor.normal_(0, 0.1, generator=generator)
             elif tensor.is_floating_point():
-                tensor.normal_(0, max(1, tensor[0].numel()) ** -0.5, generator=generator)
-        # codes where the latents are, so that the nearest one is rarely the same
-        latents_bcn = tokenizer.clip_latents(noise(2, 8, 3, 64, 64)).detach().flatten(2)
-        spread, centre = latents_bcn.std((0, 2)), latents_bcn.mean((0, 2))
+                gain = 1 if name.startswith("decoder") else 1.5
+                tensor.normal_(0, gain * tensor[0].numel() ** -0.5, generator=generator)
+        # codes among the latents, so that the nearest one is rarely the same
+        with torch.no_grad():
+            clips = tokenizer.clip_latents(noise(2, 12, 3, 64, 64))
+            images = tokenizer.image_latents(noise(2, 3, 64, 64))
+        latents_nc = torch.cat((clips, images), dim=2).movedim(1, -1).flatten(0, -2)
         codes_kc = tokenizer.quantize.embedding.weight.data
-        codes_kc.normal_(generator=generator).mul_(spread).add_(centre)
+        chosen = torch.randperm(len(latents_nc), generator=generator)[: len(codes_kc)]
+        codes_kc.copy_(latents_nc[chosen])
         return tokenizer
 
     return run
