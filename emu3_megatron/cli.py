@@ -20,14 +20,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     try:
         parsed.run(parsed)
-    except InputError as error:
-        if parsed.debug:
+    except (InputError, OSError) as error:
+        if parsed.debug or (isinstance(error, OSError) and error.filename is None):
             raise
         _let_first_rank_speak()
-        print(f"emu3: {error}", file=sys.stderr)
+        print(f"emu3: {_line_of(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _line_of(error: InputError | OSError) -> str:
+    if isinstance(error, OSError):  # a disk that is full, a folder that may not be written
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _let_first_rank_speak() -> None:
@@ -96,7 +102,7 @@ def _prepare_images(kinds: argparse._SubParsersAction) -> None:
     _tokenizer_arguments(verb)
     verb.add_argument(
         "--understanding",
-        type=float,
+        type=_share,
         default=0.0,
         metavar="SHARE",
         help="share of photos written once more with the caption behind the image (default: 0)",
@@ -123,7 +129,7 @@ def _prepare_clips(kinds: argparse._SubParsersAction) -> None:
     _prepare_arguments(verb)
     _tokenizer_arguments(verb)
     verb.add_argument("--fps", type=float, help="frames a second to take (default: the clip's)")
-    verb.add_argument("--frames", type=int, help="at most so many frames (default: all)")
+    verb.add_argument("--frames", type=_positive, help="at most so many frames (default: all)")
 
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
@@ -165,16 +171,18 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
 
 def _tokenizer_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    verb.add_argument("--area", type=int, default=512 * 512, help="pixels (default: 262144)")
+    verb.add_argument("--area", type=_positive, default=512 * 512, help="pixels (default: 262144)")
 
 
 def _pack(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser("pack", help="pack the documents of shards into sequences")
     verb.add_argument("shards", nargs="+", help="shards, by path without suffix")
     verb.add_argument("--out", type=Path, required=True, help="folder to write, NAME.pack")
-    verb.add_argument("--context", type=int, required=True, help="tokens a sequence")
+    verb.add_argument("--context", type=_positive, required=True, help="tokens a sequence")
     verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--max-documents", type=int, default=256, help="a sequence (default: 256)")
+    verb.add_argument(
+        "--max-documents", type=_positive, default=256, help="a sequence (default: 256)"
+    )
     verb.add_argument("--whole-texts", action="store_true", help="cut no text to fill gaps")
     verb.add_argument("--model", help="whose vocabulary (default: the shard says)")
 
@@ -212,7 +220,9 @@ def _train(verbs: argparse._SubParsersAction) -> None:
 
 def _recipe_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-    verb.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change the recipe")
+    verb.add_argument(
+        "overrides", nargs="*", default=[], metavar="dotted.key=value", help="change the recipe"
+    )
 
 
 def _generate(verbs: argparse._SubParsersAction) -> None:
@@ -245,6 +255,22 @@ def _generate(verbs: argparse._SubParsersAction) -> None:
         )
 
     verb.set_defaults(run=run)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of 1 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a share, from 0 to 1")
+    return share
 
 
 def _grid(text: str) -> tuple[int, int]:
