@@ -69,9 +69,10 @@ def write_documents(
         strict: refuse what cannot be used, instead of skipping it with a line on stderr.
 
     Raises:
-        InputError: with `strict`, the first source that cannot be used; or none can. Nothing is
-            written then.
+        InputError: with `strict`, the first source that cannot be used; or none can; or the text
+            vocabulary cannot be read. Nothing is written then.
     """
+    vocabulary.encode("a")  # a vocabulary that cannot be read is no fault of the sources
     counts = Counts()
     with (
         store_writer(out_prefix, vocabulary) as writer,
