@@ -161,6 +161,14 @@ def test_a_folder_that_is_no_tokenizer_is_named(photos, tmp_path, refused):
     assert re.search(r"photos/config\.json: cannot be read .*is this a tokenizer\?", line)
 
 
+def test_a_text_vocabulary_that_is_not_there_is_named_once(photos, tmp_path, refused):
+    flags = ["--source", photos, "--out", tmp_path / "shard", "--ranks-file", tmp_path / "ranks"]
+
+    line = refused("prepare", "text", *flags)
+
+    assert re.search(r"ranks: no such file; give the path of emu3\.tiktoken", line)
+
+
 # Shards and packs
 
 
@@ -217,6 +225,23 @@ def test_a_pack_made_from_other_shards_is_named(shard, tmp_path, refused):
     line = refused("check", tmp_path / "a.pack")
 
     assert re.search(r"a\.pack: made from other shards than .*shard; run emu3 pack again", line)
+
+
+def test_a_pack_without_a_field_is_named(shard, tmp_path, refused):
+    pack_shards([shard], tmp_path / "a.pack", CONTEXT, vocabulary=VOCABULARY)
+    header = json.loads((tmp_path / "a.pack" / "pack.json").read_text())
+    del header["context"]
+    (tmp_path / "a.pack" / "pack.json").write_text(json.dumps(header))
+
+    line = refused("check", tmp_path / "a.pack")
+
+    assert re.search(r"a\.pack/pack\.json: context missing; run emu3 pack again", line)
+
+
+def test_a_place_that_cannot_be_written_is_named(shard, tmp_path, refused):
+    (tmp_path / "file").write_text("in the way")
+
+    assert re.search(r"file: File exists", refused(*pack(shard, tmp_path / "file" / "a.pack")))
 
 
 # Recipes
@@ -297,13 +322,28 @@ def test_images_are_written_as_png_alone(tmp_path, refused):
     assert re.search(r"--out .*cat\.jpg: name a file that ends in \.png", line)
 
 
+PREPARE = ["prepare", "images", "--source", "photos", "--tokenizer", "t", "--out", "shard"]
+PACK = ["pack", "shard", "--out", "a.pack", "--context", "64"]
+GENERATE = ["generate", "--checkpoint", "run", "--prompt", "a cat", "--out", "cat.png"]
+
+
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("arguments", "message"),
     [
-        (["--grid", "90"], r"--grid: 90: write HEIGHTxWIDTH, 90x90 say"),
-        (["--seed", "new"], r"--seed: invalid int value: 'new'"),
-        (["--sed", "1"], r"unrecognized arguments: --sed 1"),
+        ([], r"the following arguments are required: VERB; see emu3 --help"),
+        (["train"], r"the following arguments are required: recipe; see emu3 train --help"),
+        ([*GENERATE, "--grid", "90"], r"--grid: 90: write HEIGHTxWIDTH, 90x90 say"),
+        ([*GENERATE, "--seed", "new"], r"--seed: invalid int value: 'new'"),
+        ([*GENERATE, "--sed", "1"], r"unrecognized arguments: --sed 1"),
+        ([*PACK, "--context", "0"], r"--context: 0: give a whole number of 1 or more"),
+        ([*PACK, "--context", "-5"], r"--context: -5: give a whole number of 1 or more"),
+        ([*PACK, "--max-documents", "0"], r"--max-documents: 0: give a whole number"),
+        ([*PACK, "--model", "emu4"], r"--model emu4: no such preset; choose one of emu3-8b,"),
+        ([*PREPARE, "--area", "0"], r"--area: 0: give a whole number of 1 or more"),
+        ([*PREPARE, "--understanding", "2"], r"--understanding: 2: give a share, from 0 to 1"),
     ],
 )
-def test_flags_that_do_not_fit_are_named(flags, message, tmp_path, refused):
-    assert re.search(message, refused(*generate(tmp_path, "cat.png"), *flags))
+def test_flags_that_do_not_fit_are_named(arguments, message, shard, refused, monkeypatch):
+    monkeypatch.chdir(shard.parent)
+
+    assert re.search(message, refused(*arguments))
