@@ -5,6 +5,7 @@ torchrun with two processes that share each of its layers (tensor parallel 2).
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -48,6 +49,8 @@ def run_demo(out: Path) -> None:
     A second run in the same folder begins anew.
     """
     started = time.perf_counter()
+    for name in ("photos", "clips", "data", "tokenizer-run", "decoder-run"):
+        shutil.rmtree(out / name, ignore_errors=True)
     _say(f"1/5 {len(PHOTOS)} photos and a clip with captions → {out}")
     lay_out(out / "photos", out / "clips", AREA)
     _say("2/5 the vision tokenizer learns to code them")

@@ -40,14 +40,9 @@ def save_checkpoint(folder: Path, step: int, trainable: Trainable, recipe: Recip
     return target
 
 
-def load_checkpoint(path: Path, trainable: Trainable, recipe: Recipe) -> int:
-    """Fill weights, optimizer and schedule; return the step.
-
-    Raises:
-        InputError: the checkpoint is of another model, or not complete.
-    """
+def load_checkpoint(path: Path, trainable: Trainable) -> int:
+    """Fill weights, optimizer and schedule from a checkpoint of this model; return its step."""
     about = read_checkpoint(path)
-    check_model(path, about, recipe.model)
     allocate_states(trainable.optimizer)
     loaded = dist_checkpointing.load(_sharded_state(trainable, is_loading=True), str(path))
     trainable.decoder.load_state_dict(loaded["model"])

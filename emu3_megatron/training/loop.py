@@ -1,5 +1,7 @@
 """The training loop, of every stage."""
 
+from pathlib import Path
+
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import PackedSamples, step_batches
@@ -33,10 +35,13 @@ def train(recipe: Recipe, sampler: Sampler | None = None) -> None:
     _check_layout(recipe, mesh)
     vocabulary = recipe.model.vocabulary()
     samples = open_samples(recipe, vocabulary)
+    resume_from, start_from = _checkpoints(recipe)
     mesh.seed(recipe.run.seed, 0)
     trainable = build_trainable(recipe)
-    first = _resume(recipe, trainable)
+    first = _fill(trainable, resume_from, start_from)
     last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
+    if first >= last and mesh.is_first:
+        print(f"{recipe.run.dir}: step {first} of {last} is done; raise run.steps to go on")
     batches = step_batches(
         samples,
         global_batch=recipe.batch.size,
@@ -85,14 +90,24 @@ def _hooks(recipe: Recipe, mesh: Mesh, trainable: Trainable, sampler: Sampler | 
     return hooks
 
 
-def _resume(recipe: Recipe, trainable: Trainable) -> int:
-    """Steps already taken, with weights and optimizer as they were after them."""
+def _checkpoints(recipe: Recipe) -> tuple[Path | None, Path | None]:
+    """The checkpoint to resume from, or else the one whose weights to start from."""
+    found: tuple[Path | None, Path | None] = None, None
     if (recipe.run.dir / "checkpoints" / "latest").is_file():
-        return load_checkpoint(find_checkpoint(recipe.run.dir), trainable, recipe)
-    if recipe.run.init_from:
-        path = find_checkpoint(recipe.run.init_from)
+        found = find_checkpoint(recipe.run.dir), None
+    elif recipe.run.init_from:
+        found = None, find_checkpoint(recipe.run.init_from)
+    for path in filter(None, found):
         check_model(path, read_checkpoint(path), recipe.model)
-        load_decoder(path, trainable.decoder)
+    return found
+
+
+def _fill(trainable: Trainable, resume_from: Path | None, start_from: Path | None) -> int:
+    """Load what there is to load; return the steps already taken."""
+    if resume_from:
+        return load_checkpoint(resume_from, trainable)
+    if start_from:
+        load_decoder(start_from, trainable.decoder)
         trainable.optimizer.reload_model_params()
     return 0
 

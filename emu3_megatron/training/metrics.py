@@ -1,5 +1,6 @@
 """What a run tells: a line of JSON a step, TensorBoard, wandb, and a line on the screen."""
 
+import hashlib
 import json
 import math
 import time
@@ -125,7 +126,7 @@ class WandB:
         self.run = wandb.init(
             project=recipe.run.wandb,
             name=recipe.run.dir.name,
-            id=recipe.run.dir.name,
+            id=hashlib.sha256(str(recipe.run.dir.resolve()).encode()).hexdigest()[:16],
             dir=recipe.run.dir,
             resume="allow",
             config=recipe.model_dump(mode="json"),

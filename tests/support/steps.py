@@ -21,7 +21,7 @@ def losses(
     trainable = build_trainable(recipe)
     first = 0
     if resume_from:
-        first = load_checkpoint(find_checkpoint(resume_from), trainable, recipe)
+        first = load_checkpoint(find_checkpoint(resume_from), trainable)
     batches = step_batches(
         open_samples(recipe, vocabulary),
         global_batch=recipe.batch.size,
