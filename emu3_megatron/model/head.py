@@ -43,13 +43,15 @@ class OutputHead(ColumnParallelLinear):
         z_loss: float,
     ) -> LinearCrossEntropy:
         """The objective's sums over this rank's tokens; see `linear_cross_entropy`."""
-        hidden_sbh = self._enter(hidden_sbh)
+        # Tokens in the order of the hidden states: transposing those instead would hand Megatron's
+        # all-reduce of their gradient a non-contiguous tensor, of which it reduces a copy.
+        hidden_nh = self._enter(hidden_sbh).flatten(0, 1)
         return linear_cross_entropy(
-            hidden_sbh.transpose(0, 1).flatten(0, 1),
+            hidden_nh,
             self.weight,
-            labels_bs.flatten(),
-            weights_bs.flatten(),
-            classes_bs.flatten(),
+            labels_bs.T.flatten(),
+            weights_bs.T.flatten(),
+            classes_bs.T.flatten(),
             vocab_size=self.vocab_size,
             z_loss=z_loss,
             exchange=_vocabulary_exchange(),

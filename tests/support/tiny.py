@@ -43,7 +43,7 @@ def tiny_recipe(pack: Path, run: Path, **sections: Any) -> Recipe:
             "dropout": 0.0,
         },
         "data": {"context": CONTEXT, "sources": [{"pack": str(pack)}], "workers": 0},
-        "batch": {"size": 4, "micro_size": 1},
+        "batch": {"size": 8, "micro_size": 2},
         "optimizer": {"lr": 1e-2, "warmup_steps": 2},
         "precision": "fp32",
     }
