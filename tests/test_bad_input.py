@@ -264,7 +264,7 @@ def train(shard, *overrides):
         ("optimizer.warmup_step=1", r"warmup_step: no such key; did you mean warmup_steps\?"),
         ("run.steps=many", r"run\.steps: .*valid integer.* \(given 'many'\)"),
         ("optimizer.warmup_steps=21", r"warmup_steps=21 is more than run\.steps=20; lower it"),
-        ("optimizer.min_lr=1", r"optimizer\.min_lr=1\.0 is above optimizer\.lr=0\.003; lower it"),
+        ("optimizer.min_lr=1", r"optimizer\.min_lr=1\.0 is above optimizer\.lr=0\.002; lower it"),
         ("run.steps", r"run\.steps: an override is written dotted\.key=value"),
     ],
 )
