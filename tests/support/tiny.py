@@ -31,10 +31,10 @@ def make_packs(folder: Path) -> Path:
     return folder / "tiny.pack"
 
 
-def tiny_recipe(pack: Path, run: Path, **sections: Any) -> Recipe:
+def tiny_recipe(pack: Path, folder: Path, /, **sections: Any) -> Recipe:
     """Sections replace or extend those of the base recipe."""
     base: dict[str, Any] = {
-        "run": {"dir": str(run), "steps": 20, "log_every": 1},
+        "run": {"dir": str(folder), "steps": 20, "log_every": 1},
         "model": {
             "preset": "emu3-tiny",
             "hidden": 32,
