@@ -51,11 +51,6 @@ def resize_to_area(image: Image.Image, area: int, multiple: int = 8) -> Image.Im
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def code_grid(width: int, height: int) -> tuple[int, int]:
-    """(rows, columns) of codes of an image of so many pixels."""
-    return height // 8, width // 8
-
-
 def to_pixels(image: Image.Image) -> Tensor:
     """Pixels [3, h, w], float32 in [-1, 1]."""
     values_hwc = torch.from_numpy(np.array(image.convert("RGB")))

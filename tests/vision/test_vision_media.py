@@ -9,7 +9,6 @@ from PIL import Image
 from emu3_megatron.errors import InputError
 from emu3_megatron.vision.clips import clip_seconds, read_clip, write_clip
 from emu3_megatron.vision.images import (
-    code_grid,
     load_image,
     resize_to_area,
     size_for_area,
@@ -42,7 +41,6 @@ def test_resize_keeps_area_and_aspect(size):
 
 def test_grid_of_the_published_square():
     assert size_for_area(1000, 1000, 720 * 720) == (720, 720)
-    assert code_grid(720, 512) == (64, 90)
 
 
 def test_exif_orientation(tmp_path):
