@@ -1,0 +1,117 @@
+"""Attention of one rank's queries to one rank's keys, exact whatever ranks hold which tokens."""
+
+import torch
+from emu3_kernels.attention_tile import backends
+from emu3_kernels.attention_tile.backends import Backend
+from emu3_kernels.attention_tile.dropout import Dropout
+from emu3_kernels.attention_tile.merging import attention_delta, merge
+from emu3_kernels.attention_tile.ranges import KeyRanges, Segment
+
+__all__ = [
+    "Backend",
+    "Dropout",
+    "KeyRanges",
+    "Segment",
+    "attention_delta",
+    "attention_tile",
+    "attention_tile_backward",
+    "merge",
+]
+
+
+def attention_tile(
+    q_thd: torch.Tensor,
+    k_thd: torch.Tensor,
+    v_thd: torch.Tensor,
+    ranges: KeyRanges,
+    *,
+    scale: float,
+    running: tuple[torch.Tensor, torch.Tensor] | None = None,
+    dropout: Dropout | None = None,
+    backend: Backend = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention over the keys of one tile, merged with what earlier tiles gave.
+
+    No autograd: the backward of a whole ring needs out and lse over all tiles, see
+    `attention_tile_backward`.
+
+    Args:
+        q_thd: queries, [t, h, d].
+        k_thd: keys, [t_k, kv, d]; h is a multiple of kv, neighbouring heads share keys.
+        v_thd: values, like the keys.
+        ranges: which keys each query sees.
+        scale: of the scores, usually d ** -0.5.
+        running: (out, lse) of earlier tiles, merged in place and returned.
+        dropout: of the probabilities.
+        backend: "auto" chooses by device, type and dropout.
+
+    Returns:
+        out [t, h, d], fp32 or the queries' wider type, 0 where a query sees nothing.
+        lse [h, t], natural log-sum-exp of the scaled scores, same type, -inf there.
+
+    Raises:
+        ValueError: shapes, types or a dropout that the backend cannot take.
+    """
+    _check(q_thd, k_thd, v_thd, ranges)
+    implementation = backends.choose(backend, q_thd, dropout)
+    return implementation.forward(q_thd, k_thd, v_thd, ranges, scale, running, dropout)
+
+
+def attention_tile_backward(
+    dout_thd: torch.Tensor,
+    q_thd: torch.Tensor,
+    k_thd: torch.Tensor,
+    v_thd: torch.Tensor,
+    delta_ht: torch.Tensor,
+    lse_ht: torch.Tensor,
+    ranges: KeyRanges,
+    *,
+    scale: float,
+    dq_thd: torch.Tensor,
+    dk_thd: torch.Tensor,
+    dv_thd: torch.Tensor,
+    dropout: Dropout | None = None,
+    backend: Backend = "auto",
+) -> None:
+    """Add one tile's share of the gradients into dq, dk and dv.
+
+    Args:
+        dout_thd: gradient of the whole attention's out, [t, h, d].
+        q_thd, k_thd, v_thd, ranges, scale, dropout: as in the forward pass.
+        delta_ht: `attention_delta(dout, out)` of the whole out, over all tiles.
+        lse_ht: of the whole attention, over all tiles.
+        dq_thd: fp32 or the queries' wider type, like the queries; added to in place.
+        dk_thd, dv_thd: the same, like keys and values.
+        backend: need not be that of the forward pass.
+
+    Raises:
+        ValueError: shapes, types or a dropout that the backend cannot take.
+    """
+    _check(q_thd, k_thd, v_thd, ranges)
+    implementation = backends.choose(backend, q_thd, dropout)
+    implementation.backward(
+        dout_thd,
+        q_thd,
+        k_thd,
+        v_thd,
+        delta_ht,
+        lse_ht,
+        ranges,
+        scale,
+        (dq_thd, dk_thd, dv_thd),
+        dropout,
+    )
+
+
+def _check(
+    q_thd: torch.Tensor, k_thd: torch.Tensor, v_thd: torch.Tensor, ranges: KeyRanges
+) -> None:
+    if k_thd.shape != v_thd.shape or q_thd.shape[2] != k_thd.shape[2]:
+        raise ValueError(f"q {[*q_thd.shape]}, k {[*k_thd.shape]}, v {[*v_thd.shape]} do not fit")
+    if q_thd.shape[1] % k_thd.shape[1]:
+        raise ValueError(f"{q_thd.shape[1]} heads cannot share {k_thd.shape[1]} key heads equally")
+    if (ranges.queries, ranges.keys) != (q_thd.shape[0], k_thd.shape[0]):
+        raise ValueError(
+            f"ranges are of {ranges.queries} queries x {ranges.keys} keys, "
+            f"not {q_thd.shape[0]} x {k_thd.shape[0]}"
+        )

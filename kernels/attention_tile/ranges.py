@@ -1,0 +1,133 @@
+"""Which local keys each local query sees: contiguous ranges, whatever the dispatch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Piece(NamedTuple):
+    """Some queries against some keys: all see all, or a causal square."""
+
+    queries: slice
+    keys: slice
+    causal: bool
+
+
+class Segment(NamedTuple):
+    """Queries [q_start, q_end) see keys [k_start, k_end).
+
+    Fully, or causally with the ends aligned: query q_end - 1 sees up to key k_end - 1, the query
+    before it one key less, and so on.
+    """
+
+    q_start: int
+    q_end: int
+    k_start: int
+    k_end: int
+    causal: bool
+
+    def pieces(self) -> Iterator[Piece]:
+        """The segment as full rectangles and causal squares, for kernels that know only those."""
+        if not self.causal:
+            if self.q_start < self.q_end and self.k_start < self.k_end:
+                yield Piece(slice(self.q_start, self.q_end), slice(self.k_start, self.k_end), False)
+            return
+        side = min(self.q_end - self.q_start, self.k_end - self.k_start)
+        corner = self.k_end - side
+        if side and self.k_start < corner:
+            yield Piece(slice(self.q_start, self.q_end), slice(self.k_start, corner), False)
+        if side:
+            yield Piece(slice(self.q_end - side, self.q_end), slice(corner, self.k_end), True)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyRanges:
+    """Query i sees exactly the keys [first_q[i], last_q[i]); both never decrease.
+
+    This is the mask of any pair of ranks that hold their tokens in ascending global order: a query
+    sees the keys from its document's beginning up to itself, and sorting keeps those together.
+
+    Attributes:
+        segments: the same on the host, for kernels that are called once for each.
+        first_q: int32 [queries], on the device.
+        last_q: int32 [queries]; at or below first_q where nothing is visible.
+        keys: number of keys.
+    """
+
+    segments: tuple[Segment, ...]
+    first_q: torch.Tensor
+    last_q: torch.Tensor
+    keys: int
+
+    @classmethod
+    def of_segments(
+        cls,
+        segments: Sequence[Sequence[int]] | Any,
+        queries: int,
+        keys: int,
+        device: torch.device | str = "cpu",
+    ) -> "KeyRanges":
+        """Ranges from segments; a query in no segment sees nothing.
+
+        Args:
+            segments: int [m, 5], rows of q_start, q_end, k_start, k_end, causal; queries ascend
+                from row to row without overlap, and the ranges they see never move back.
+            queries: number of queries.
+            keys: number of keys.
+            device: where the kernels run.
+
+        Raises:
+            ValueError: segments that are no such ranges.
+        """
+        rows_m5 = torch.as_tensor(segments, dtype=torch.int64).reshape(-1, 5)
+        first_q, last_q = _ranges(rows_m5, queries, keys)
+        rows = tuple(Segment(*row[:4], bool(row[4])) for row in rows_m5.tolist())
+        return cls(rows, first_q.to(device), last_q.to(device), keys)
+
+    @property
+    def queries(self) -> int:
+        return self.first_q.shape[0]
+
+    @cached_property
+    def by_key(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from the keys' side: int32 [keys] each, key j is seen by [first[j], last[j])."""
+        key_k = torch.arange(self.keys, dtype=torch.int32, device=self.first_q.device)
+        first_k = torch.searchsorted(self.last_q, key_k, right=True, out_int32=True)
+        last_k = torch.searchsorted(self.first_q, key_k, right=True, out_int32=True)
+        return first_k, last_k
+
+    def pieces(self) -> Iterator[Piece]:
+        """All segments as full rectangles and causal squares."""
+        for segment in self.segments:
+            yield from segment.pieces()
+
+
+def _ranges(rows_m5: torch.Tensor, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """first_q and last_q, int32 on the host."""
+    q_start, q_end, k_start, k_end, causal = rows_m5.unbind(1)
+    if (q_end < q_start).any() or (k_end < k_start).any() or (rows_m5 < 0).any():
+        raise ValueError("segments: a range that ends before it begins, or begins before 0")
+    if (q_start[1:] < q_end[:-1]).any() or (q_end > queries).any() or (k_end > keys).any():
+        raise ValueError(f"segments: out of order, or past {queries} queries x {keys} keys")
+
+    query_q = torch.arange(queries)
+    row_q = torch.searchsorted(
+        q_end.contiguous(), query_q, right=True
+    )  # the first that ends past the query
+    inside_q = row_q < rows_m5.shape[0]
+    inside_q[inside_q.clone()] = query_q[inside_q] >= q_start[row_q[inside_q]]
+    row = row_q[inside_q]
+    ends = k_end[row] - torch.where(causal[row] != 0, q_end[row] - 1 - query_q[inside_q], 0)
+
+    last_q = torch.zeros(queries, dtype=torch.int64)
+    last_q[inside_q] = torch.maximum(ends, k_start[row])
+    if queries:
+        last_q = torch.where(inside_q, last_q, last_q.cummax(0).values)
+    first_q = last_q.clone()  # nothing is visible outside of segments
+    first_q[inside_q] = k_start[row]
+    if (first_q.diff() < 0).any() or (last_q.diff() < 0).any():
+        raise ValueError("segments: the keys that queries see must never move back")
+    return first_q.int(), last_q.int()
