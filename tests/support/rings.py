@@ -1,0 +1,106 @@
+"""Packs with awkward document borders, ways to scatter them over ranks, and what is right."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Documents of one sequence.
+
+    Attributes:
+        lengths: of the documents, in order.
+        tail: tokens behind the last document, which see nothing.
+    """
+
+    name: str
+    lengths: tuple[int, ...]
+    tail: int = 0
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths) + self.tail
+
+    @property
+    def boundaries(self) -> torch.Tensor:
+        return torch.tensor([0, *self.lengths]).cumsum(0)
+
+
+PACKS = (
+    Pack("one document", (80,)),
+    Pack("borders on block edges", (20, 20, 40)),
+    Pack("borders beside block edges", (19, 21, 1, 39)),
+    Pack("one-token documents", (1,) * 40),
+    Pack("a long document among short ones", (1, 2, 70, 3, 1, 4)),
+    Pack("a tail without document", (30, 33), tail=17),
+    Pack("an odd length", (13, 50, 24)),
+    Pack("400 tiny documents", (1, 2, 3, 2) * 100),
+)
+
+
+def scattered_shares(tokens: int, ranks: int, block: int, seed: int = 0) -> list[torch.Tensor]:
+    """Blocks of tokens dealt to ranks at random, so that shares are unequal and full of holes."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.arange(tokens).split(block)
+    owners = torch.randint(ranks, (len(blocks),), generator=generator)
+    owners[:ranks] = torch.arange(ranks)  # nobody goes without
+    return [
+        torch.cat([b for b, owner in zip(blocks, owners.tolist(), strict=True) if owner == rank])
+        for rank in range(ranks)
+    ]
+
+
+def visible(pack: Pack, queries_t: torch.Tensor) -> torch.Tensor:
+    """Which tokens some queries see, bool [queries, tokens]: earlier ones of their document."""
+    documents = torch.bucketize(torch.arange(pack.tokens), pack.boundaries[1:], right=True)
+    same = documents[queries_t, None] == documents[None, :]
+    inside = documents < len(pack.lengths)
+    return same & inside & (torch.arange(pack.tokens) <= queries_t[:, None])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Query, key, value [tokens, heads, d] and the gradient of out."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    dout: torch.Tensor
+
+    @classmethod
+    def random(cls, tokens: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> "Inputs":
+        """Four query heads over two key heads."""
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda heads: torch.randn(tokens, heads, 16, generator=generator).to(dtype)
+        return cls(draw(4), draw(2), draw(2), draw(4))
+
+    def of(self, rows: torch.Tensor) -> "Inputs":
+        """Some tokens of each."""
+        return Inputs(self.query[rows], self.key[rows], self.value[rows], self.dout[rows])
+
+    def leaves(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value that collect gradients."""
+        return tuple(
+            t.detach().clone().requires_grad_() for t in (self.query, self.key, self.value)
+        )
+
+
+def one_device(pack: Pack, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+    """Out and the gradients of query, key and value, by torch with a dense mask, in fp64."""
+    leaves = Inputs(inputs.query, inputs.key, inputs.value, inputs.dout)
+    query, key, value = (leaf.double().detach().requires_grad_() for leaf in leaves.leaves())
+    mask = visible(pack, torch.arange(pack.tokens))
+    rows = mask.any(1)  # torch's softmax over nothing is NaN
+    out = scaled_dot_product_attention(
+        *(t.transpose(0, 1)[None] for t in (query[rows], key, value)),
+        attn_mask=mask[rows],
+        enable_gqa=True,
+    )[0].transpose(0, 1)
+    whole = torch.zeros_like(query).index_put((rows.nonzero().flatten(),), out)
+    gradients = torch.autograd.grad(whole, (query, key, value), inputs.dout.double())
+    return whole.detach(), *gradients
