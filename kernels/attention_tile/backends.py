@@ -10,9 +10,10 @@ from typing import Literal, get_args
 import torch
 from emu3_kernels.attention_tile.dropout import Dropout
 
-Backend = Literal["auto", "reference", "sdpa"]
+Backend = Literal["auto", "reference", "sdpa", "triton"]
+MODULES = {"triton": "triton_tile"}  # the others are named like their modules
 # By device, best first. For the GPU this order is not measured yet.
-PREFERRED = {"cpu": ("sdpa", "reference")}
+PREFERRED = {"cpu": ("sdpa", "reference"), "cuda": ("triton", "reference")}
 
 
 def choose(backend: str, q_thd: torch.Tensor, dropout: Dropout | None) -> ModuleType:
@@ -34,4 +35,4 @@ def choose(backend: str, q_thd: torch.Tensor, dropout: Dropout | None) -> Module
 
 
 def _module(name: str) -> ModuleType:
-    return import_module(f"emu3_kernels.attention_tile.{name}")
+    return import_module(f"emu3_kernels.attention_tile.{MODULES.get(name, name)}")

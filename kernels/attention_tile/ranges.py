@@ -1,7 +1,7 @@
 """Which local keys each local query sees: contiguous ranges, whatever the dispatch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ class KeyRanges:
     first_q: torch.Tensor
     last_q: torch.Tensor
     keys: int
+    _orders: dict[tuple[int, bool], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of_segments(
@@ -98,6 +99,20 @@ class KeyRanges:
         first_k = torch.searchsorted(self.last_q, key_k, right=True, out_int32=True)
         last_k = torch.searchsorted(self.first_q, key_k, right=True, out_int32=True)
         return first_k, last_k
+
+    def heaviest_first(self, block: int, by_key: bool = False) -> torch.Tensor:
+        """Numbers of blocks of queries (or keys), those that see (are seen by) most first: int32.
+
+        The last blocks to start are then small, and multiprocessors finish together.
+        """
+        if (block, by_key) not in self._orders:
+            first, last = self.by_key if by_key else (self.first_q, self.last_q)
+            ends = torch.arange(block, first.shape[0] + block, block, device=first.device)
+            ends.clamp_(max=first.shape[0])
+            work = last[ends - 1] - first[::block]
+            order = work.argsort(descending=True, stable=True)
+            self._orders[block, by_key] = order.int()
+        return self._orders[block, by_key]
 
     def pieces(self) -> Iterator[Piece]:
         """All segments as full rectangles and causal squares."""

@@ -1,0 +1,274 @@
+"""The backward kernels: one owns blocks of queries, one blocks of keys, so that nobody races.
+
+Both compute the probabilities again from the global log-sum-exp and add into fp32 in place.
+"""
+
+import triton
+import triton.language as tl
+from emu3_kernels.attention_tile.triton_masks import edges, kept, row_salts
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def dq_kernel(
+    dout_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    delta_ptr,
+    lse_ptr,
+    dq_ptr,
+    first_ptr,  # first_q and last_q of KeyRanges
+    last_ptr,
+    order_ptr,  # blocks of queries, heaviest first
+    query_index_ptr,
+    key_index_ptr,
+    do_t,
+    do_h,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    delta_h,
+    lse_h,
+    dq_t,
+    dq_h,
+    queries,
+    scale,
+    dropout_key,
+    threshold,
+    first_head,
+    dropout_factor,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    head = tl.program_id(0) % HEADS
+    start = tl.load(order_ptr + tl.program_id(0) // HEADS) * BLOCK_M
+    end = tl.minimum(start + BLOCK_M, queries)
+    low, high = tl.load(first_ptr + start), tl.load(last_ptr + end - 1)
+    if low >= high:
+        return
+
+    rows = tl.minimum(start + tl.arange(0, BLOCK_M), queries - 1).to(tl.int64)
+    dims = tl.arange(0, DIM)
+    q_md = tl.load(q_ptr + head * q_h + rows[:, None] * q_t + dims[None, :])
+    do_md = tl.load(dout_ptr + head * do_h + rows[:, None] * do_t + dims[None, :])
+    lse_m = tl.load(lse_ptr + head * lse_h + rows) * LOG2E
+    delta_m = tl.load(delta_ptr + head * delta_h + rows)
+    first_m, last_m = tl.load(first_ptr + rows), tl.load(last_ptr + rows)
+    salts_m = first_m.to(tl.uint32)
+    if DROPOUT:
+        salts_m = row_salts(dropout_key, first_head + head, tl.load(query_index_ptr + rows))
+    k_ptr += head // GROUP * k_h
+    v_ptr += head // GROUP * v_h
+
+    dq_md = tl.zeros([BLOCK_M, DIM], tl.float32)
+    full_start, full_end = edges(
+        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), BLOCK_N
+    )
+    for j in range(low, full_start, BLOCK_N):
+        dq_md = _dq_step(
+            dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+            scale, salts_m, key_index_ptr, threshold, dropout_factor,
+            DIM, BLOCK_N, True, DROPOUT, PRECISION,
+        )  # fmt: skip
+    for j in range(full_start, full_end, BLOCK_N):
+        dq_md = _dq_step(
+            dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+            scale, salts_m, key_index_ptr, threshold, dropout_factor,
+            DIM, BLOCK_N, False, DROPOUT, PRECISION,
+        )  # fmt: skip
+    for j in range(full_end, high, BLOCK_N):
+        dq_md = _dq_step(
+            dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+            scale, salts_m, key_index_ptr, threshold, dropout_factor,
+            DIM, BLOCK_N, True, DROPOUT, PRECISION,
+        )  # fmt: skip
+
+    dq_ptrs = dq_ptr + head * dq_h + rows[:, None] * dq_t + dims[None, :]
+    mine_m1 = (start + tl.arange(0, BLOCK_M) < end)[:, None]
+    before_md = tl.load(dq_ptrs, mask=mine_m1, other=0.0)
+    tl.store(dq_ptrs, before_md + dq_md * scale, mask=mine_m1)
+
+
+@triton.jit
+def _dq_step(
+    dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+    scale, salts_m, key_index_ptr, threshold, dropout_factor,
+    DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what keys [j, j + BLOCK_N) give to dq."""
+    keys = j + tl.arange(0, BLOCK_N)
+    rows = keys.to(tl.int64)[:, None]
+    dims = tl.arange(0, DIM)[None, :]
+    if MASKED:
+        k_nd = tl.load(k_ptr + rows * k_t + dims, mask=keys[:, None] < high, other=0.0)
+        v_nd = tl.load(v_ptr + rows * v_t + dims, mask=keys[:, None] < high, other=0.0)
+    else:
+        k_nd = tl.load(k_ptr + rows * k_t + dims)
+        v_nd = tl.load(v_ptr + rows * v_t + dims)
+    score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision=PRECISION)
+    prob_mn = tl.exp2(score_mn * (scale * LOG2E) - lse_m[:, None])
+    if MASKED:
+        visible_mn = (keys[None, :] >= first_m[:, None]) & (keys[None, :] < last_m[:, None])
+        prob_mn = tl.where(visible_mn, prob_mn, 0.0)
+    dprob_mn = tl.dot(do_md, tl.trans(v_nd), input_precision=PRECISION)
+    if DROPOUT:
+        index_n = tl.load(key_index_ptr + keys, mask=keys < high, other=0)
+        keep_mn = kept(salts_m[:, None], index_n[None, :], threshold)
+        dprob_mn = tl.where(keep_mn, dprob_mn * dropout_factor, 0.0)
+    dscore_mn = prob_mn * (dprob_mn - delta_m[:, None])
+    return tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision=PRECISION)
+
+
+@triton.jit
+def dkdv_kernel(
+    dout_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    delta_ptr,
+    lse_ptr,
+    dk_ptr,
+    dv_ptr,
+    first_q_ptr,  # of KeyRanges, for the mask
+    last_q_ptr,
+    first_k_ptr,  # the same by key: the queries that see it
+    last_k_ptr,
+    order_ptr,  # blocks of keys, heaviest first
+    query_index_ptr,
+    key_index_ptr,
+    do_t,
+    do_h,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    delta_h,
+    lse_h,
+    dk_t,
+    dk_h,
+    dv_t,
+    dv_h,
+    num_keys,
+    scale,
+    dropout_key,
+    threshold,
+    first_head,
+    dropout_factor,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    kv_head = tl.program_id(0) % KV_HEADS
+    start = tl.load(order_ptr + tl.program_id(0) // KV_HEADS) * BLOCK_N
+    end = tl.minimum(start + BLOCK_N, num_keys)
+    low, high = tl.load(first_k_ptr + start), tl.load(last_k_ptr + end - 1)
+    if low >= high:
+        return
+
+    keys = tl.minimum(start + tl.arange(0, BLOCK_N), num_keys - 1)
+    rows = keys.to(tl.int64)[:, None]
+    dims = tl.arange(0, DIM)[None, :]
+    k_nd = tl.load(k_ptr + kv_head * k_h + rows * k_t + dims)
+    v_nd = tl.load(v_ptr + kv_head * v_h + rows * v_t + dims)
+    index_n = keys
+    if DROPOUT:
+        index_n = tl.load(key_index_ptr + keys)
+    dk_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
+    dv_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
+    full_start, full_end = edges(
+        low, tl.load(first_k_ptr + end - 1), tl.load(last_k_ptr + start), BLOCK_M
+    )
+    for head in range(kv_head * GROUP, (kv_head + 1) * GROUP):
+        q_head, do_head = q_ptr + head * q_h, dout_ptr + head * do_h
+        lse_head, delta_head = lse_ptr + head * lse_h, delta_ptr + head * delta_h
+        for i in range(low, full_start, BLOCK_M):
+            dk_nd, dv_nd = _dkdv_step(
+                dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head, delta_head,
+                q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
+                first_head + head, query_index_ptr, threshold, dropout_factor,
+                DIM, BLOCK_M, True, DROPOUT, PRECISION,
+            )  # fmt: skip
+        for i in range(full_start, full_end, BLOCK_M):
+            dk_nd, dv_nd = _dkdv_step(
+                dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head, delta_head,
+                q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
+                first_head + head, query_index_ptr, threshold, dropout_factor,
+                DIM, BLOCK_M, False, DROPOUT, PRECISION,
+            )  # fmt: skip
+        for i in range(full_end, high, BLOCK_M):
+            dk_nd, dv_nd = _dkdv_step(
+                dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head, delta_head,
+                q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
+                first_head + head, query_index_ptr, threshold, dropout_factor,
+                DIM, BLOCK_M, True, DROPOUT, PRECISION,
+            )  # fmt: skip
+
+    dk_ptrs = dk_ptr + kv_head * dk_h + rows * dk_t + dims
+    dv_ptrs = dv_ptr + kv_head * dv_h + rows * dv_t + dims
+    mine_n1 = (start + tl.arange(0, BLOCK_N) < end)[:, None]
+    before_nd = tl.load(dk_ptrs, mask=mine_n1, other=0.0)
+    tl.store(dk_ptrs, before_nd + dk_nd * scale, mask=mine_n1)
+    before_nd = tl.load(dv_ptrs, mask=mine_n1, other=0.0)
+    tl.store(dv_ptrs, before_nd + dv_nd * dropout_factor, mask=mine_n1)
+
+
+@triton.jit
+def _dkdv_step(
+    dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_ptr, do_ptr, lse_ptr, delta_ptr,
+    q_t, do_t, i, high, first_ptr, last_ptr, scale, dropout_key,
+    head, query_index_ptr, threshold, dropout_factor,
+    DIM: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what queries [i, i + BLOCK_M) of one head give to dk and dv."""
+    queries = i + tl.arange(0, BLOCK_M)
+    inside = queries < high
+    rows = queries.to(tl.int64)[:, None]
+    dims = tl.arange(0, DIM)[None, :]
+    if MASKED:
+        q_md = tl.load(q_ptr + rows * q_t + dims, mask=inside[:, None], other=0.0)
+        do_md = tl.load(do_ptr + rows * do_t + dims, mask=inside[:, None], other=0.0)
+        lse_m = tl.load(lse_ptr + queries, mask=inside, other=0.0) * LOG2E
+        delta_m = tl.load(delta_ptr + queries, mask=inside, other=0.0)
+    else:
+        q_md = tl.load(q_ptr + rows * q_t + dims)
+        do_md = tl.load(do_ptr + rows * do_t + dims)
+        lse_m = tl.load(lse_ptr + queries) * LOG2E
+        delta_m = tl.load(delta_ptr + queries)
+    # Keys by queries: the probabilities are then the left operand, which may stay in registers.
+    score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision=PRECISION)
+    prob_nm = tl.exp2(score_nm * (scale * LOG2E) - lse_m[None, :])
+    if MASKED:
+        first_m = tl.load(first_ptr + queries, mask=inside, other=0)
+        last_m = tl.load(last_ptr + queries, mask=inside, other=0)
+        visible_nm = (keys[:, None] >= first_m[None, :]) & (keys[:, None] < last_m[None, :])
+        prob_nm = tl.where(visible_nm, prob_nm, 0.0)
+    dprob_nm = tl.dot(v_nd, tl.trans(do_md), input_precision=PRECISION)
+    kept_nm = prob_nm
+    if DROPOUT:
+        index_m = tl.load(query_index_ptr + queries, mask=inside, other=0)
+        salts_m = row_salts(dropout_key, head, index_m)
+        keep_nm = kept(salts_m[None, :], index_n[:, None], threshold)
+        kept_nm = tl.where(keep_nm, prob_nm, 0.0)
+        dprob_nm = tl.where(keep_nm, dprob_nm * dropout_factor, 0.0)
+    dv_nd = tl.dot(kept_nm.to(do_md.dtype), do_md, dv_nd, input_precision=PRECISION)
+    dscore_nm = prob_nm * (dprob_nm - delta_m[None, :])
+    dk_nd = tl.dot(dscore_nm.to(q_md.dtype), q_md, dk_nd, input_precision=PRECISION)
+    return dk_nd, dv_nd

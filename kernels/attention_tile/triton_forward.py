@@ -1,0 +1,147 @@
+"""The forward kernel: online softmax over the keys a block of queries sees, merged at the end."""
+
+import triton
+import triton.language as tl
+from emu3_kernels.attention_tile.triton_masks import edges, kept, row_salts
+
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def forward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    first_ptr,  # first_q and last_q of KeyRanges
+    last_ptr,
+    order_ptr,  # blocks of queries, heaviest first
+    query_index_ptr,
+    key_index_ptr,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    out_t,
+    out_h,
+    lse_h,
+    queries,
+    scale_log2,  # scale * log2(e): the softmax is in powers of 2
+    dropout_key,
+    threshold,
+    first_head,
+    dropout_factor,  # 1 / (1 - p)
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RUNNING: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Heads that share keys run side by side, so that all but one find them in the L2 cache.
+    head = tl.program_id(0) % HEADS
+    start = tl.load(order_ptr + tl.program_id(0) // HEADS) * BLOCK_M
+    end = tl.minimum(start + BLOCK_M, queries)
+    low, high = tl.load(first_ptr + start), tl.load(last_ptr + end - 1)
+    if RUNNING & (low >= high):
+        return
+
+    # Rows past the end repeat the last query; nothing stores them.
+    rows = tl.minimum(start + tl.arange(0, BLOCK_M), queries - 1).to(tl.int64)
+    dims = tl.arange(0, DIM)
+    q_md = tl.load(q_ptr + head * q_h + rows[:, None] * q_t + dims[None, :])
+    first_m, last_m = tl.load(first_ptr + rows), tl.load(last_ptr + rows)
+    salts_m = first_m.to(tl.uint32)
+    if DROPOUT:
+        salts_m = row_salts(dropout_key, first_head + head, tl.load(query_index_ptr + rows))
+    k_ptr += head // GROUP * k_h
+    v_ptr += head // GROUP * v_h
+
+    max_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    sum_m = tl.zeros([BLOCK_M], tl.float32)
+    acc_md = tl.zeros([BLOCK_M, DIM], tl.float32)
+    full_start, full_end = edges(
+        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), BLOCK_N
+    )
+    for j in range(low, full_start, BLOCK_N):
+        acc_md, max_m, sum_m = _step(
+            acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+            scale_log2, salts_m, key_index_ptr, threshold, DIM, BLOCK_N, True, DROPOUT, PRECISION,
+        )  # fmt: skip
+    for j in range(full_start, full_end, BLOCK_N):
+        acc_md, max_m, sum_m = _step(
+            acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+            scale_log2, salts_m, key_index_ptr, threshold, DIM, BLOCK_N, False, DROPOUT, PRECISION,
+        )  # fmt: skip
+    for j in range(full_end, high, BLOCK_N):
+        acc_md, max_m, sum_m = _step(
+            acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+            scale_log2, salts_m, key_index_ptr, threshold, DIM, BLOCK_N, True, DROPOUT, PRECISION,
+        )  # fmt: skip
+
+    nothing_m = sum_m == 0.0
+    sum_m = tl.where(nothing_m, 1.0, sum_m)
+    lse_m = tl.where(nothing_m, float("-inf"), (max_m + tl.log2(sum_m)) * LN2)
+    out_md = acc_md * (dropout_factor / sum_m)[:, None]
+    out_ptrs = out_ptr + head * out_h + rows[:, None] * out_t + dims[None, :]
+    lse_ptrs = lse_ptr + head * lse_h + rows
+    mine_m = start + tl.arange(0, BLOCK_M) < end
+    if RUNNING:
+        before_m = tl.load(lse_ptrs)
+        before_md = tl.load(out_ptrs)
+        out_md, lse_m = _merge(before_md, before_m, out_md, lse_m)
+    tl.store(out_ptrs, out_md, mask=mine_m[:, None])
+    tl.store(lse_ptrs, lse_m, mask=mine_m)
+
+
+@triton.jit
+def _step(
+    acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+    scale_log2, salts_m, key_index_ptr, threshold,
+    DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take keys [j, j + BLOCK_N) into the online softmax."""
+    keys = j + tl.arange(0, BLOCK_N)
+    rows = keys.to(tl.int64)[:, None]
+    dims = tl.arange(0, DIM)[None, :]
+    if MASKED:
+        k_nd = tl.load(k_ptr + rows * k_t + dims, mask=keys[:, None] < high, other=0.0)
+        v_nd = tl.load(v_ptr + rows * v_t + dims, mask=keys[:, None] < high, other=0.0)
+    else:
+        k_nd = tl.load(k_ptr + rows * k_t + dims)
+        v_nd = tl.load(v_ptr + rows * v_t + dims)
+    score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision=PRECISION)
+    if MASKED:
+        visible_mn = (keys[None, :] >= first_m[:, None]) & (keys[None, :] < last_m[:, None])
+        score_mn = tl.where(visible_mn, score_mn, float("-inf"))
+    larger_m = tl.maximum(max_m, tl.max(score_mn, 1) * scale_log2)
+    shift_m = larger_m
+    if MASKED:  # a row that saw nothing yet
+        shift_m = tl.where(larger_m == float("-inf"), 0.0, larger_m)
+    prob_mn = tl.exp2(score_mn * scale_log2 - shift_m[:, None])
+    shrink_m = tl.exp2(max_m - shift_m)
+    sum_m = sum_m * shrink_m + tl.sum(prob_mn, 1)
+    if DROPOUT:
+        index_n = tl.load(key_index_ptr + keys, mask=keys < high, other=0)
+        prob_mn = tl.where(kept(salts_m[:, None], index_n[None, :], threshold), prob_mn, 0.0)
+    acc_md = acc_md * shrink_m[:, None]
+    acc_md = tl.dot(prob_mn.to(v_nd.dtype), v_nd, acc_md, input_precision=PRECISION)
+    return acc_md, larger_m, sum_m
+
+
+@triton.jit
+def _merge(out_md, lse_m, new_out_md, new_lse_m):
+    """merging.merge, in registers."""
+    larger_m = tl.maximum(lse_m, new_lse_m)
+    shift_m = tl.where(larger_m == float("-inf"), 0.0, larger_m)
+    weight_m, new_weight_m = tl.exp(lse_m - shift_m), tl.exp(new_lse_m - shift_m)
+    total_m = weight_m + new_weight_m
+    total_m = tl.where(total_m == 0.0, 1.0, total_m)
+    out_md = out_md * (weight_m / total_m)[:, None] + new_out_md * (new_weight_m / total_m)[:, None]
+    return out_md, larger_m + tl.log(total_m)
