@@ -1,56 +1,58 @@
-"""Plain torch: every dtype, every device, autograd."""
+"""The row passes in plain torch: every device, fp32 and fp64, and the path of training on a CPU."""
 
 import torch
-from emu3_kernels.exchange import Exchange
+from emu3_kernels.linear_cross_entropy.rows import Rows
+
+BLOCK_BYTES = 1 << 20  # rows at a time, so that a block's passes find it in the cache
 
 
-def reference_linear_cross_entropy(
-    hidden_nh: torch.Tensor,
-    weight_vh: torch.Tensor,
+def statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
+    """See `Rows`. Leaves exp(logit - largest here) behind, which saves the gradient its exp."""
+    tokens, columns = logits_nv.shape
+    statistics_3n = logits_nv.new_zeros(3, tokens)
+    maximum_n, sum_exp_n, target_n = statistics_3n
+    if not columns:
+        maximum_n.fill_(-torch.inf)
+        return statistics_3n
+    here_n, column_n1 = _locate(labels_n, columns)
+    target_n.copy_(torch.where(here_n, logits_nv.gather(1, column_n1)[:, 0], 0.0))
+    for rows in _blocks(logits_nv):
+        block_bv = logits_nv[rows]
+        torch.amax(block_bv, 1, out=maximum_n[rows])
+        block_bv.sub_(maximum_n[rows, None]).exp_()
+        torch.sum(block_bv, 1, out=sum_exp_n[rows])
+    return statistics_3n
+
+
+def gradient(
+    logits_nv: torch.Tensor,
     labels_n: torch.Tensor,
     weights_n: torch.Tensor,
-    classes_n: torch.Tensor,
-    *,
-    vocab_size: int,
-    num_classes: int,
+    statistics_3n: torch.Tensor,
+    lse_n: torch.Tensor,
     z_loss: float,
-    exchange: Exchange,
-    ignore: int,
-) -> tuple[torch.Tensor, ...]:
-    """loss, weight, nll, count, correct; see `linear_cross_entropy`."""
-    first_row = exchange.rank * weight_vh.shape[0]
-    num_rows = min(max(vocab_size - first_row, 0), weight_vh.shape[0])
-    logits_nv = hidden_nh @ weight_vh[:num_rows].T
-    logits_nv = logits_nv.to(torch.promote_types(logits_nv.dtype, torch.float32))
-
-    target_n, maximum_n, lse_n = _softmax_parts(logits_nv, labels_n - first_row, exchange)
-    kept_n = labels_n != ignore
-    nll_n = torch.where(kept_n, lse_n - target_n, 0.0)
-    weights_n = torch.where(kept_n, weights_n.to(nll_n.dtype), 0.0)
-    loss = (weights_n * (nll_n + z_loss * lse_n.square())).sum()
-
-    class_cn = torch.nn.functional.one_hot(classes_n, num_classes).T.to(nll_n.dtype) * kept_n
-    correct_n = (target_n >= maximum_n).to(nll_n.dtype)
-    nll_c = class_cn @ nll_n.detach()
-    return loss, weights_n.sum(), nll_c, class_cn.sum(1), class_cn @ correct_n
+) -> None:
+    """See `Rows`."""
+    if not logits_nv.shape[1]:
+        return
+    # exp(logit - largest here) becomes the softmax over all columns everywhere.
+    factor_n = (statistics_3n[0] - lse_n).exp() * weights_n * (1 + 2 * z_loss * lse_n)
+    here_n, column_n1 = _locate(labels_n, logits_nv.shape[1])
+    logits_nv.mul_(factor_n[:, None])
+    logits_nv.scatter_add_(1, column_n1, -weights_n.where(here_n, 0.0)[:, None])
 
 
-def _softmax_parts(
-    logits_nv: torch.Tensor, local_n: torch.Tensor, exchange: Exchange
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Target logit, largest logit and log-sum-exp of each row over all ranks' columns.
+def _locate(labels_n: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which labels lie here, and a column for each, any for those elsewhere."""
+    here_n = (labels_n >= 0) & (labels_n < columns)
+    return here_n, labels_n.clamp(0, columns - 1)[:, None]
 
-    `local_n` counts labels from this rank's first column; a label elsewhere contributes nothing.
-    """
-    tokens, columns = logits_nv.shape
-    if columns:
-        here_n = (local_n >= 0) & (local_n < columns)
-        picked_n = logits_nv.gather(1, local_n.clamp(0, columns - 1)[:, None])[:, 0]
-        target_n = torch.where(here_n, picked_n, 0.0)
-        largest_n = logits_nv.detach().amax(1) if tokens else logits_nv.new_empty(0)
-    else:  # this rank holds nothing but padding
-        target_n = logits_nv.sum(1)
-        largest_n = logits_nv.new_full((tokens,), -torch.inf)
-    maximum_n = exchange.max(largest_n)
-    sum_exp_n = exchange.sum((logits_nv - maximum_n[:, None]).exp().sum(1))
-    return exchange.sum(target_n), maximum_n, sum_exp_n.log() + maximum_n
+
+def _blocks(logits_nv: torch.Tensor) -> list[slice]:
+    size = max(1, BLOCK_BYTES // (logits_nv.stride(0) * logits_nv.element_size()))
+    if logits_nv.is_cuda:
+        size = max(1, logits_nv.shape[0])
+    return [slice(start, start + size) for start in range(0, logits_nv.shape[0], size)]
+
+
+ROWS = Rows(statistics, gradient, at_least_fp32=True)

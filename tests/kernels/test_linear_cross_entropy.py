@@ -208,7 +208,6 @@ def sums_of_a_rank(rows_a_rank):
     share = padded(whole, padding).head[rank * rows_a_rank : (rank + 1) * rows_a_rank]
     exchange = GroupExchange(dist.group.WORLD)
     sums, by_hidden, by_head = replace(whole, head=share)(z_loss=0.1, exchange=exchange)
-    dist.all_reduce(by_hidden)  # each rank gives its columns' part, as Megatron's copy region adds
     dist.destroy_process_group()
     return [part.detach().numpy() for part in (*sums, by_hidden, by_head)]
 

@@ -1,0 +1,36 @@
+"""The row passes of csrc/: one read of each row where a rank holds the whole vocabulary."""
+
+import torch
+from emu3_kernels import cuda
+from emu3_kernels.linear_cross_entropy.rows import Rows
+
+
+def statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
+    """See `Rows`."""
+    statistics_3n = logits_nv.new_empty(3, logits_nv.shape[0], dtype=torch.float32)
+    cuda.cross_entropy_statistics(logits_nv, labels_n, *statistics_3n)
+    return statistics_3n
+
+
+def gradient(
+    logits_nv: torch.Tensor,
+    labels_n: torch.Tensor,
+    weights_n: torch.Tensor,
+    statistics_3n: torch.Tensor,
+    lse_n: torch.Tensor,
+    z_loss: float,
+) -> None:
+    """See `Rows`."""
+    cuda.cross_entropy_gradient(logits_nv, labels_n, weights_n, lse_n, z_loss=z_loss)
+
+
+def whole(
+    logits_nv: torch.Tensor, labels_n: torch.Tensor, weights_n: torch.Tensor, z_loss: float
+) -> torch.Tensor:
+    """See `Rows`."""
+    results_3n = logits_nv.new_empty(3, logits_nv.shape[0], dtype=torch.float32)
+    cuda.cross_entropy_rows(logits_nv, labels_n, weights_n, *results_3n, z_loss=z_loss)
+    return results_3n
+
+
+ROWS = Rows(statistics, gradient, whole)
