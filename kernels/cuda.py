@@ -206,12 +206,13 @@ def _check_rows(logits_nv: torch.Tensor, labels_n: torch.Tensor, *per_row: torch
         _check("an fp32 tensor of the rows", tensor, (rows,), torch.float32)
     if not logits_nv.numel():
         return
-    stride = logits_nv.stride(0)
-    if logits_nv.stride(1) != 1 or stride % 8 or logits_nv.data_ptr() % 16:
+    stride = logits_nv.stride(0) if rows > 1 else columns
+    starts = logits_nv.data_ptr() % 16 == 0 and (rows == 1 or stride % 8 == 0)
+    if logits_nv.stride(1) != 1 or not starts or stride < columns:
         raise ValueError("rows of logits must start at multiples of 16 bytes, columns side by side")
     # Columns are read eight at a time, so the last row's padding must exist.
     end = logits_nv.storage_offset() + (rows - 1) * stride + (columns + 7) // 8 * 8
-    if stride < columns or end * 2 > logits_nv.untyped_storage().nbytes():
+    if end * 2 > logits_nv.untyped_storage().nbytes():
         raise ValueError(f"{columns} logits a row need memory for the next multiple of 8")
 
 

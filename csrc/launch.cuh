@@ -1,0 +1,12 @@
+// Launching with the error that CUDA gives.
+#pragma once
+#include <cuda_runtime_api.h>
+
+template <class... Arguments>
+int launch(void (*kernel)(Arguments...), int64_t blocks, int threads, int shared_bytes,
+           void* stream, Arguments... arguments) {
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes,
+           static_cast<cudaStream_t>(stream)>>>(arguments...);
+  return cudaGetLastError();
+}
