@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (_demo, _tokenizer, _prepare, _pack, _train, _generate, _check):
+    for add in (_demo, _tokenizer, _prepare, _pack, _train, _generate, _convert, _check):
         add(verbs)
     return parser
 
@@ -165,7 +165,7 @@ def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--source", type=Path, required=True, help="folder to read")
     verb.add_argument("--out", type=Path, required=True, help="shard to write, without suffix")
     verb.add_argument("--model", default="emu3-8b", help="whose vocabulary (default: emu3-8b)")
-    verb.add_argument("--ranks-file", type=Path, help="emu3.tiktoken (default: dashscope's copy)")
+    _ranks_file_argument(verb)
     verb.add_argument("--strict", action="store_true", help="refuse bad files, don't skip them")
 
 
@@ -255,6 +255,77 @@ def _generate(verbs: argparse._SubParsersAction) -> None:
         )
 
     verb.set_defaults(run=run)
+
+
+def _convert(verbs: argparse._SubParsersAction) -> None:
+    verb = verbs.add_parser("convert", help="Hugging Face weights in and out")
+    actions = verb.add_subparsers(title="actions", required=True, metavar="ACTION")
+    _convert_import(actions)
+    _convert_export(actions)
+    _convert_verify(actions)
+
+
+def _convert_import(actions: argparse._SubParsersAction) -> None:
+    verb = actions.add_parser("import", help="BAAI's, transformers' or MoVQGAN's weights to ours")
+    verb.add_argument("--from", dest="source", type=Path, required=True, help="folder to read")
+    verb.add_argument("--to", dest="target", type=Path, required=True, help="folder to make")
+    verb.add_argument(
+        "--tensor",
+        type=_positive,
+        default=1,
+        help="refuse what does not divide over so many tensor parallel ranks; what is written "
+        "opens on any number that does (default: 1)",
+    )
+    _ranks_file_argument(verb)
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.convert_import(parsed.source, parsed.target, parsed.tensor, parsed.ranks_file)
+
+    verb.set_defaults(run=run)
+
+
+def _convert_export(actions: argparse._SubParsersAction) -> None:
+    verb = actions.add_parser("export", help="our weights to a folder that transformers loads")
+    verb.add_argument(
+        "--from", dest="source", type=Path, required=True, help="run, checkpoint or tokenizer"
+    )
+    verb.add_argument("--to", dest="target", type=Path, required=True, help="folder to make")
+    verb.add_argument(
+        "--layout",
+        choices=("transformers", "baai", "hub"),
+        default="transformers",
+        help="whose names (default: transformers; hub: its files before 4.52)",
+    )
+    verb.add_argument("--tokenizer", type=Path, help="vision tokenizer to put beside the decoder")
+    _ranks_file_argument(verb)
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.convert_export(
+            parsed.source, parsed.target, parsed.layout, parsed.tokenizer, parsed.ranks_file
+        )
+
+    verb.set_defaults(run=run)
+
+
+def _convert_verify(actions: argparse._SubParsersAction) -> None:
+    verb = actions.add_parser("verify", help="compare both sides on random input, in fp32")
+    verb.add_argument("--hf", type=Path, required=True, help="folder of Hugging Face")
+    verb.add_argument("--checkpoint", type=Path, required=True, help="run, checkpoint or tokenizer")
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.convert_verify(parsed.hf, parsed.checkpoint)
+
+    verb.set_defaults(run=run)
+
+
+def _ranks_file_argument(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--ranks-file", type=Path, help="emu3.tiktoken (default: dashscope's copy)")
 
 
 def _positive(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from emu3_megatron.config import ModelConfig, Recipe, load_recipe
 from emu3_megatron.config.load import shipped_recipes
 from emu3_megatron.config.presets import PRESETS
+from emu3_megatron.config.schema import DecoderRecipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
@@ -148,16 +149,48 @@ def generate(
         print(f"{out}: {8 * width} x {8 * height} pixels")
 
 
-def _sampling_tokenizer(recipe: Recipe, checkpoint: Path) -> Path:
+def _sampling_tokenizer(recipe: DecoderRecipe, checkpoint: Path) -> Path:
     if recipe.sample is None:
         raise InputError(f"{checkpoint}: its recipe names no vision tokenizer; give --tokenizer")
     return recipe.sample.tokenizer
 
 
-def _sampling_grid(recipe: Recipe, prompt: str) -> tuple[int, int]:
+def _sampling_grid(recipe: DecoderRecipe, prompt: str) -> tuple[int, int]:
     """The grid that the recipe draws this caption on, or its first; Emu3's own without any."""
     if recipe.sample is None:
         return 90, 90
     prompts = recipe.sample.prompts
     known = next((p for p in prompts if p.caption == prompt), prompts[0])
     return known.height, known.width
+
+
+def convert_import(source: Path, target: Path, tensor: int, ranks_file: Path | None) -> None:
+    from emu3_megatron.interchange.importing import import_folder
+
+    _start_alone()
+    print("\n".join(import_folder(source, target, tensor, ranks_file)))
+
+
+def convert_export(
+    source: Path, target: Path, layout: str, tokenizer: Path | None, ranks_file: Path | None
+) -> None:
+    from emu3_megatron.interchange.exporting import export_folder
+
+    _start_alone()
+    print("\n".join(export_folder(source, target, layout, tokenizer, ranks_file)))
+
+
+def convert_verify(folder: Path, checkpoint: Path) -> None:
+    from emu3_megatron.interchange.verify import verify
+
+    _start_alone()
+    print("\n".join(verify(folder, checkpoint)))
+
+
+def _start_alone() -> None:
+    """Megatron's groups over this one process."""
+    from emu3_megatron import parallel
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("emu3 convert: runs in one process; start it without torchrun")
+    parallel.start().seed(0, 0)

@@ -33,14 +33,23 @@ _LONGEST_PIECE = 100_000  # characters; tiktoken can overflow the stack on longe
 
 
 class TextEncoding(Protocol):
-    """Text to ids below `num_ranks`, and back."""
+    """Text to ids below `num_ranks`, and back.
+
+    Attributes:
+        split_pattern: cuts text into the pieces inside which bytes are merged; None: nothing is.
+    """
 
     num_ranks: int
     name: str
+    split_pattern: str | None
 
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def tokens(self) -> list[bytes]:
+        """The bytes of each id."""
+        ...
 
 
 class ByteEncoding:
@@ -48,12 +57,16 @@ class ByteEncoding:
 
     num_ranks = 256
     name = "bytes"
+    split_pattern = None
 
     def encode(self, text: str) -> list[int]:
         return list(unicodedata.normalize("NFC", text).encode(errors="replace"))
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
+
+    def tokens(self) -> list[bytes]:
+        return [bytes([i]) for i in range(256)]
 
 
 class QwenEncoding:
@@ -71,6 +84,7 @@ class QwenEncoding:
 
     num_ranks = 151_643
     name = "qwen"
+    split_pattern = _QWEN_SPLIT
 
     def __init__(self, ranks_file: str | Path | None = None):
         self.ranks_file = ranks_file
@@ -101,6 +115,9 @@ class QwenEncoding:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._bpe.decode(list(ids), errors="replace")
+
+    def tokens(self) -> list[bytes]:
+        return [self._bpe.decode_single_token_bytes(i) for i in range(self.num_ranks)]
 
 
 def _shipped_ranks() -> Path:
@@ -149,6 +166,11 @@ class Vocabulary:
         return self._special(0)
 
     @property
+    def image_placeholder(self) -> int:
+        """<|extra_0|>: stands for each code of an image in the prompts of transformers."""
+        return self._special(3)
+
+    @property
     def end_of_line(self) -> int:
         """<|extra_200|>: closes every row of codes, the last included."""
         return self._special(203)
@@ -191,6 +213,13 @@ class Vocabulary:
     @property
     def size(self) -> int:
         return self.first_code + self.num_codes
+
+    def surfaces(self) -> list[str]:
+        """How Emu3's tokenizer spells the ids behind the text, in their order."""
+        specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        specials += [f"<|extra_{i}|>" for i in range(205)]
+        specials += ["<|image token|>", "<|image start|>", "<|image end|>"]
+        return specials + [f"<|visual token {code:06d}|>" for code in range(self.num_codes)]
 
     def padded_size(self, tensor_parallel: int) -> int:
         """Rows of embedding and head when each of `tensor_parallel` ranks holds k x 128 of them."""

@@ -28,7 +28,7 @@ ALLOWED = {
     "alignment": {"training"},
     "generation": {"model", "vision", "grammar"},
     "serving": {"generation"},
-    "interchange": {"model", "vision"},
+    "interchange": {"training", "vision"},
     "planning": {"config"},
     "prepare": {"vision", "data"},
     "emu3_kernels": set(),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
 from emu3_megatron.config.base import Config
@@ -133,11 +133,38 @@ class RunConfig(Config):
     log_every: PositiveInt = 10
     save_every: PositiveInt = 1000
     keep: PositiveInt = Field(3, description="newest checkpoints to keep")
+    save_in_background: bool = Field(True, description="training goes on while files are written")
+    resume: Literal["strict", "auto"] = Field(
+        "strict", description="auto passes over damaged checkpoints to the newest sound one"
+    )
+    hang_seconds: PositiveFloat = Field(900.0, description="without progress, before the run ends")
     stop_after: PositiveInt | None = Field(
         None, description="leave after this step; schedule as if going on"
     )
     wandb: str | None = Field(None, description="project; honours WANDB_MODE=offline")
     tensorboard: bool = False
+
+
+class GuardConfig(Config):
+    """What happens to steps that must not move the weights. Those not finite are always skipped."""
+
+    spikes: Literal["ignore", "skip", "rollback"] = Field(
+        "ignore", description="rollback: weights of the last checkpoint, data goes on behind it"
+    )
+    threshold: PositiveFloat = Field(6.0, description="robust z-score of loss or gradient norm")
+    window: PositiveInt = Field(128, description="steps that the score is taken over")
+    patience: PositiveInt = Field(5, description="bad steps in a row that end the run")
+    replicas_every: PositiveInt = Field(100, description="steps between comparisons of copies")
+
+
+class DecoderRecipe(Config):
+    """What of a recipe opens a checkpoint's decoder; an imported checkpoint has no more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: ModelConfig
+    precision: Literal["fp32", "bf16"]
+    sample: SampleConfig | None = None
 
 
 class Recipe(Config):
@@ -151,6 +178,7 @@ class Recipe(Config):
     weights: WeightsConfig = WeightsConfig()
     parallel: ParallelConfig = ParallelConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
+    guard: GuardConfig = GuardConfig()
     recompute: Literal["none", "selective", "full"] = "none"
     z_loss: NonNegativeFloat = Field(0.0, description="weight of mean squared log-partition")
     sample: SampleConfig | None = None

@@ -144,7 +144,7 @@ class VisionTokenizer(nn.Module):
         """Read what `save` wrote, in eval mode, on the CPU. Raises InputError, naming the file."""
         folder = Path(folder)
         with torch.device("meta"):  # no time lost on random weights
-            tokenizer = cls(_read_config(folder / "config.json"))
+            tokenizer = cls(read_network(folder / "config.json"))
         weights = _read_weights(folder / "model.safetensors")
         try:
             tokenizer.load_state_dict(weights, assign=True)
@@ -169,7 +169,8 @@ def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor, pixels_each: i
     return torch.cat([function(*chunk) for chunk in chunks])
 
 
-def _read_config(path: Path) -> TokenizerNetwork:
+def read_network(path: Path) -> TokenizerNetwork:
+    """The network that a tokenizer's `config.json` describes. Raises InputError."""
     try:
         values = json.loads(path.read_text())
     except OSError as error:

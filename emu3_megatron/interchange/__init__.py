@@ -1,0 +1,1 @@
+"""Weights in and out: Hugging Face folders to our checkpoints and tokenizers, and back."""

@@ -1,0 +1,126 @@
+"""`emu3 convert import`: a folder of Hugging Face to a checkpoint or a tokenizer."""
+
+from pathlib import Path
+
+import torch
+
+from emu3_megatron import manifest
+from emu3_megatron.config import ModelConfig
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing
+from emu3_megatron.interchange.configs import HubConfig
+from emu3_megatron.interchange.decoder import DecoderTable
+from emu3_megatron.interchange.layouts import find_decoder, find_vision
+from emu3_megatron.interchange.movqgan import import_movqgan
+from emu3_megatron.interchange.vision import VisionTable, write_network
+from emu3_megatron.interchange.weights import Weights, write_weights
+
+
+def import_folder(
+    source: Path, target: Path, tensor: int = 1, ranks_file: Path | None = None
+) -> list[str]:
+    """Bring weights in; a kill leaves `target` whole or not at all.
+
+    Megatron's groups over one process must be there (`parallel.start`).
+
+    A decoder becomes the checkpoint `target/checkpoints`, as in a run's folder; a vision tokenizer
+    beside it `target/tokenizer`, alone `target` itself.
+
+    Args:
+        source: a Hugging Face folder, or the file of SBER's MoVQGAN.
+        tensor: refuse a decoder that does not divide over so many tensor parallel ranks. The
+            checkpoint itself opens on any layout.
+        ranks_file: emu3.tiktoken, noted in the checkpoint.
+
+    Returns:
+        A line for each thing written.
+
+    Raises:
+        InputError: nothing of Emu3 here, something missing, damaged or of another shape, or
+            `target` exists. Nothing has been written then.
+    """
+    require_absent(target)
+    if source.suffix in (".ckpt", ".pt", ".pth"):
+        return import_movqgan(source, target)
+    weights = Weights(source)
+    importer = _Importer(source, weights, tensor, ranks_file)
+    importer.check()
+    with replacing(target) as beside:
+        beside.mkdir()
+        written = importer.write(beside)
+    return [f"{target / name}: {what}" for name, what in written]
+
+
+def require_absent(target: Path) -> None:
+    if target.exists():
+        raise InputError(f"{target}: exists; choose another --to, or remove it")
+
+
+class _Importer:
+    def __init__(self, source: Path, weights: Weights, tensor: int, ranks_file: Path | None):
+        self.source, self.weights = source, weights
+        decoder, vision = find_decoder(weights.specs), find_vision(weights.specs)
+        if decoder is None and vision is None:
+            raise InputError(f"{source}: holds neither a decoder nor a vision tokenizer of Emu3")
+        self.config = HubConfig(source)
+        self.decoder: DecoderTable | None = None
+        self.vision: VisionTable | None = None
+        if vision:
+            self.vision = VisionTable(self.config.vision(), vision)
+        if decoder:
+            model = self.config.decoder(ranks_file)
+            _require_divisible(model, tensor)
+            own = [name for name in weights.specs if name.startswith(decoder.body)]
+            self.decoder = DecoderTable(model, decoder, weights.float_dtype(own))
+
+    def check(self) -> None:
+        """Everything that can be wrong, before anything is written."""
+        expected = (self.decoder.theirs if self.decoder else {}) | (
+            self.vision.theirs if self.vision else {}
+        )
+        self.weights.require(expected)
+        if self.vision:
+            self.weights.float_dtype(self.vision.theirs)
+        for name in self.weights.specs:
+            if name not in expected and not name.endswith("rotary_emb.inv_freq"):
+                raise InputError(f"{self.source}: {name} belongs to no model of Emu3")
+
+    def write(self, folder: Path) -> list[tuple[str, str]]:
+        written = []
+        if self.decoder:
+            self._write_checkpoint(folder)
+            written.append(("checkpoints", "a checkpoint; train from it with run.init_from"))
+        if self.vision:
+            name = "tokenizer" if self.decoder else "."
+            (folder / name).mkdir(exist_ok=True)
+            specs = self.vision.import_specs(self.weights)
+            write_weights(folder / name, specs, self.vision.imported(self.weights), "tokenizer")
+            write_network(self.vision.network, folder / name)
+            written.append((name, "a vision tokenizer"))
+        return written
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        assert self.decoder is not None
+        model = self.decoder.model
+        about = {
+            "step": 0,
+            "vocabulary": model.vocabulary().fingerprint(),
+            "recipe": {
+                "model": model.model_dump(mode="json"),
+                "precision": "bf16" if self.decoder.dtype == torch.bfloat16 else "fp32",
+            },
+            "imported_from": str(self.source),
+            "max_positions": self.config.max_positions(),
+        }
+        unnamed = folder / "unnamed"
+        unnamed.mkdir()
+        self.decoder.write_checkpoint(self.weights, unnamed)
+        manifest.commit(unnamed, folder / "checkpoints", about, known={})
+
+
+def _require_divisible(model: ModelConfig, tensor: int) -> None:
+    for name in ("heads", "kv_heads", "ffn"):
+        if getattr(model, name) % tensor:
+            raise InputError(
+                f"--tensor {tensor}: does not divide the model's {name}, {getattr(model, name)}"
+            )
