@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from emu3_kernels.linear_cross_entropy import LinearCrossEntropy
+from emu3_kernels.linear_cross_entropy import Backend, LinearCrossEntropy
 from megatron.core.enums import ModelType
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
@@ -45,9 +45,16 @@ class Decoder(MegatronModule):
         config: Megatron's view of the model, from `transformer_config`.
         vocabulary: decides the rows of embedding and head.
         rope_base: base of the rotary frequencies.
+        loss_backend: of `linear_cross_entropy`.
     """
 
-    def __init__(self, config: TransformerConfig, vocabulary: Vocabulary, rope_base: float):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocabulary: Vocabulary,
+        rope_base: float,
+        loss_backend: Backend = "auto",
+    ):
         super().__init__(config)
         padded_size = vocabulary.padded_size(config.tensor_model_parallel_size)
         self.model_type = ModelType.encoder_or_decoder  # Megatron's schedules ask for it
@@ -56,7 +63,7 @@ class Decoder(MegatronModule):
             config, padded_size, max_sequence_length=0, position_embedding_type="rope"
         )
         self.block = TransformerBlock(config, _block_spec(config.num_layers))
-        self.head = OutputHead(config, vocabulary.size, padded_size)
+        self.head = OutputHead(config, vocabulary.size, padded_size, loss_backend)
 
     def forward(
         self,
@@ -195,6 +202,7 @@ def build_decoder(
     seed: int | None = 0,
     bf16: bool = False,
     recompute: str = "none",
+    loss_backend: Backend = "auto",
 ) -> Decoder:
     """Build this rank's share of a decoder and draw its weights.
 
@@ -202,7 +210,7 @@ def build_decoder(
         seed: of the weights; None leaves them undrawn, for a checkpoint to fill.
     """
     config = transformer_config(model, parallel, bf16=bf16, recompute=recompute)
-    decoder = Decoder(config, model.vocabulary(), model.rope_base)
+    decoder = Decoder(config, model.vocabulary(), model.rope_base, loss_backend)
     if seed is not None:
         initialize(decoder, model.vocabulary(), std=model.init_std, seed=seed)
     return decoder

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
-from emu3_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from emu3_kernels.linear_cross_entropy import Backend, LinearCrossEntropy, linear_cross_entropy
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -22,9 +22,16 @@ class OutputHead(ColumnParallelLinear):
     Args:
         vocab_size: ids; rows past it pad the ranks to equal shares and never enter the softmax.
         padded_size: rows over all ranks.
+        loss_backend: of `linear_cross_entropy`; "unfused" is the check of the others.
     """
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, padded_size: int):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocab_size: int,
+        padded_size: int,
+        loss_backend: Backend = "auto",
+    ):
         super().__init__(
             config.hidden_size,
             padded_size,
@@ -33,6 +40,7 @@ class OutputHead(ColumnParallelLinear):
             bias=False,
         )
         self.vocab_size = vocab_size
+        self.loss_backend = loss_backend
 
     def loss(
         self,
@@ -42,20 +50,38 @@ class OutputHead(ColumnParallelLinear):
         classes_bs: torch.Tensor,
         z_loss: float,
     ) -> LinearCrossEntropy:
-        """The objective's sums over this rank's tokens; see `linear_cross_entropy`."""
-        # Tokens in the order of the hidden states: transposing those instead would hand Megatron's
-        # all-reduce of their gradient a non-contiguous tensor, of which it reduces a copy.
-        hidden_nh = self._enter(hidden_sbh).flatten(0, 1)
+        """The objective's sums over this rank's tokens; see `linear_cross_entropy`.
+
+        Args:
+            hidden_sbh: this rank's; the call gathers and scatters them in sequence parallel.
+        """
+        main_grad_vh = self._main_grad()
+        weight_vh = self.weight if main_grad_vh is None else _AddedElsewhere.apply(self.weight)
         return linear_cross_entropy(
-            hidden_nh,
-            self.weight,
+            hidden_sbh.flatten(0, 1),
+            weight_vh,
             labels_bs.T.flatten(),
             weights_bs.T.flatten(),
             classes_bs.T.flatten(),
             vocab_size=self.vocab_size,
             z_loss=z_loss,
-            exchange=_vocabulary_exchange(),
+            exchange=_vocabulary_exchange(self.sequence_parallel),
+            backend=self.loss_backend,
+            main_grad_vh=main_grad_vh,
         )
+
+    def _main_grad(self) -> torch.Tensor | None:
+        """Megatron's buffer for the weight's gradient, where there is one to add to.
+
+        Its hook then finds the flag set and adds nothing; each step begins by taking the flag back.
+        """
+        recording = torch.is_grad_enabled() and self.weight.requires_grad
+        if not recording or self.loss_backend == "unfused":
+            return None
+        main_grad_vh = getattr(self.weight, "main_grad", None)
+        if main_grad_vh is not None:
+            self.weight.grad_added_to_main_grad = True
+        return main_grad_vh
 
     def logits(self, hidden_sbh: torch.Tensor) -> torch.Tensor:
         """Logits over the whole vocabulary, without padding: [b, s, vocab_size]."""
@@ -80,6 +106,26 @@ class OutputHead(ColumnParallelLinear):
         return {key: sharded}
 
 
-def _vocabulary_exchange() -> Exchange:
+class _AddedElsewhere(torch.autograd.Function):
+    """A weight whose gradient is added to its buffer; autograd gets a tensor of no meaning.
+
+    Megatron's hook waits for a gradient to know that the buffer is ready to be reduced.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+        ctx.weight = weight
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: None) -> torch.Tensor:  # type: ignore[override]
+        assert gradient is None
+        return torch.empty_like(ctx.weight)
+
+
+def _vocabulary_exchange(tokens_divided: bool) -> Exchange:
     group = parallel_state.get_tensor_model_parallel_group()
-    return GroupExchange(group) if group.size() > 1 else NoExchange()
+    if group.size() == 1:
+        return NoExchange()
+    return GroupExchange(group, tokens_divided=tokens_divided)
