@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow lint csrc gpu clean
 
 install: $(INSTALLED)
 
@@ -26,5 +26,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+csrc:
+	$(MAKE) -C csrc
+
+# On a machine with an H100 or H200; tools/gpu.sh says what PYTHON, WHEELS and OUT do.
+gpu:
+	bash tools/gpu.sh
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build kernels/lib *.egg-info

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU, in nine minutes: build csrc/, the GPU tests, compute-sanitizer,
+# then the benchmarks. A part that fails does not hide the others; the exit status tells.
+#   PYTHON=python3 WHEELS=folder OUT=folder bash tools/gpu.sh
+# PYTHON: default .venv's, else python3. WHEELS: packages that this Python lacks, installed under
+# build/ without a network. OUT: where results and logs go, default benchmarks/results.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+root=$PWD
+deadline=$((SECONDS + 540))
+
+python=${PYTHON:-}
+[ -n "$python" ] || { [ -x .venv/bin/python ] && python=$root/.venv/bin/python || python=python3; }
+out=${OUT:-$root/benchmarks/results}
+mkdir -p "$out" build/gpu/path
+
+fail() {
+  echo "make gpu: $1" >&2
+  exit 1
+}
+
+"$python" - <<'PYTHON' || fail "no GPU of capability 9.x (H100, H200) is visible to torch in $python; nothing was run"
+import torch
+raise SystemExit(not (torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9))
+PYTHON
+
+# The folder kernels/ imports as emu3_kernels, installed or not.
+ln -sfn "$root/kernels" build/gpu/path/emu3_kernels
+if [ -n "${WHEELS:-}" ]; then
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
+    --target build/gpu/site "$WHEELS"/*.whl || fail "the wheels in $WHEELS do not install"
+fi
+export PYTHONPATH=$root:$root/build/gpu/path:$root/build/gpu/site${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUNBUFFERED=1
+"$python" -c 'import pytest, megatron.core, emu3_megatron.parallel' ||
+  fail "a package is missing (above); put its wheel into a folder and name it: WHEELS=folder make gpu"
+PATH=$PATH:/usr/local/cuda/bin
+
+summary=()
+status=0
+
+# part NAME SECONDS COMMAND...: what it prints goes to the screen and to NAME.log.
+part() {
+  local name=$1 limit=$2 started=$SECONDS left=$((deadline - SECONDS)) code=0 result=passed
+  shift 2
+  [ "$limit" -lt "$left" ] || limit=$left
+  echo "=== $name"
+  if [ "$limit" -lt 5 ]; then
+    code=1 result="no time left"
+  else
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$out/$name.log"
+    code=${PIPESTATUS[0]}
+    [ "$code" -eq 0 ] || result="failed ($code)"
+    [ "$code" -ne 124 ] && [ "$code" -ne 137 ] || result="stopped after $limit s"
+  fi
+  [ "$code" -eq 0 ] || status=1
+  summary+=("$(printf '%-24s %-20s %4d s' "$name" "$result" $((SECONDS - started)))")
+}
+
+# Without torch's caching allocator a read past a tensor is a read past an allocation.
+sanitize() {
+  part "$1" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" \
+    --error-exitcode 1 "$python" -m pytest -q -m gpu tests/gpu/test_cuda_kernels.py -k small
+}
+
+part build 60 make csrc
+part tests 180 "$python" -m pytest -q -m gpu tests/gpu
+sanitize memcheck
+sanitize racecheck
+part linear_cross_entropy $(((deadline - SECONDS) / 2)) \
+  "$python" benchmarks/linear_cross_entropy.py --json "$out/linear_cross_entropy_gpu.json"
+part ring_attention 540 \
+  "$python" benchmarks/ring_attention.py --json "$out/ring_attention_gpu.json"
+
+printf '\n'
+printf '%s\n' "${summary[@]}"
+exit $status
