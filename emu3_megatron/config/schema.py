@@ -181,6 +181,9 @@ class Recipe(Config):
     guard: GuardConfig = GuardConfig()
     recompute: Literal["none", "selective", "full"] = "none"
     z_loss: NonNegativeFloat = Field(0.0, description="weight of mean squared log-partition")
+    loss_backend: Literal["auto", "reference", "triton", "cuda", "unfused"] = Field(
+        "auto", description="of head and loss; unfused keeps all logits, to check the others"
+    )
     sample: SampleConfig | None = None
 
     @validator(mode="after")
