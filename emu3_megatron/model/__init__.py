@@ -1,8 +1,9 @@
 from emu3_megatron.model.decoder import Decoder, Targets, build_decoder, count_parameters
-from emu3_megatron.model.layout import KVCache, SequenceLayout
+from emu3_megatron.model.layout import DropoutPlace, KVCache, SequenceLayout
 
 __all__ = [
     "Decoder",
+    "DropoutPlace",
     "KVCache",
     "SequenceLayout",
     "Targets",

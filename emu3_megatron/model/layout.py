@@ -1,9 +1,11 @@
 """What attention must know of a batch besides its tokens; it travels with it through the layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
+from emu3_kernels.ring_attention import Hops, NoHops, RingPlan
 from megatron.core.packed_seq_params import PackedSeqParams
 
 
@@ -34,37 +36,66 @@ class KVCache:
         self.length += tokens
 
 
+@dataclass(frozen=True)
+class DropoutPlace:
+    """What attention dropout of a micro-batch depends on: never on the parallel layout.
+
+    Attributes:
+        seed: of the step; layers add their number.
+        first_token: number of the micro-batch's first token among all of the step.
+    """
+
+    seed: int = 0
+    first_token: int = 0
+
+
 @dataclass
 class SequenceLayout(PackedSeqParams):
     """Who sees whom. Megatron hands this through its layers untouched, to our attention.
 
-    Either `boundaries` or `visible` is given.
+    Either `plan` or `cache` is given.
 
     Attributes:
-        boundaries: for each row, where its documents begin, and the row's length at the end:
-            causal attention inside each document.
-        visible: bool [b, 1, queries, keys], for ranks that hold other tokens than the keys they
-            read (context parallelism, generation).
+        plan: of this context parallel rank, over all rows put one behind the other.
+        hops: how keys travel between context parallel ranks.
+        dropout: what attention dropout depends on.
         cache: earlier keys and values, in generation.
+        visible: bool [b, 1, queries, keys], with a cache.
     """
 
     qkv_format: str = "sbhd"
-    boundaries: Sequence[Sequence[int]] | None = None
-    visible: torch.Tensor | None = None
+    plan: RingPlan | None = None
+    hops: Hops = field(default_factory=NoHops)
+    dropout: DropoutPlace = DropoutPlace()
     cache: KVCache | None = None
+    visible: torch.Tensor | None = None
 
     @classmethod
-    def for_context_rank(
-        cls, segments_bs: torch.Tensor, order_cs: torch.Tensor, rank: int
+    def of_documents(
+        cls,
+        boundaries: Sequence[torch.Tensor | Sequence[int]],
+        order_bcs: torch.Tensor | None = None,
+        hops: Hops | None = None,
+        *,
+        dropout: DropoutPlace | None = None,
+        device: torch.device | str = "cpu",
     ) -> "SequenceLayout":
-        """Layout of one context parallel rank that gathers all keys.
+        """Causal attention inside each document.
 
         Args:
-            segments_bs: document of each token of the whole sequence.
-            order_cs: which tokens each rank holds, [ranks, s / ranks].
+            boundaries: for each row, where its documents begin, and the row's length at the end.
+            order_bcs: for each row the tokens that each context parallel rank holds, ascending,
+                int64 [b, ranks, s / ranks]; without it one rank holds all.
+            hops: between those ranks.
         """
-        keys_s = order_cs.reshape(-1)
-        queries_s = order_cs[rank]
-        same_document = segments_bs[:, queries_s, None] == segments_bs[:, None, keys_s]
-        causal = queries_s[:, None] >= keys_s[None, :]
-        return cls(visible=(same_document & causal)[:, None])
+        hops = hops or NoHops()
+        bounds = [torch.as_tensor(row, dtype=torch.int64) for row in boundaries]
+        starts = [0, *accumulate(int(row[-1]) for row in bounds)]
+        if order_bcs is None:
+            shares = [torch.arange(starts[-1])]
+        else:
+            row_starts_b11 = torch.tensor(starts[:-1])[:, None, None]
+            shares = list((order_bcs + row_starts_b11).transpose(0, 1).flatten(1))
+        joined = torch.cat([row + start for row, start in zip(bounds, starts[:-1], strict=True)])
+        plan = RingPlan.build(shares, joined.unique(), hops.rank, device)
+        return cls(plan=plan, hops=hops, dropout=dropout or DropoutPlace())

@@ -1,16 +1,18 @@
 """One optimizer step: micro-batches in, weights moved, the objective's sums out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from emu3_kernels.linear_cross_entropy import LinearCrossEntropy
+from emu3_kernels.ring_attention import GroupHops, Hops, NoHops
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import Batch
-from emu3_megatron.model import SequenceLayout, Targets
+from emu3_megatron.model import DropoutPlace, SequenceLayout, Targets
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.dispatch import zigzag
 from emu3_megatron.training.objective import Totals, global_weight
@@ -34,7 +36,7 @@ class TrainStep:
         self.vocabulary = vocabulary
         self.z_loss = recipe.z_loss
         self.seed = recipe.run.seed
-        self.order_cs = zigzag(recipe.data.context, mesh.context_size)
+        self.hops = _hops(mesh)
         self.run_schedule = get_forward_backward_func()
 
     def __call__(self, number: int, batches: Sequence[Batch]) -> StepResult:
@@ -46,9 +48,17 @@ class TrainStep:
         optimizer.zero_grad()
         self.trainable.schedule.step(1)
         weight = global_weight(batches, self.mesh.device)
+        places = self._dropout_places(number, batches)
+
+        def forward_step(
+            iterator: Iterator[tuple[Batch, DropoutPlace]], model: torch.nn.Module
+        ) -> tuple[LinearCrossEntropy, Any]:
+            batch, dropout = next(iterator)
+            return self._forward(batch, dropout, model, weight)
+
         sums = self.run_schedule(
-            forward_step_func=lambda iterator, model: self._forward(next(iterator), model, weight),
-            data_iterator=iter(batches),
+            forward_step_func=forward_step,
+            data_iterator=zip(batches, places, strict=True),
             model=[model],
             num_microbatches=len(batches),
             seq_length=batches[0].tokens.shape[1],
@@ -59,9 +69,9 @@ class TrainStep:
         return StepResult(Totals.over_ranks(sums, self.mesh), float(grad_norm or 0.0), lr)
 
     def _forward(
-        self, batch: Batch, model: torch.nn.Module, weight: torch.Tensor
+        self, batch: Batch, dropout: DropoutPlace, model: torch.nn.Module, weight: torch.Tensor
     ) -> tuple[LinearCrossEntropy, Any]:
-        inputs = self._place(batch)
+        inputs = self._place(batch, dropout)
         sums = model(**inputs)
 
         def loss_func(sums: LinearCrossEntropy) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -69,15 +79,21 @@ class TrainStep:
 
         return sums, loss_func
 
-    def _place(self, batch: Batch) -> dict[str, Any]:
+    def _place(self, batch: Batch, dropout: DropoutPlace) -> dict[str, Any]:
         """This context parallel rank's tokens of the batch, on the device."""
-        mine_s = self.order_cs[self.mesh.context_rank]
-        take = lambda field_bs: field_bs[:, mine_s].to(self.mesh.device, non_blocking=True)
+        take = lambda field_bs: self._share(batch, field_bs).to(self.mesh.device, non_blocking=True)
         labels_bs = take(batch.labels)
+        layout = SequenceLayout.of_documents(
+            batch.boundaries,
+            _order(batch, self.mesh),
+            self.hops,
+            dropout=dropout,
+            device=self.mesh.device,
+        )
         return {
             "tokens_bs": take(batch.tokens),
             "positions_bs": take(batch.positions),
-            "layout": self._layout(batch),
+            "layout": layout,
             "targets": Targets(
                 labels_bs=labels_bs,
                 weights_bs=take(batch.weights),
@@ -86,9 +102,29 @@ class TrainStep:
             ),
         }
 
-    def _layout(self, batch: Batch) -> SequenceLayout:
-        if self.mesh.context_size == 1:
-            return SequenceLayout(boundaries=[bounds.tolist() for bounds in batch.boundaries])
-        segments_bs = batch.segments.to(self.mesh.device, non_blocking=True)
-        order_cs = self.order_cs.to(self.mesh.device)
-        return SequenceLayout.for_context_rank(segments_bs, order_cs, self.mesh.context_rank)
+    def _share(self, batch: Batch, field_bs: torch.Tensor) -> torch.Tensor:
+        order_bcs = _order(batch, self.mesh)
+        if order_bcs is None:
+            return field_bs
+        return field_bs.gather(1, order_bcs[:, self.mesh.context_rank])
+
+    def _dropout_places(self, number: int, batches: Sequence[Batch]) -> list[DropoutPlace]:
+        """Where the micro-batches of a step lie in its global batch."""
+        # The seed leaves room for the number of a layer, and for a million steps a run seed.
+        seed = (self.seed << 32) + (number << 12)
+        first = self.mesh.data_rank * len(batches)
+        tokens = batches[0].tokens.numel()
+        return [DropoutPlace(seed, (first + index) * tokens) for index in range(len(batches))]
+
+
+def _hops(mesh: Mesh) -> Hops:
+    if mesh.context_size == 1:
+        return NoHops()
+    return GroupHops(parallel_state.get_context_parallel_group())
+
+
+def _order(batch: Batch, mesh: Mesh) -> torch.Tensor | None:
+    if mesh.context_size == 1:
+        return None
+    rows, length = batch.tokens.shape
+    return zigzag(length, mesh.context_size).expand(rows, -1, -1)

@@ -8,11 +8,15 @@ from support.processes import run_processes
 from support.steps import losses
 from support.tiny import make_packs, tiny_recipe
 
+from emu3_megatron.config import Recipe
+from emu3_megatron.model import Decoder
+
 LAYOUTS = {
     "one process": (1, {}),
     "TP 2": (2, {"tensor": 2}),
     "TP 2 with sequence parallel": (2, {"tensor": 2, "sequence": True}),
     "CP 2": (2, {"context": 2}),
+    "CP 4": (4, {"context": 4}),
     "DP 2": (2, {}),
     "TP 2 x CP 2": (4, {"tensor": 2, "context": 2}),
     "TP 2 x CP 2 x DP 2": (8, {"tensor": 2, "context": 2, "sequence": True}),
@@ -37,8 +41,8 @@ def losses_of(pack: Path, processes: int) -> dict[tuple[str, bool], list[float]]
     return dict(zip(cases, run_processes(_all_losses, processes, recipes)[0], strict=True))
 
 
-def _all_losses(recipes: list) -> list[list[float]]:
-    return [losses(recipe, last=20) for recipe in recipes]
+def _all_losses(recipes: list[Recipe], last: int = 20) -> list[list[float]]:
+    return [losses(recipe, last) for recipe in recipes]
 
 
 @pytest.mark.parametrize("distributed", [False, True], ids=["plain", "distributed"])
@@ -50,12 +54,48 @@ def test_same_losses_in_every_layout(pack: Path, name: str, distributed: bool) -
     assert together == pytest.approx(alone, rel=1e-4)
 
 
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_recompute_changes_nothing(pack: Path, recompute: str) -> None:
-    recipe = tiny_recipe(pack, pack.parent, recompute=recompute, model={"dropout": 0.1})
-    plain = tiny_recipe(pack, pack.parent, model={"dropout": 0.1})
-    both = run_processes(_all_losses, 1, [plain, recipe])[0]
-    assert both[1][:5] == pytest.approx(both[0][:5], rel=1e-6)
+@pytest.mark.parametrize("context", [1, 2], ids=["CP 1", "CP 2"])
+def test_recompute_changes_nothing(pack: Path, context: int) -> None:
+    """Keys travel around the ring once more, and dropout drops the same."""
+    shared = {"model": {"dropout": 0.1}, "parallel": {"context": context}}
+    recipes = [
+        tiny_recipe(pack, pack.parent, recompute=recompute, **shared)
+        for recompute in ("none", "selective", "full")
+    ]
+    plain, selective, full = run_processes(_all_losses, context, recipes, 5)[0]
+    assert selective == pytest.approx(plain, rel=1e-6)
+    assert full == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def dropped(pack: Path) -> list[float]:
+    """Losses of one process under attention dropout."""
+    recipes = [tiny_recipe(pack, pack.parent, model={"dropout": p}) for p in (0.0, 0.3)]
+    without, dropped = run_processes(_losses_of_attention_dropout, 1, recipes)[0]
+    assert dropped != pytest.approx(without, rel=1e-3)
+    return dropped
+
+
+@pytest.mark.parametrize(
+    "layout", [{"context": 2}, {"tensor": 2}, {}], ids=["CP 2", "TP 2", "DP 2"]
+)
+def test_attention_dropout_is_the_same_in_every_layout(
+    pack: Path, dropped: list[float], layout: dict
+) -> None:
+    recipe = tiny_recipe(pack, pack.parent, model={"dropout": 0.3}, parallel=layout)
+    together = run_processes(_losses_of_attention_dropout, 2, [recipe])[0][0]
+    assert together == pytest.approx(dropped, rel=1e-4)
+
+
+def _losses_of_attention_dropout(recipes: list[Recipe]) -> list[list[float]]:
+    return [losses(recipe, last=5, prepare=_silence_other_dropout) for recipe in recipes]
+
+
+def _silence_other_dropout(decoder: Decoder) -> None:
+    """The other dropouts draw from random states, which differ between ranks."""
+    decoder.embedding.embedding_dropout.p = 0
+    for layer in decoder.block.layers:
+        layer.hidden_dropout = 0
 
 
 def test_bf16_stays_near_fp32(pack: Path) -> None:

@@ -52,7 +52,7 @@ def last_logits(decoder: Decoder, tokens: np.ndarray) -> torch.Tensor:
     return decoder.eval()(
         tokens_bs=tokens_bs,
         positions_bs=torch.arange(length)[None],
-        layout=SequenceLayout(boundaries=[[0, length]]),
+        layout=SequenceLayout.of_documents([[0, length]]),
     )[0, -1]
 
 

@@ -94,7 +94,7 @@ def logits_of(decoder: Decoder, tokens_bs: torch.Tensor) -> torch.Tensor:
     return decoder(
         tokens_bs=tokens_bs,
         positions_bs=torch.arange(length).expand(rows, -1),
-        layout=SequenceLayout(boundaries=[[0, length]] * rows),
+        layout=SequenceLayout.of_documents([[0, length]] * rows),
     )
 
 
@@ -124,7 +124,7 @@ def test_gradients_of_the_mean_loss_are_equal(ours, theirs):
     sums = ours(
         tokens_bs=inputs_bs,
         positions_bs=torch.arange(39).expand(2, -1),
-        layout=SequenceLayout(boundaries=[[0, 39]] * 2),
+        layout=SequenceLayout.of_documents([[0, 39]] * 2),
         targets=Targets(labels_bs, torch.ones(labels_bs.shape), torch.zeros_like(labels_bs)),
     )
     (sums.loss / sums.weight).backward()
@@ -144,7 +144,7 @@ def test_packed_documents_are_blind_to_each_other(ours, theirs):
     packed = ours(
         tokens_bs=torch.cat(documents, dim=1),
         positions_bs=torch.cat([torch.arange(5), torch.arange(31), torch.arange(12)])[None],
-        layout=SequenceLayout(boundaries=[[0, 5, 36, 48]]),
+        layout=SequenceLayout.of_documents([[0, 5, 36, 48]]),
     )
 
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
@@ -194,21 +194,23 @@ def silence_dropout_except(place: str, decoder: Decoder) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("place", PLACES)
 def test_dropout_acts_where_emu3_has_it(mesh, place):
-    decoder = build_decoder(SMALL.model_copy(update={"dropout": 0.1})).train()
+    decoder = build_decoder(SMALL.model_copy(update={"dropout": 0.1}))
     silence_dropout_except(place, decoder)
     tokens_bs = random_tokens(1, 20)
 
-    assert not torch.equal(logits_of(decoder, tokens_bs), logits_of(decoder, tokens_bs))
+    without = logits_of(decoder.eval(), tokens_bs)
+    assert not torch.equal(logits_of(decoder.train(), tokens_bs), without)
 
 
 @torch.no_grad()
 def test_dropout_acts_nowhere_else(mesh):
-    decoder = build_decoder(SMALL.model_copy(update={"dropout": 0.1})).train()
+    decoder = build_decoder(SMALL.model_copy(update={"dropout": 0.1}))
     for place in PLACES:  # whatever one spares, another silences
         silence_dropout_except(place, decoder)
     tokens_bs = random_tokens(1, 20)
 
-    assert torch.equal(logits_of(decoder, tokens_bs), logits_of(decoder, tokens_bs))
+    without = logits_of(decoder.eval(), tokens_bs)
+    assert torch.equal(logits_of(decoder.train(), tokens_bs), without)
 
 
 @torch.no_grad()
