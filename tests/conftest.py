@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+import support.triton_interpreter  # noqa: F401  (before Megatron imports triton)
 
 from emu3_megatron import parallel
 from emu3_megatron.parallel import Mesh
