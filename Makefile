@@ -29,6 +29,11 @@ lint: install
 csrc:
 	$(MAKE) -C csrc
 
+build/gpu/sanitized: tests/gpu/sanitized.cu csrc
+	mkdir -p $(@D)
+	$(or $(NVCC),nvcc) -std=c++17 -arch=sm_90 -Icsrc -o $@ $< kernels/lib/libemu3_kernels.so \
+	    -Xlinker -rpath=$(CURDIR)/kernels/lib
+
 # On a machine with an H100 or H200; tools/gpu.sh says what PYTHON, WHEELS and OUT do.
 gpu:
 	bash tools/gpu.sh
