@@ -1,80 +1,48 @@
-"""The fused head and loss, against torch's cross-entropy in fp64 and across gloo processes."""
+"""The fused head and loss on one rank, against torch's cross-entropy in fp64."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-from emu3_kernels.exchange import GroupExchange
-from emu3_kernels.linear_cross_entropy import IGNORE, linear_cross_entropy
-from support.processes import run_processes
+from emu3_kernels.linear_cross_entropy import IGNORE, backends, linear_cross_entropy, reference
+from support.heads import HeadCase, error
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TOKENS, HIDDEN, VOCAB = 12, 6, 21
 FP64 = {"rtol": 1e-12, "atol": 1e-12}
 
 
-@dataclass(frozen=True)
-class Case:
-    hidden: torch.Tensor
-    head: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
-    classes: torch.Tensor
-
-    def __call__(self, **settings):
-        """The sums, and the loss's gradients by hidden states and head."""
-        hidden, head = (t.clone().requires_grad_() for t in (self.hidden, self.head))
-        settings = {"vocab_size": VOCAB, **settings}
-        sums = linear_cross_entropy(
-            hidden, head, self.labels, self.weights, self.classes, **settings
-        )
-        sums.loss.backward()
-        return sums, hidden.grad, head.grad
-
-    def expected(self, z_loss=0.0):
-        """The same by torch: loss, gradients, and the nll of each token."""
-        hidden, head = (t.clone().requires_grad_() for t in (self.hidden, self.head))
-        logits = hidden @ head.T
-        nll = cross_entropy(logits, self.labels, reduction="none", ignore_index=IGNORE)
-        kept = self.labels != IGNORE
-        loss = (self.weights * kept * (nll + z_loss * logits.logsumexp(1) ** 2)).sum()
-        loss.backward()
-        return loss.detach(), hidden.grad, head.grad, nll.detach()
-
-
 @pytest.fixture
 def case():
-    return random_case()
+    return HeadCase.random(TOKENS, VOCAB, HIDDEN)
 
 
-def random_case():
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    return Case(
-        hidden=draw(TOKENS, HIDDEN),
-        head=draw(VOCAB, HIDDEN),
-        labels=torch.randint(VOCAB, (TOKENS,), generator=generator),
-        weights=torch.tensor([1.0, 0.5, 0.0, 2.0] * 3, dtype=torch.float64),
-        classes=torch.arange(TOKENS) % 3,
-    )
-
-
-def padded(case, rows, value=1e3):
-    """The case with rows past the vocabulary that would win every softmax."""
-    padding = torch.full((rows, HIDDEN), value, dtype=case.head.dtype)
-    return replace(case, head=torch.cat([case.head, padding]))
-
-
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_loss_and_gradients_are_torchs(case, z_loss):
-    sums, by_hidden, by_head = case(z_loss=z_loss)
-
-    loss, expected_by_hidden, expected_by_head, _ = case.expected(z_loss)
+def assert_torchs(case, z_loss=0.0, **settings):
+    sums, by_hidden, by_head = case(z_loss=z_loss, **settings)
+    loss, expected_by_hidden, expected_by_head, _ = case.by_torch(z_loss)
     torch.testing.assert_close(sums.loss.detach(), loss, **FP64)
     torch.testing.assert_close(by_hidden, expected_by_hidden, **FP64)
     torch.testing.assert_close(by_head, expected_by_head, **FP64)
-    assert sums.weight.item() == 3 * (1.0 + 0.5 + 0.0 + 2.0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "unfused"])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_loss_and_gradients_are_torchs(case, z_loss, backend):
+    assert_torchs(case, z_loss, backend=backend)
+    assert case()[0].weight.item() == 3 * (1.0 + 0.5 + 0.0 + 2.0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary"), [(1, 184_622), (17, 92_311), (4097, 1000), (17, 1000)]
+)
+def test_ragged_sizes(tokens, vocabulary):
+    assert_torchs(HeadCase.random(tokens, vocabulary, 4), z_loss=0.1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 12, 100])
+def test_chunks_change_nothing(case, chunk_size):
+    assert_torchs(case, z_loss=0.1, chunk_size=chunk_size)
 
 
 def test_z_loss_by_hand():
@@ -97,11 +65,7 @@ def test_z_loss_by_hand():
 def test_ignored_tokens_count_nowhere(case):
     half = TOKENS // 2
     ignoring = replace(case, labels=torch.where(torch.arange(TOKENS) < half, case.labels, IGNORE))
-    shorter = Case(
-        case.hidden[:half],
-        case.head,
-        *(t[:half] for t in (case.labels, case.weights, case.classes)),
-    )
+    shorter = case.take(slice(half))
 
     sums, by_hidden, by_head = ignoring(z_loss=0.1)
     expected, _, expected_by_head = shorter(z_loss=0.1)
@@ -140,9 +104,7 @@ def test_sums_by_class_by_hand():
 
 
 def test_no_tokens(case):
-    sums, by_hidden, by_head = Case(
-        case.hidden[:0], case.head, *(t[:0] for t in (case.labels, case.weights, case.classes))
-    )(z_loss=0.1)
+    sums, by_hidden, by_head = case.take(slice(0))(z_loss=0.1)
 
     assert [part.abs().sum().item() for part in sums] == [0] * 5
     assert by_hidden.shape == (0, HIDDEN)
@@ -151,7 +113,7 @@ def test_no_tokens(case):
 
 @pytest.mark.parametrize("value", [1e3, -1e3, torch.inf, torch.nan])
 def test_padding_rows_never_enter(case, value):
-    sums, by_hidden, by_head = padded(case, 11, value)(z_loss=0.1)
+    sums, by_hidden, by_head = case.padded(11, value)(z_loss=0.1)
 
     expected, expected_by_hidden, expected_by_head = case(z_loss=0.1)
     for found, wanted in zip(sums, expected, strict=True):
@@ -171,15 +133,12 @@ def test_logits_of_thousands_do_not_overflow(case):
 
 
 def test_fp32_is_exact_to_a_few_eps(case):
-    single = replace(
-        case, hidden=case.hidden.float(), head=case.head.float(), weights=case.weights.float()
-    )
+    single = case.to(torch.float32)
 
     sums, by_hidden, by_head = single()
 
     # What fp32 would be off by if only its inputs were rounded.
-    double = replace(single, hidden=single.hidden.double(), head=single.head.double())
-    loss, expected_by_hidden, expected_by_head, _ = double.expected()
+    loss, expected_by_hidden, expected_by_head, _ = single.to(torch.float64).by_torch()
     eps = torch.finfo(torch.float32).eps
     assert sums.loss.dtype == torch.float32
     assert abs(sums.loss.item() - loss.item()) < 4 * eps * loss.item()
@@ -187,54 +146,140 @@ def test_fp32_is_exact_to_a_few_eps(case):
         assert (found - wanted).abs().max() < 8 * eps * wanted.abs().max()
 
 
-def test_bf16_inputs_give_fp32_sums(case):
-    half = replace(case, hidden=case.hidden.bfloat16(), head=case.head.bfloat16())
+def test_bf16_is_no_worse_than_torchs():
+    half = HeadCase.random(256, 1000, 64).to(torch.bfloat16)
 
-    sums, by_hidden, _ = half()
+    sums, *found = half()
 
+    exact = half.to(torch.float64).by_torch()
+    torchs = half.by_torch()
     assert {part.dtype for part in sums} == {torch.float32}
-    assert by_hidden.dtype == torch.bfloat16
+    for ours, plain, wanted in zip(found, torchs[1:3], exact[1:3], strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert error(ours, wanted) < min(2.5e-3, error(plain, wanted))
 
 
-# Vocabulary parallel: 21 ids in shares of equal rows.
+def test_two_runs_are_bit_equal():
+    case = HeadCase.random(300, 1000, 16, torch.float32)
+
+    first, second = (case(z_loss=0.1, chunk_size=128) for _ in range(2))
+
+    for one, other in zip([*first[0], *first[1:]], [*second[0], *second[1:]], strict=True):
+        assert torch.equal(one, other)
 
 
-def sums_of_a_rank(rows_a_rank):
-    """This rank's sums and gradients, of a case with labels on every border between shares."""
-    dist.init_process_group("gloo")
-    rank, size = dist.get_rank(), dist.get_world_size()
-    whole = bordered_case(rows_a_rank)
-    padding = size * rows_a_rank - VOCAB
-    share = padded(whole, padding).head[rank * rows_a_rank : (rank + 1) * rows_a_rank]
-    exchange = GroupExchange(dist.group.WORLD)
-    sums, by_hidden, by_head = replace(whole, head=share)(z_loss=0.1, exchange=exchange)
-    dist.destroy_process_group()
-    return [part.detach().numpy() for part in (*sums, by_hidden, by_head)]
-
-
-def bordered_case(rows_a_rank):
-    case = random_case()
-    first_rows = torch.arange(0, VOCAB, rows_a_rank)
-    borders = torch.cat([first_rows, first_rows[1:] - 1, torch.tensor([VOCAB - 1])])
+@pytest.mark.parametrize("label", [VOCAB, -1, -7])
+def test_a_label_outside_the_vocabulary_is_not_overlooked(case, label):
     labels = case.labels.clone()
-    labels[: len(borders)] = borders
-    labels[-1] = IGNORE
-    return replace(case, labels=labels)
+    labels[0] = label
+
+    assert replace(case, labels=labels)()[0].loss.isnan()
+
+
+# What is computed when.
+
+
+def test_backward_scales_by_what_comes(case):
+    _, by_hidden, by_head = case(scale=3.0)
+
+    _, expected_by_hidden, expected_by_head, _ = case.by_torch()
+    torch.testing.assert_close(by_hidden, 3 * expected_by_hidden, **FP64)
+    torch.testing.assert_close(by_head, 3 * expected_by_head, **FP64)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "head"])
+def test_a_gradient_that_nobody_wants_is_not_computed(case, frozen):
+    hidden, head = case.hidden.clone(), case.head.clone()
+    wanted = head if frozen == "hidden" else hidden
+    wanted.requires_grad_()
+
+    targets = case.labels, case.weights, case.classes
+    linear_cross_entropy(hidden, head, *targets, vocab_size=VOCAB).loss.backward()
+
+    expected = case.by_torch()[2 if frozen == "hidden" else 1]
+    torch.testing.assert_close(wanted.grad, expected, **FP64)
+
+
+def test_evaluation_computes_no_gradient(case, monkeypatch):
+    def gradient(*arguments):
+        raise AssertionError("no gradient was asked for")
+
+    monkeypatch.setattr(reference, "ROWS", replace(reference.ROWS, gradient=gradient))
+    with torch.no_grad():
+        targets = case.labels, case.weights, case.classes
+        head = case.head.clone().requires_grad_()
+        sums = linear_cross_entropy(case.hidden, head, *targets, vocab_size=VOCAB)
+
+    torch.testing.assert_close(sums.loss, case.by_torch()[0], **FP64)
+
+
+def test_the_weight_gradient_is_added_to_the_main_gradient(case):
+    main_grad = torch.ones(VOCAB + 3, HIDDEN, dtype=torch.float64)
+
+    for scale in (2.0, 0.5):  # two micro-batches under a loss scale
+        _, _, by_head = case.padded(3)(scale=scale, main_grad_vh=main_grad)
+        assert by_head is None
+
+    expected = 1 + 2.5 * case.by_torch()[2]
+    torch.testing.assert_close(main_grad[:VOCAB], expected, **FP64)
+    assert (main_grad[VOCAB:] == 1).all()
+
+
+def test_a_backend_that_does_both_passes_at_once(case, monkeypatch):
+    def whole(logits, labels, weights, z_loss):
+        statistics = reference.statistics(logits, labels)
+        lse = statistics[0] + statistics[1].log()
+        reference.gradient(logits, labels, weights, statistics, lse, z_loss)
+        return torch.stack([statistics[0], lse, statistics[2]])
+
+    monkeypatch.setattr(reference, "ROWS", replace(reference.ROWS, whole=whole))
+    assert_torchs(case, z_loss=0.1, chunk_size=5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_logits_exist_for_one_chunk_only():
+    case = HeadCase.random(1024, 1000, 4)
+
+    with LargestTensor() as largest:
+        case(chunk_size=128)
+
+    assert largest.elements == 128 * 1024  # 128 tokens, 1,000 columns padded to a multiple of 128
+
+
+# What cannot be.
 
 
 @pytest.mark.parametrize(
-    ("ranks", "rows"),
-    [(2, 11), (4, 6), (4, 7), (2, 21)],
-    ids=["2 ranks", "4 ranks", "a rank of padding alone", "half of it padding"],
+    ("change", "message"),
+    [
+        ({"head": torch.zeros(VOCAB, HIDDEN)}, "types and second sizes must be equal"),
+        ({"weights": torch.zeros(3)}, "all of one length"),
+        ({"hidden": torch.zeros(3, HIDDEN, dtype=torch.float64)}, "3 hidden states do not fit 12"),
+    ],
 )
-def test_ranks_that_share_the_vocabulary_agree_with_one(ranks, rows):
-    results = run_processes(sums_of_a_rank, ranks, rows)
+def test_what_does_not_fit_is_refused(case, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(case, **change)()
 
-    sums, by_hidden, by_head = bordered_case(rows)(z_loss=0.1)
-    for *found, found_by_hidden, _ in results:
-        for part, wanted in zip(found, sums, strict=True):
-            torch.testing.assert_close(torch.from_numpy(part), wanted.detach(), **FP64)
-        torch.testing.assert_close(torch.from_numpy(found_by_hidden), by_hidden, **FP64)
-    gathered = torch.cat([torch.from_numpy(by_head) for *_, by_head in results])
-    torch.testing.assert_close(gathered[:VOCAB], by_head, **FP64)
-    assert gathered[VOCAB:].abs().sum() == 0
+
+@pytest.mark.parametrize("backend", ["triton", "cuda", "best"])
+def test_a_backend_that_cannot_serve_is_refused(case, backend, monkeypatch):
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="backend"):
+        case(backend=backend)
+
+
+def test_unfused_adds_to_no_main_gradient(case):
+    with pytest.raises(ValueError, match="unfused"):
+        case(backend="unfused", main_grad_vh=case.head.clone())
