@@ -1,0 +1,81 @@
+"""Hugging Face to Megatron, through tensor parallel ranks, and back: every tensor, every bit."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from safetensors.torch import load_file
+from support.processes import run_processes
+
+from emu3_megatron import manifest, parallel
+from emu3_megatron.interchange.exporting import export_folder
+from emu3_megatron.training.checkpoint import find_checkpoint, open_decoder, read_checkpoint
+
+DTYPES = (torch.float32, torch.bfloat16)
+LAYOUTS = ("transformers", "hub", "baai", "baai-vision")
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    ones, others = tensors_of(one), tensors_of(other)
+    assert ones.keys() == others.keys()
+    for name, tensor in ones.items():
+        assert tensor.dtype == others[name].dtype, name
+        assert torch.equal(tensor, others[name]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_there_and_back(layout, dtype, hub_folders, checkpoints, tmp_path):
+    out = tmp_path / "out"
+    export_folder(checkpoints[layout, dtype], out, layout.removesuffix("-vision"))
+
+    assert_same_bits(hub_folders[layout, dtype], out)
+
+
+def save_again(sources: list[Path], targets: list[Path]) -> None:
+    """Open checkpoints on these tensor parallel ranks and save what each holds."""
+    mesh = parallel.start(tensor=int(os.environ["WORLD_SIZE"]))
+    mesh.seed(0, 0)
+    for source, target in zip(sources, targets, strict=True):
+        decoder, _ = open_decoder(source, mesh)
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        beside = target.with_suffix(".beside")
+        if mesh.is_first:
+            beside.mkdir()
+        torch.distributed.barrier()
+        state = decoder.sharded_state_dict(metadata={"dp_cp_group": group})
+        dist_checkpointing.save(state, str(beside))
+        if mesh.is_first:
+            about = read_checkpoint(find_checkpoint(source))
+            about = {k: v for k, v in about.items() if k not in ("files", "format")}
+            manifest.commit(beside, target, about, known={})
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_through_tensor_parallel_ranks(size, hub_folders, checkpoints, tmp_path):
+    targets = [tmp_path / f"{dtype.itemsize}" for dtype in DTYPES]
+    sources = [checkpoints["baai", dtype] for dtype in DTYPES]
+
+    run_processes(save_again, size, sources, targets)
+
+    for dtype, target in zip(DTYPES, targets, strict=True):
+        export_folder(target, tmp_path / "out", "baai")
+        assert_same_bits(hub_folders["baai", dtype], tmp_path / "out")
+        (tmp_path / "out").rename(tmp_path / f"done-{dtype.itemsize}")
+
+
+def test_large_files_are_divided(hub_folders, checkpoints, tmp_path):
+    export_folder(checkpoints["baai", torch.float32], tmp_path / "out", shard_bytes=300_000)
+
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    assert_same_bits(hub_folders["baai", torch.float32], tmp_path / "out")
