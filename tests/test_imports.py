@@ -17,6 +17,7 @@ KERNELS = Path(emu3_kernels.__file__).parent
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "manifest": {"errors", "files"},
     "vocabulary": {"errors"},
     "grammar": {"vocabulary"},
     "config": {"vocabulary"},
@@ -24,7 +25,7 @@ ALLOWED = {
     "vision": {"config", "files"},
     "data": {"grammar", "config", "parallel", "files"},
     "model": {"parallel", "emu3_kernels"},
-    "training": {"model", "data"},
+    "training": {"model", "data", "manifest"},
     "alignment": {"training"},
     "generation": {"model", "vision", "grammar"},
     "serving": {"generation"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "prepare": {"vision", "data"},
     "emu3_kernels": set(),
 }
-ON_TOP = {"cli", "verbs", "demo", "__main__"}  # import what they like; nobody else imports them
+ON_TOP = {"cli", "verbs", "installation", "demo", "__main__"}  # import what they like; nobody else imports them
 ROOMS = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
 ROOMS = sorted(ROOMS - ON_TOP - {"__init__", "__pycache__"})
 

