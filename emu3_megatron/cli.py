@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from emu3_megatron.errors import InputError
+from emu3_megatron.errors import InputError, RunEnded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _let_first_rank_speak()
         print(f"emu3: {_line_of(error)}", file=sys.stderr)
         sys.exit(2)
+    except RunEnded as ended:  # on all ranks alike
+        if os.environ.get("RANK", "0") == "0":
+            print(f"emu3: {ended}", file=sys.stderr)
+        sys.exit(ended.code)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -209,11 +213,14 @@ def _train(verbs: argparse._SubParsersAction) -> None:
         epilog="Several processes: torchrun --nproc-per-node N -m emu3_megatron train RECIPE …",
     )
     _recipe_arguments(verb)
+    verb.add_argument(
+        "--accept", action="store_true", help="resume though the recipe changed what is learned"
+    )
 
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
-        verbs.train(parsed.recipe, parsed.overrides)
+        verbs.train(parsed.recipe, parsed.overrides, parsed.accept)
 
     verb.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""The errors a user can mend."""
+"""The errors a user can mend, and how a run ends otherwise."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,21 @@ class InputError(ValueError):
     The message is one line that names the thing and how to mend it; the command line prints it
     without a traceback and exits non-zero.
     """
+
+
+# Exit codes of `emu3`, besides 0, 2 for a user's mistake and 130 for an interruption by hand.
+REQUEUE = 75  # was told to leave and saved; start it again and it goes on
+DIVERGED = 76  # too many bad steps in a row, or replicas that differ
+HUNG = 77  # the watchdog ended it
+
+
+class RunEnded(Exception):
+    """A run ended before its last step, for a reason that is nobody's mistake.
+
+    Attributes:
+        code: what the process should exit with.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code

@@ -17,12 +17,12 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
 
 
-def train(name: str, overrides: list[str]) -> None:
+def train(name: str, overrides: list[str], accept: bool = False) -> None:
     recipe = load_recipe(Recipe, name, overrides)
     from emu3_megatron.generation.sampler import sampler_of
     from emu3_megatron.training import train
 
-    train(recipe, sampler_of(recipe) if recipe.sample else None)
+    train(recipe, sampler_of(recipe) if recipe.sample else None, accept)
 
 
 def train_tokenizer(name: str, overrides: list[str], out: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from support.processes import run_processes
 
+from emu3_megatron import manifest
 from emu3_megatron.cli import main
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.data.packs import pack_shards
@@ -300,9 +301,9 @@ def test_a_checkpoint_of_another_model_is_named(shard, tmp_path, refused_apart):
 
 def write_checkpoint(folder, model):
     """What a checkpoint tells before any weight is read."""
-    (folder / "step-00000001").mkdir(parents=True)
+    (folder / "beside").mkdir(parents=True)
     about = {"step": 1, "vocabulary": VOCABULARY.fingerprint(), "recipe": {"model": model}}
-    (folder / "step-00000001" / "emu3.json").write_text(json.dumps(about))
+    manifest.commit(folder / "beside", folder / "step-00000001", about, {})
     (folder / "latest").write_text("step-00000001\n")
 
 

@@ -21,18 +21,29 @@ class Mixture:
         sources: pack sets of one context.
         weights: share of the samples, up to a factor.
         seed: of the orders inside the sources.
+        numbers: what tells the sources' orders apart; by default their places.
+        given: packs that each source has given before sample 0, in an earlier phase of the run.
 
     Raises:
         InputError: contexts differ, or a weight is not positive or less than 1/65,536 of all.
     """
 
-    def __init__(self, sources: Sequence[PackSet], weights: Sequence[float], seed: int = 0):
+    def __init__(
+        self,
+        sources: Sequence[PackSet],
+        weights: Sequence[float],
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        given: Sequence[int] | None = None,
+    ):
         self.sources = list(sources)
         self.seed = seed
+        self._numbers = list(numbers or range(len(self.sources)))
+        self._given = list(given or [0] * len(self.sources))
         contexts = {source.context for source in self.sources}
         if len(contexts) > 1:
-            given = ", ".join(f"{source.path} {source.context:,}" for source in self.sources)
-            raise InputError(f"packs of different contexts: {given}; pack them anew for one")
+            found = ", ".join(f"{source.path} {source.context:,}" for source in self.sources)
+            raise InputError(f"packs of different contexts: {found}; pack them anew for one")
         self._source_k, self._turn_k = _blend(weights)
         self._turns = np.bincount(self._source_k, minlength=len(self.sources)).tolist()
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source: (epoch, order)
@@ -45,9 +56,8 @@ class Mixture:
         """The source and the number of the pack that sample `sample` of the run is."""
         period, k = divmod(sample, _PERIOD)
         source = int(self._source_k[k])
-        epoch, turn = divmod(
-            period * self._turns[source] + int(self._turn_k[k]), len(self.sources[source])
-        )
+        turns = self._given[source] + period * self._turns[source] + int(self._turn_k[k])
+        epoch, turn = divmod(turns, len(self.sources[source]))
         return self.sources[source], int(self._order(source, epoch)[turn])
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
@@ -55,10 +65,19 @@ class Mixture:
         if kept != epoch:
             # RandomState and not Generator: numpy promises that its numbers never change, and a
             # run may be resumed under another numpy.
-            bits = np.random.MT19937(np.random.SeedSequence([self.seed, source, epoch]))
+            number = self._numbers[source]
+            bits = np.random.MT19937(np.random.SeedSequence([self.seed, number, epoch]))
             order = np.random.RandomState(bits).permutation(len(self.sources[source]))
             self._orders[source] = epoch, order
         return order
+
+
+def packs_given(weights: Sequence[float], samples: int) -> list[int]:
+    """How many packs each source of a mixture has given after so many samples."""
+    source_k, _ = _blend(weights)
+    periods, rest = divmod(samples, _PERIOD)
+    count = lambda part: np.bincount(part, minlength=len(weights))
+    return (periods * count(source_k) + count(source_k[:rest])).tolist()
 
 
 def _blend(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,60 +1,85 @@
-"""Megatron distributed checkpoints, committed by rename, that load on any layout.
+"""Megatron distributed checkpoints that load on any layout and vouch for every byte.
 
-`DIR/step-00000100/` holds Megatron's files and `emu3.json` (step, recipe, vocabulary); `DIR/latest`
-names the newest. Random states need no place in them: they follow from (seed, step).
+`DIR/step-00000100/` holds Megatron's files and `manifest.json`: sizes and hashes, step, recipe,
+vocabulary, the phases of the mixture and the guard's memory. `DIR/latest` names the newest. Random
+states need no place in them: they follow from (seed, step).
 """
 
-import contextlib
-import json
-import os
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 
+from emu3_megatron import manifest
 from emu3_megatron.config import ModelConfig, Recipe
-from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.config.schema import DecoderRecipe, ParallelConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.files import replacing, sync
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.optimizer import Trainable, allocate_states, load_states
+from emu3_megatron.training.agreement import first_of_ranks, on_first_rank
+from emu3_megatron.training.optimizer import (
+    Trainable,
+    allocate_states,
+    load_states,
+    set_schedule,
+)
+from emu3_megatron.training.saving import TRACKER, PendingSave, move_tracker, request_save
 
 # The one format of the distributed optimizer that any layout reads.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _ARCHITECTURE = ("layers", "hidden", "heads", "kv_heads", "ffn", "rope_base", "norm_epsilon")
 
 
-def save_checkpoint(folder: Path, step: int, trainable: Trainable, recipe: Recipe) -> Path:
-    """Write a checkpoint beside, then commit it: complete under its name, or not there at all."""
+def request_checkpoint(
+    folder: Path, step: int, trainable: Trainable, recipe: Recipe, **memory: Any
+) -> PendingSave:
+    """Start writing a checkpoint beside its place; `commit` makes it one.
+
+    Args:
+        memory: what else a resumed run must know; JSON.
+
+    Raises:
+        SaveError: on all ranks alike.
+    """
+    about = {
+        "step": step,
+        "vocabulary": recipe.model.vocabulary().fingerprint(),
+        "recipe": recipe.model_dump(mode="json"),
+        **memory,
+    }
     target = folder / f"step-{step:08d}"
-    beside = folder / f".{target.name}.tmp"
-    _on_first_rank(lambda: _make_empty(beside))
-    state = _sharded_state(trainable, is_loading=False)
-    state["schedule"] = trainable.schedule.state_dict()
-    dist_checkpointing.save(state, str(beside))
-    _on_first_rank(lambda: _commit(beside, target, step, recipe))
-    return target
+    return request_save(target, step, _sharded_state(trainable, is_loading=False), about)
+
+
+def save_checkpoint(
+    folder: Path, step: int, trainable: Trainable, recipe: Recipe, **memory: Any
+) -> Path:
+    """Write a checkpoint: complete under its name, or not there at all."""
+    return request_checkpoint(folder, step, trainable, recipe, **memory).commit()
 
 
 def load_checkpoint(path: Path, trainable: Trainable) -> int:
-    """Fill weights, optimizer and schedule from a checkpoint of this model; return its step."""
-    about = read_checkpoint(path)
+    """Fill weights and optimizer from a checkpoint of this model; return its step.
+
+    The schedule is set to the step; what its rates are is the recipe's to say.
+    """
+    step = read_checkpoint(path)["step"]
     allocate_states(trainable.optimizer)
     loaded = dist_checkpointing.load(_sharded_state(trainable, is_loading=True), str(path))
     trainable.decoder.load_state_dict(loaded["model"])
     load_states(trainable.optimizer, loaded["optimizer"])
-    trainable.schedule.load_state_dict(loaded["schedule"])
-    return about["step"]
+    set_schedule(trainable.schedule, step)
+    return step
 
 
-def open_decoder(path: Path, mesh: Mesh) -> tuple[Decoder, Recipe]:
+def open_decoder(path: Path, mesh: Mesh) -> tuple[Decoder, DecoderRecipe]:
     """The decoder of a checkpoint, on this mesh's tensor parallel ranks, with its recipe."""
     path = find_checkpoint(path)
-    recipe = Recipe.model_validate(read_checkpoint(path)["recipe"])
+    verify(path)
+    recipe = DecoderRecipe.model_validate(read_checkpoint(path)["recipe"])
     parallel = ParallelConfig(tensor=mesh.tensor_size)
     bf16 = recipe.precision == "bf16"
     decoder = build_decoder(recipe.model, parallel, seed=None, bf16=bf16)
@@ -76,19 +101,42 @@ def find_checkpoint(path: Path) -> Path:
         InputError: there is none.
     """
     for folder in (path, path / "checkpoints"):
-        if (folder / "emu3.json").is_file():
+        if (folder / manifest.NAME).is_file():
             return folder
-        if (folder / "latest").is_file():
-            return folder / (folder / "latest").read_text().strip()
+        if (folder / TRACKER).is_file():
+            return folder / (folder / TRACKER).read_text().strip()
     raise InputError(f"{path}: no checkpoint here; give a run's folder or a step-… folder")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `emu3.json` says: step, recipe, vocabulary."""
-    try:
-        return json.loads((path / "emu3.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        raise InputError(f"{path}: not a complete checkpoint, emu3.json is missing") from None
+    """What the manifest says: step, recipe, vocabulary, files and what else was given."""
+    return manifest.read(path)
+
+
+def verify(path: Path) -> None:
+    """Read every byte of a checkpoint, each rank its share of the files.
+
+    Raises:
+        InputError: on all ranks alike; it names the file and the step.
+    """
+    if fault := _fault(path):
+        raise InputError(
+            f"{fault}; restore it, or set run.resume=auto to go on from the newest sound one"
+        )
+
+
+def newest_sound(folder: Path) -> Path | None:
+    """The newest checkpoint whose bytes are all there; newer ones are set aside by name.
+
+    The tracker names it from now on. None if there is none.
+    """
+    for path in on_first_rank(lambda: sorted(folder.glob("step-*"), reverse=True)):
+        fault = _fault(path)
+        if fault is None:
+            on_first_rank(partial(move_tracker, path))
+            return path
+        on_first_rank(partial(_set_aside, path, fault))
+    return None
 
 
 def check_model(path: Path, about: dict[str, Any], model: ModelConfig) -> None:
@@ -105,8 +153,34 @@ def check_model(path: Path, about: dict[str, Any], model: ModelConfig) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    _on_first_rank(lambda: _remove(sorted(folder.glob("step-*"))[:-keep]))
+    """Remove all but the newest `keep` durable checkpoints; never the one the tracker names."""
+    on_first_rank(lambda: _prune(folder, keep))
+
+
+def _prune(folder: Path, keep: int) -> None:
+    latest = (folder / TRACKER).read_text().strip()
+    # What is newer than the tracker was written before a fall back, and will be written again.
+    durable = sorted(path for path in folder.glob("step-*") if path.name <= latest)
+    for path in durable[:-keep]:
+        shutil.rmtree(path)
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words, the same on all ranks; None if nothing is."""
+    try:
+        about = on_first_rank(lambda: manifest.read(path))
+    except InputError as error:
+        return str(error)
+    mine = sorted(about["files"])[dist.get_rank() :: dist.get_world_size()]
+    found = first_of_ranks(manifest.first_fault(path, mine, about["files"]))
+    return f"step {about['step']}: {found[1]}" if found else None
+
+
+def _set_aside(path: Path, fault: str) -> None:
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    print(f"{fault}; set aside as {aside.name}")
 
 
 def _sharded_state(trainable: Trainable, is_loading: bool) -> dict[str, Any]:
@@ -120,36 +194,3 @@ def _sharded_state(trainable: Trainable, is_loading: bool) -> dict[str, Any]:
 
 def _token_group() -> dist.ProcessGroup:
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
-
-
-def _remove(folders: list[Path]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder)
-
-
-def _make_empty(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-
-
-def _commit(beside: Path, target: Path, step: int, recipe: Recipe) -> None:
-    about = {
-        "step": step,
-        "vocabulary": recipe.model.vocabulary().fingerprint(),
-        "recipe": recipe.model_dump(mode="json"),
-    }
-    (beside / "emu3.json").write_text(json.dumps(about, indent=2) + "\n")
-    for path in beside.iterdir():
-        sync(path)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(beside, target)
-    with replacing(target.parent / "latest") as latest:
-        latest.write_text(target.name + "\n")
-
-
-def _on_first_rank(action: Callable[[], Any]) -> None:
-    if dist.get_rank() == 0:
-        action()
-    dist.barrier()

@@ -1,115 +1,215 @@
 """The training loop, of every stage."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import PackedSamples, step_batches
-from emu3_megatron.data.mixture import Mixture
-from emu3_megatron.data.pack_set import PackSet
-from emu3_megatron.errors import InputError
+from emu3_megatron.data.phases import Phase, PhasedMixture, phases_of
+from emu3_megatron.errors import REQUEUE, InputError, RunEnded
+from emu3_megatron.files import write_json
 from emu3_megatron.parallel import Mesh
+from emu3_megatron.training.agreement import on_first_rank
 from emu3_megatron.training.checkpoint import (
     check_model,
     find_checkpoint,
     load_checkpoint,
     load_decoder,
+    newest_sound,
     read_checkpoint,
+    verify,
 )
-from emu3_megatron.training.hooks import DrawSamples, Hook, LogMetrics, Sampler, SaveCheckpoints
+from emu3_megatron.training.drift import check_drift
+from emu3_megatron.training.hooks import (
+    CompareReplicas,
+    DrawSamples,
+    Hook,
+    LogMetrics,
+    PassOverBadSteps,
+    Sampler,
+    SaveCheckpoints,
+)
+from emu3_megatron.training.metrics import Waited
 from emu3_megatron.training.optimizer import Trainable, build_trainable
+from emu3_megatron.training.run import Run, supervised
+from emu3_megatron.training.saving import TRACKER
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.vocabulary import Vocabulary
 
 
-def train(recipe: Recipe, sampler: Sampler | None = None) -> None:
+def train(recipe: Recipe, sampler: Sampler | None = None, accept: bool = False) -> None:
     """Train as the recipe says, from the newest checkpoint in its run folder if there is one.
 
     Args:
         sampler: draws samples from the live decoder, where the recipe asks for them.
+        accept: go on though the recipe has changed in what the run learns.
 
     Raises:
         InputError: data, layout or checkpoint do not fit the recipe.
+        RunEnded: the run was told to leave, or gave up.
     """
     mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
     _check_layout(recipe, mesh)
+    with supervised(recipe, mesh) as run:
+        _train(recipe, mesh, run, sampler, accept)
+
+
+def _train(recipe: Recipe, mesh: Mesh, run: Run, sampler: Sampler | None, accept: bool) -> None:
     vocabulary = recipe.model.vocabulary()
-    samples = open_samples(recipe, vocabulary)
-    resume_from, start_from = _checkpoints(recipe)
+    resume_from, about = _checkpoint(recipe, accept)
+    start_from = None if resume_from else _start(recipe)
+    first = about["step"] if resume_from else 0
+    past = [Phase.of_json(value) for value in about.get("phases", [])]
+    phases = phases_of(past, recipe.data.sources, first * recipe.batch.size)
+    samples = open_samples(recipe, vocabulary, phases, first * recipe.batch.size)
+    _write_description(recipe, phases)
     mesh.seed(recipe.run.seed, 0)
     trainable = build_trainable(recipe)
-    first = _fill(trainable, resume_from, start_from)
+    _fill(trainable, resume_from, start_from)
     last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
     if first >= last and mesh.is_first:
         print(f"{recipe.run.dir}: step {first} of {last} is done; raise run.steps to go on")
-    batches = step_batches(
-        samples,
-        global_batch=recipe.batch.size,
-        micro_batch=recipe.batch.micro_size,
-        data_rank=mesh.data_rank,
-        data_size=mesh.data_size,
-        first_step=first,
-        last_step=last,
-        workers=recipe.data.workers,
+    batches = Waited(
+        step_batches(
+            samples,
+            global_batch=recipe.batch.size,
+            micro_batch=recipe.batch.micro_size,
+            data_rank=mesh.data_rank,
+            data_size=mesh.data_size,
+            first_step=first,
+            last_step=last,
+            workers=recipe.data.workers,
+        )
     )
     train_step = TrainStep(recipe, vocabulary, mesh, trainable)
-    hooks = _hooks(recipe, mesh, trainable, sampler)
+    train_step.guard.load(about.get("guard", {}))
+    hooks = _hooks(recipe, mesh, run, train_step, phases, batches, sampler)
 
+    leaves = False
     for hook in hooks:
         hook.before_training(first)
     for step, micro_batches in enumerate(batches, start=first + 1):
+        run.watchdog.at(step, "training")
         result = train_step(step, micro_batches)
+        leaves = run.stop.was_made()
         for hook in hooks:
-            hook.after_step(step, result, is_last=step == last)
+            run.watchdog.at(step, hook.phase)
+            hook.after_step(step, result, is_last=leaves or step == last)
+        run.watchdog.at(step, "reading data")
+        if leaves:
+            break
     for hook in hooks:
         hook.after_training()
+    if leaves:
+        run.events.add("left", step, "told to leave: saved, and ready to be started again")
+        raise RunEnded(f"{recipe.run.dir}: told to leave after step {step}", REQUEUE)
 
 
-def open_samples(recipe: Recipe, vocabulary: Vocabulary) -> PackedSamples:
+def open_samples(
+    recipe: Recipe, vocabulary: Vocabulary, phases: Sequence[Phase] = (), since: int = 0
+) -> PackedSamples:
     """The recipe's mixture, as numbered samples.
+
+    Args:
+        phases: of the mixture, where the run has a past.
+        since: the first sample that will be asked for.
 
     Raises:
         InputError: packs are missing, damaged, or of another context or vocabulary.
     """
-    sources = [PackSet(source.pack, vocabulary) for source in recipe.data.sources]
-    for source in sources:
+    phases = phases or phases_of([], recipe.data.sources, 0)
+    mixture = PhasedMixture(phases, vocabulary, recipe.run.seed, since)
+    for source in mixture.sources:
         if source.context != recipe.data.context:
             raise InputError(
                 f"{source.path}: packed for a context of {source.context:,}, data.context is "
                 f"{recipe.data.context:,}; pack again or change the recipe"
             )
-    weights = [source.weight for source in recipe.data.sources]
-    mixture = Mixture(sources, weights, recipe.run.seed)
-    return PackedSamples(mixture, vocabulary, recipe.weights.table, recipe.data.reset_at_documents)
+    return PackedSamples(
+        mixture,
+        vocabulary,
+        recipe.weights.table,
+        recipe.data.reset_at_documents,
+        recipe.parallel.context,
+    )
 
 
-def _hooks(recipe: Recipe, mesh: Mesh, trainable: Trainable, sampler: Sampler | None) -> list[Hook]:
-    hooks = [LogMetrics(recipe, mesh), SaveCheckpoints(recipe, trainable)]
+def _hooks(
+    recipe: Recipe,
+    mesh: Mesh,
+    run: Run,
+    train_step: TrainStep,
+    phases: list[Phase],
+    waited: Waited,
+    sampler: Sampler | None,
+) -> list[Hook]:
+    trainable = train_step.trainable
+
+    def memory() -> dict[str, Any]:
+        return {
+            "phases": [phase.as_json() for phase in phases],
+            "guard": train_step.guard.state(),
+        }
+
+    saves = SaveCheckpoints(recipe, trainable, run.events, memory)
+    hooks = [
+        LogMetrics(recipe, mesh, waited),
+        PassOverBadSteps(recipe, mesh, trainable, saves, run.events),
+        CompareReplicas(recipe, trainable, run.events),
+        saves,
+    ]
     if recipe.sample and sampler:
         hooks.append(DrawSamples(recipe, trainable, sampler))
     return hooks
 
 
-def _checkpoints(recipe: Recipe) -> tuple[Path | None, Path | None]:
-    """The checkpoint to resume from, or else the one whose weights to start from."""
-    found: tuple[Path | None, Path | None] = None, None
-    if (recipe.run.dir / "checkpoints" / "latest").is_file():
-        found = find_checkpoint(recipe.run.dir), None
-    elif recipe.run.init_from:
-        found = None, find_checkpoint(recipe.run.init_from)
-    for path in filter(None, found):
-        check_model(path, read_checkpoint(path), recipe.model)
-    return found
+def _checkpoint(recipe: Recipe, accept: bool) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to resume from, proven sound and of this recipe, and its manifest."""
+    folder = recipe.run.dir / "checkpoints"
+    path: Path | None = None
+    if recipe.run.resume == "auto":
+        path = newest_sound(folder)
+    elif (folder / TRACKER).is_file():
+        path = find_checkpoint(folder)
+    if path is None:
+        return None, {}
+    about = read_checkpoint(path)
+    check_model(path, about, recipe.model)
+    changes = check_drift(about["recipe"], recipe, accept)
+    if recipe.run.resume == "strict":
+        verify(path)
+    on_first_rank(lambda: [print(f"recipe changed: {line}") for line in changes])
+    return path, about
 
 
-def _fill(trainable: Trainable, resume_from: Path | None, start_from: Path | None) -> int:
-    """Load what there is to load; return the steps already taken."""
+def _start(recipe: Recipe) -> Path | None:
+    """The checkpoint whose weights a new run starts from, proven sound and of this model."""
+    if recipe.run.init_from is None:
+        return None
+    path = find_checkpoint(recipe.run.init_from)
+    check_model(path, read_checkpoint(path), recipe.model)
+    verify(path)
+    return path
+
+
+def _write_description(recipe: Recipe, phases: list[Phase]) -> None:
+    """`run.json`: recipe and phases of the mixture, for whoever asks about the run."""
+    description = {
+        "recipe": recipe.model_dump(mode="json"),
+        "phases": [phase.as_json() for phase in phases],
+    }
+    on_first_rank(lambda: write_json(recipe.run.dir / "run.json", description))
+
+
+def _fill(trainable: Trainable, resume_from: Path | None, start_from: Path | None) -> None:
+    """Load what there is to load: all of a checkpoint, or the weights of another run."""
     if resume_from:
-        return load_checkpoint(resume_from, trainable)
-    if start_from:
+        load_checkpoint(resume_from, trainable)
+    elif start_from:
         load_decoder(start_from, trainable.decoder)
         trainable.optimizer.reload_model_params()
-    return 0
 
 
 def _check_layout(recipe: Recipe, mesh: Mesh) -> None:

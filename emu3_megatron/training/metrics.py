@@ -3,9 +3,11 @@
 import hashlib
 import json
 import math
+import resource
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -60,6 +62,35 @@ class Throughput:
         if self.peak:
             measured["mfu"] = rate * self.flops / self.peak
         return measured
+
+
+T = TypeVar("T")
+
+
+class Waited(Iterator[T]):
+    """An iterator that knows how long its items were waited for."""
+
+    def __init__(self, items: Iterable[T]):
+        self._items = iter(items)
+        self._seconds = 0.0
+
+    def __next__(self) -> T:
+        mark = time.perf_counter()
+        item = next(self._items)
+        self._seconds += time.perf_counter() - mark
+        return item
+
+    def take_seconds(self) -> float:
+        """Seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def peak_memory() -> int:
+    """Bytes this rank has had in use at most: of its GPU, or of main memory without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Writer(Protocol):

@@ -10,6 +10,7 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -41,6 +42,7 @@ def build_trainable(recipe: Recipe) -> Trainable:
         seed=recipe.run.seed,
         bf16=bf16,
         recompute=recipe.recompute,
+        loss_backend=recipe.loss_backend,
     )
     config = decoder.config
     model = DistributedDataParallel(
@@ -99,6 +101,26 @@ def _build_schedule(recipe: Recipe, optimizer: MegatronOptimizer) -> OptimizerPa
     )
 
 
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
+    """Norm of the whole gradient, over all ranks. The gradients are ready for `take_step` then."""
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def take_step(optimizer: MegatronOptimizer, grad_norm: float) -> None:
+    """Clip and move the weights: the second half of Megatron's `optimizer.step()`."""
+    for part in _parts(optimizer):
+        if part.config.clip_grad > 0 and (parameters := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm)
+    optimizer.step_with_ready_grads()
+
+
+def set_schedule(schedule: OptimizerParamScheduler, step: int) -> None:
+    """Rates as they are after `step` steps: a function of the recipe and the step alone."""
+    schedule.num_steps = 0
+    schedule.step(step)
+
+
 def allocate_states(optimizer: MegatronOptimizer) -> None:
     """Give torch's Adam its states before the first step, as loading needs to know their shapes."""
     for adam in _torch_adams(optimizer):
@@ -112,8 +134,14 @@ def allocate_states(optimizer: MegatronOptimizer) -> None:
 
 
 def load_states(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Load what `sharded_state_dict` described."""
+    """Load what `sharded_state_dict` described; rates, decay and betas stay the recipe's."""
+    settings = [
+        {name: value for name, value in group.items() if name not in ("params", "step")}
+        for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     for adam in _torch_adams(optimizer):
         for states in adam.state.values():
             # The distributed optimizer hands all parameters one tensor, which torch would then
@@ -123,9 +151,12 @@ def load_states(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
 
 def _torch_adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
     """The inner optimizers that are torch's; TransformerEngine's and apex's need no help."""
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
     torch_kinds = (torch.optim.Adam, torch.optim.AdamW)
-    return [part.optimizer for part in parts if isinstance(part.optimizer, torch_kinds)]
+    return [p.optimizer for p in _parts(optimizer) if isinstance(p.optimizer, torch_kinds)]
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 @torch.no_grad()

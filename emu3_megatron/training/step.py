@@ -14,9 +14,9 @@ from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import DropoutPlace, SequenceLayout, Targets
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.parallel.dispatch import zigzag
+from emu3_megatron.training.guard import Guard, Trouble
 from emu3_megatron.training.objective import Totals, global_weight
-from emu3_megatron.training.optimizer import Trainable
+from emu3_megatron.training.optimizer import Trainable, gradient_norm, take_step
 from emu3_megatron.vocabulary import Vocabulary
 
 
@@ -25,6 +25,7 @@ class StepResult:
     totals: Totals
     grad_norm: float
     lr: float
+    trouble: Trouble | None = None  # why the step was not taken
 
 
 class TrainStep:
@@ -36,6 +37,7 @@ class TrainStep:
         self.vocabulary = vocabulary
         self.z_loss = recipe.z_loss
         self.seed = recipe.run.seed
+        self.guard = Guard(recipe.guard)
         self.hops = _hops(mesh)
         self.run_schedule = get_forward_backward_func()
 
@@ -64,9 +66,13 @@ class TrainStep:
             seq_length=batches[0].tokens.shape[1],
             micro_batch_size=batches[0].tokens.shape[0],
         )
-        _, grad_norm, _ = optimizer.step()
-        lr = optimizer.param_groups[0]["lr"]
-        return StepResult(Totals.over_ranks(sums, self.mesh), float(grad_norm or 0.0), lr)
+        totals = Totals.over_ranks(sums, self.mesh)
+        grad_norm = gradient_norm(optimizer)
+        bad = self.guard.judge(totals.loss, grad_norm)
+        if not bad:
+            take_step(optimizer, grad_norm)
+        trouble = Trouble(bad, totals.loss, grad_norm, _describe(batches, sums)) if bad else None
+        return StepResult(totals, grad_norm, optimizer.param_groups[0]["lr"], trouble)
 
     def _forward(
         self, batch: Batch, dropout: DropoutPlace, model: torch.nn.Module, weight: torch.Tensor
@@ -124,7 +130,12 @@ def _hops(mesh: Mesh) -> Hops:
 
 
 def _order(batch: Batch, mesh: Mesh) -> torch.Tensor | None:
-    if mesh.context_size == 1:
-        return None
-    rows, length = batch.tokens.shape
-    return zigzag(length, mesh.context_size).expand(rows, -1, -1)
+    return None if mesh.context_size == 1 else batch.order
+
+
+def _describe(batches: Sequence[Batch], sums: Sequence[LinearCrossEntropy]) -> list[dict[str, Any]]:
+    """Of each micro-batch its loss here and its documents, for whoever looks into a bad step."""
+    return [
+        {"loss": str(float(part.loss / part.weight)), "documents": batch.documents}
+        for batch, part in zip(batches, sums, strict=True)
+    ]

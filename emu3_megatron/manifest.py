@@ -1,0 +1,97 @@
+"""A folder of large files that vouches for itself: `manifest.json` holds every size and hash.
+
+A folder is filled beside its place, hashed, synced and renamed: under its name it is complete. What
+the manifest says besides is the caller's (step, recipe, vocabulary).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import sync
+
+NAME = "manifest.json"
+FORMAT = "emu3-megatron/checkpoint/1"
+_THREADS = 4  # files hashed at once; hashlib lets go of the interpreter's lock
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as read back from where it was written."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def commit(
+    beside: Path, target: Path, about: dict[str, Any], known: dict[str, dict[str, Any]]
+) -> None:
+    """Give the folder `beside` its manifest and its name.
+
+    Args:
+        about: what the manifest says besides; JSON.
+        known: descriptions of files that their writers have hashed and synced already.
+    """
+    files = dict(known)
+    for path in sorted(beside.iterdir()):
+        if path.name not in files:
+            sync(path)
+            files[path.name] = describe(path)
+    _write(beside / NAME, {"format": FORMAT, **about, "files": files})
+    sync(beside)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(beside, target)
+    sync(target.parent)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a folder's manifest says.
+
+    Raises:
+        InputError: it has none, or a damaged one.
+    """
+    path = folder / NAME
+    try:
+        manifest = json.loads(path.read_text())
+        digest = manifest.pop("digest")
+    except FileNotFoundError:
+        raise InputError(f"{folder}: not a complete checkpoint, {NAME} is missing") from None
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise InputError(f"{path}: damaged; choose another checkpoint") from None
+    if digest != _digest(manifest):
+        raise InputError(f"{path}: damaged, it is not what was written; choose another checkpoint")
+    return manifest
+
+
+def first_fault(folder: Path, names: Iterable[str], described: dict[str, Any]) -> str | None:
+    """The first of these files that is not what the manifest says, in words, or None."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        faults = pool.map(lambda name: _fault(folder / name, described[name]), names)
+        return next(filter(None, faults), None)
+
+
+def _fault(path: Path, expected: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{path}: {size:,} bytes, its manifest says {expected['bytes']:,}"
+        if describe(path) != expected:
+            return f"{path}: its bytes are not those that were written (SHA-256 differs)"
+    except OSError as error:
+        return f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}"
+    return None
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    path.write_text(json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n")
+    sync(path)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""`events.jsonl`: what happened to a run besides its steps; a line each, never rewritten."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+NAME = "events.jsonl"
+
+
+class Events:
+    """The first rank's record of saves, skipped steps and leavings; other ranks' is silent."""
+
+    def __init__(self, folder: Path, speaks: bool):
+        self.path = folder / NAME
+        self.speaks = speaks
+
+    def add(self, kind: str, step: int, words: str = "", **details: Any) -> None:
+        """Write an event down, and say it on the screen if there are words."""
+        if not self.speaks:
+            return
+        event = {"time": round(time.time(), 3), "event": kind, "step": step, **details}
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:  # a full disk must not end what it can't be told about
+            print(f"{self.path}: {error.strerror}", file=sys.stderr)
+        if words:
+            print(f"step {step}: {words}", file=sys.stderr, flush=True)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """All events; a line that a killed run left unfinished is passed over."""
+    path = folder / NAME
+    events = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events

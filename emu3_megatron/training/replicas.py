@@ -1,0 +1,75 @@
+"""Do ranks that hold copies of a parameter still hold the same bits?
+
+All data and context parallel ranks hold the same weights; tensor parallel ranks share the norms.
+Nothing in training compares them: a copy that drifts trains on, and only the loss tells, late.
+"""
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from emu3_megatron.model import Decoder
+
+_CHUNK = 1 << 24  # elements hashed at once
+
+
+def drifted(decoder: Decoder) -> str | None:
+    """The first parameter that is not bit for bit the same on all ranks that should share it.
+
+    A call on every rank alike.
+
+    Returns:
+        Its name and the ranks with their hashes, the same words on all ranks; or None.
+    """
+    parameters = list(decoder.named_parameters())
+    hashes_p = torch.stack([_hash(parameter.detach()) for _, parameter in parameters])
+    whole_p = torch.tensor(
+        [not getattr(parameter, "tensor_model_parallel", False) for _, parameter in parameters],
+        device=hashes_p.device,
+    )
+    token_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    tensor_group = parallel_state.get_tensor_model_parallel_group()
+    differs_p = _differs(hashes_p, token_group) | (_differs(hashes_p, tensor_group) & whole_p)
+    votes_p = differs_p.to(torch.int32)
+    dist.all_reduce(votes_p, op=dist.ReduceOp.MAX)
+    if not votes_p.any():
+        return None
+    return _describe(parameters, hashes_p, whole_p, int(votes_p.argmax()))
+
+
+def _hash(tensor: torch.Tensor) -> torch.Tensor:
+    """A sum of the bits, each weighted by its place, modulo 2^64; int64 []."""
+    size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for number, bits in enumerate(tensor.reshape(-1).view(size).split(_CHUNK)):
+        places = torch.arange(len(bits), device=tensor.device) + number * _CHUNK
+        # Odd factors: no place loses a bit to the modulus.
+        total += (bits.to(torch.int64) * (places * 0x9E3779B97F4A7C1 | 1)).sum()
+    return total
+
+
+def _differs(hashes_p: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    least_p, most_p = hashes_p.clone(), hashes_p.clone()
+    dist.all_reduce(least_p, op=dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(most_p, op=dist.ReduceOp.MAX, group=group)
+    return least_p != most_p
+
+
+def _describe(
+    parameters: list[tuple[str, torch.nn.Parameter]],
+    hashes_p: torch.Tensor,
+    whole_p: torch.Tensor,
+    index: int,
+) -> str:
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+    mine = (0 if whole_p[index] else tensor_rank, int(hashes_p[index]))
+    given: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
+    dist.all_gather_object(given, mine)
+    ranks: dict[tuple[int, int], list[int]] = {}
+    for rank, key in enumerate(given):
+        ranks.setdefault(key, []).append(rank)
+    copies = "; ".join(
+        f"{value & (1 << 64) - 1:016x} on ranks {', '.join(map(str, having))}"
+        for (_, value), having in sorted(ranks.items(), key=lambda item: -len(item[1]))
+    )
+    return f"{parameters[index][0]} is not the same on all ranks: {copies}"

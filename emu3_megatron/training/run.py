@@ -1,0 +1,47 @@
+"""What stands around a run: its folder's lock, a watchdog, signals, and the record of events."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from emu3_megatron.config import Recipe
+from emu3_megatron.parallel import Mesh
+from emu3_megatron.training.agreement import on_first_rank
+from emu3_megatron.training.events import Events
+from emu3_megatron.training.lock import RunLock
+from emu3_megatron.training.signals import StopRequest
+from emu3_megatron.training.watchdog import FOLDER, Watchdog
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is under way on all ranks."""
+
+    events: Events
+    watchdog: Watchdog
+    stop: StopRequest
+
+
+@contextmanager
+def supervised(recipe: Recipe, mesh: Mesh) -> Iterator[Run]:
+    """Hold the run's folder and watch over this rank.
+
+    Raises:
+        InputError: on all ranks, another job has the folder.
+    """
+    folder = recipe.run.dir
+    locks: list[RunLock] = []  # the first rank's
+    on_first_rank(lambda: locks.append(RunLock(folder)))
+    beat = locks[0].beat if locks else lambda: None
+    try:
+        with (
+            Watchdog(folder, mesh, recipe.run.hang_seconds, beat) as watchdog,
+            StopRequest() as stop,
+        ):
+            yield Run(Events(folder, mesh.is_first), watchdog, stop)
+    finally:
+        for lock in locks:
+            lock.release()
+        for left in (folder / FOLDER, folder):  # by a run that was refused
+            with suppress(OSError):
+                left.rmdir()

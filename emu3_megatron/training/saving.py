@@ -1,0 +1,139 @@
+"""Saving in two parts: request (a copy of the state, quick) and commit (once all is on disk).
+
+Megatron-core's `dist_checkpointing.save` does the same in one call, in which an error of one rank
+leaves the others waiting: here whatever touches a disk is done by a writer or by the first rank,
+and all ranks hear of it.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from emu3_megatron import manifest
+from emu3_megatron.files import replacing
+from emu3_megatron.training.agreement import any_rank, on_first_rank
+from emu3_megatron.training.writer import BackgroundWriter, Written
+
+TRACKER = "latest"
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; nothing of it is left, and all ranks know."""
+
+
+@dataclass(frozen=True)
+class PendingSave:
+    """A checkpoint that was asked for and is not durable yet.
+
+    Attributes:
+        finish: writes the index of all ranks' results; for the first rank.
+        about: what the manifest will say besides the files.
+    """
+
+    step: int
+    target: Path
+    writer: BackgroundWriter
+    finish: Callable[[list[list[Any]]], None]
+    about: dict[str, Any]
+
+    @property
+    def beside(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.tmp")
+
+    def is_written(self) -> bool:
+        """Whether the writers of all ranks are done. A vote: every rank must ask."""
+        (busy,) = any_rank(not self.writer.is_done())
+        return not busy
+
+    def commit(self) -> Path:
+        """Wait for all writers, then give the checkpoint its name and move the tracker to it.
+
+        Raises:
+            SaveError: on all ranks alike; the tracker has not moved.
+        """
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, self.writer.wait())
+        try:
+            on_first_rank(lambda: self._commit(shares))
+        except OSError as error:
+            on_first_rank(lambda: shutil.rmtree(self.beside, ignore_errors=True))
+            raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
+        return self.target
+
+    def _commit(self, shares: list[Written]) -> None:
+        for rank, share in enumerate(shares):
+            if share.error:
+                raise SaveError(f"rank {rank}: {share.error}")
+        self.finish([share.results for share in shares])
+        known = {name: file for share in shares for name, file in share.files.items()}
+        manifest.commit(self.beside, self.target, self.about, known)
+        move_tracker(self.target)
+
+
+def request_save(
+    target: Path, step: int, state: dict[str, Any], about: dict[str, Any]
+) -> PendingSave:
+    """Copy a sharded state and start writing it beside `target`.
+
+    Raises:
+        SaveError: on all ranks alike.
+    """
+    sharded, common = save_preprocess(state)
+    try:
+        on_first_rank(lambda: _prepare(target, common))
+    except OSError as error:
+        raise SaveError(f"{target}: not saved: {_reason(error)}") from None
+    planned = _Plan().async_save(sharded, str(target.with_name(f".{target.name}.tmp")))
+    return PendingSave(step, target, BackgroundWriter(planned.writer), planned.finish, about)
+
+
+def move_tracker(target: Path) -> None:
+    """Let the tracker name this checkpoint from now on."""
+    with replacing(target.parent / TRACKER) as tracker:
+        tracker.write_text(target.name + "\n")
+
+
+@dataclass(frozen=True)
+class _Planned:
+    writer: Any
+    finish: Callable[[list[list[Any]]], None]
+
+
+class _Plan(TorchDistSaveShardedStrategy):
+    """Megatron's plan of who writes what, without its ways of writing and finishing."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1, thread_count=1)
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> _Planned:
+        index = planned[1]
+
+        def finish(results: list[list[Any]]) -> None:
+            writer.finish(index, results)
+
+        return _Planned(writer, finish)
+
+
+def _prepare(target: Path, common: dict[str, Any]) -> None:
+    """An empty folder with what is not sharded; what unfinished saves left is removed."""
+    for left in target.parent.glob(".step-*.tmp"):
+        shutil.rmtree(left)
+    beside = target.with_name(f".{target.name}.tmp")
+    beside.mkdir(parents=True)
+    try:
+        TorchCommonSaveStrategy("torch", 1).save_common(common, str(beside))
+        save_config(CheckpointingConfig("torch_dist", 1), str(beside))
+    except RuntimeError as error:  # how torch.save says that a write failed
+        raise SaveError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())

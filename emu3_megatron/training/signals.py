@@ -1,0 +1,44 @@
+"""Being told to leave: SIGTERM and SIGUSR1, at any rank, at any moment."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from emu3_megatron.training.agreement import any_rank
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Remembers a signal until all ranks ask about it together, between two steps.
+
+    Used as a context manager: handlers are put in place, and put back at the end. A second signal
+    is no different from the first; SIGKILL is what ends a run at once.
+    """
+
+    def __init__(self) -> None:
+        self._was_told = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def was_made(self) -> bool:
+        """Whether any rank was told to leave. A vote: every rank must ask."""
+        (told,) = any_rank(self._was_told)
+        return told
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._was_told = True

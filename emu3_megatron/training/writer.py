@@ -1,0 +1,124 @@
+"""One rank's share of a checkpoint, written by a process of its own while training goes on.
+
+Megatron-core's own background writer waits for ever when a process under it dies, starts a manager
+process that outlives a killed job, and imports the entry script again. This one is a single forked
+process: it dies with its rank, it is hashed where it is written, and its death is an answer.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import queue
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+from emu3_megatron import manifest
+
+# Megatron-core would start a manager process for a queue that is not used here.
+filesystem_async._results_queue = queue.SimpleQueue()
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one rank wrote.
+
+    Attributes:
+        results: torch's records of what lies where, for the checkpoint's index.
+        files: name, size and hash of each file.
+        error: why it could not be written; the rest is empty then.
+    """
+
+    results: list[Any]
+    files: dict[str, dict[str, Any]]
+    error: str | None = None
+
+
+class BackgroundWriter:
+    """Writes a writer's buckets; the tensors are as they were when this was made.
+
+    The forked process sees a copy of host memory, so only GPU tensors are copied beforehand.
+    """
+
+    def __init__(self, writer: FileSystemWriterAsync):
+        buckets = writer.preload_tensors(writer.write_buckets, non_blocking=True)
+        transforms = [writer.transforms] if hasattr(writer, "transforms") else []
+        context = multiprocessing.get_context("fork")
+        self._answer, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=_write, args=(transforms, buckets, theirs, os.getpid()), name="checkpoint writer"
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def is_done(self) -> bool:
+        """Whether it has finished, failed or died."""
+        return self._answer.poll()
+
+    def wait(self) -> Written:
+        """Wait for it to finish, fail or die."""
+        try:
+            written = self._answer.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            return Written([], {}, f"the process that wrote it died (exit code {code})")
+        self._process.join()
+        return written
+
+
+def _write(transforms: list[Any], buckets: list[Any], answer: Any, parent: int) -> None:
+    gc.disable()  # collecting a copy of the parent's CUDA tensors would touch the device
+    torch.set_num_threads(1)  # a forked process has lost the threads of the parent's pool
+    _die_with(parent)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the rank decides; this write is worth finishing
+    try:
+        results: list[Any] = []
+        files = {}
+        for bucket in buckets:
+            results += _write_bucket(transforms, bucket)
+            files[bucket[1]] = manifest.describe(Path(bucket[0]))
+        answer.send(Written(results, files))
+    except Exception as error:
+        answer.send(Written([], {}, _words(error)))
+
+
+def _write_bucket(transforms: list[Any], bucket: Any) -> list[Any]:
+    """Write and sync one file by Megatron's own function, which talks through queues."""
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    count: queue.Queue[int] = queue.Queue()
+    count.put(0)
+    FileSystemWriterAsync.write_preloaded_data(transforms, 0, bucket, results, count, True)
+    _, outcome = results.get()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _die_with(parent: int) -> None:
+    """Linux: be killed when the parent is, so that nothing outlives a killed rank."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _words(error: Exception) -> str:
+    """One line; torch hides the reason of a failed write in the cause of its own error."""
+    cause: BaseException = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    return " ".join(str(cause if isinstance(cause, OSError) else error).split())

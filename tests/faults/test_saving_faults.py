@@ -1,0 +1,185 @@
+"""A job dies, or its disk does, while a checkpoint is being written."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+from support.faults import Job, events, latest, losses, run_job, steps_of, weights
+
+from emu3_megatron.training import saving, writer
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_the_write_of_step_6() -> None:
+    """The rank dies while its writer is at work."""
+    write_bucket, request = writer._write_bucket, saving.request_save
+
+    def slow(*arguments):
+        time.sleep(2)
+        return write_bucket(*arguments)
+
+    def then_die(target, step, *arguments):
+        if step == 6:
+            writer._write_bucket = slow
+        pending = request(target, step, *arguments)
+        if step == 6:
+            die()
+        return pending
+
+    from emu3_megatron.training import checkpoint
+
+    checkpoint.request_save = then_die
+
+
+def die_before_the_commit_of_step_6() -> None:
+    commit = saving.manifest.commit
+
+    def then_die(beside, target, about, known):
+        if about["step"] == 6:
+            die()
+        commit(beside, target, about, known)
+
+    saving.manifest.commit = then_die
+
+
+def die_before_the_tracker_moves_to_step_6() -> None:
+    move = saving.move_tracker
+
+    def then_die(target):
+        if target.name == "step-00000006":
+            die()
+        move(target)
+
+    saving.move_tracker = then_die
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_renamed"),
+    [
+        (die_in_the_write_of_step_6, False),
+        (die_before_the_commit_of_step_6, False),
+        (die_before_the_tracker_moves_to_step_6, True),
+    ],
+)
+def test_a_kill_while_saving_leaves_the_previous_checkpoint_to_resume_from(
+    fault, is_renamed, recipe, untroubled
+):
+    recipe = recipe(run={"save_in_background": False})
+    (end,) = run_job(recipe, fault=fault)
+    folder = recipe.run.dir
+
+    assert end.code == -signal.SIGKILL
+    assert latest(folder) == 4
+    assert (6 in steps_of(folder)) is is_renamed
+    assert (folder / "checkpoints" / ".step-00000006.tmp").is_dir() is not is_renamed
+
+    (end,) = run_job(recipe)
+
+    assert end.code == 0, end.said
+    assert list((folder / "checkpoints").glob(".*.tmp")) == []
+    last = "checkpoints/step-00000008"
+    assert weights(folder / last) == weights(untroubled / last)
+
+
+def test_a_killed_rank_leaves_no_process_behind_and_ends_the_others(recipe):
+    recipe = recipe(run={"steps": 400, "save_every": 50})
+    job = Job(recipe, ranks=2, fault=slow_writers)
+    job.until(lambda: events(recipe.run.dir, "requested"))
+    job.until(lambda: len(job.descendants()) == 2)
+    children = job.descendants()
+
+    job.processes[1].kill()
+    first, second = job.wait(60)
+
+    assert (first.code or 0) > 0, "the other rank must end by itself, as a failure"
+    assert second.code == -signal.SIGKILL
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def slow_writers() -> None:
+    write_bucket = writer._write_bucket
+
+    def slow(*arguments):
+        time.sleep(60)
+        return write_bucket(*arguments)
+
+    writer._write_bucket = slow
+
+
+def test_a_writer_that_dies_is_reported_and_the_save_is_tried_again(recipe, untroubled):
+    recipe = recipe(run={"save_every": 4})
+    (end,) = run_job(recipe, fault=writer_of_step_4_dies)
+    folder = recipe.run.dir
+
+    assert end.code == 0, end.said
+    assert [event["step"] for event in events(folder, "save failed")] != []
+    assert "rank 0: the process that wrote it died (exit code -9)" in end.said
+    assert 4 not in [event["step"] for event in events(folder, "durable")]
+    assert latest(folder) == 8
+    assert losses(folder) == losses(untroubled)
+
+
+def writer_of_step_4_dies() -> None:
+    write = writer._write
+    calls = iter((die, *[None] * 99))
+
+    def once(*arguments):
+        (next_fault := faults.pop(0) if faults else None) and next_fault()
+        write(*arguments)
+
+    faults = [next(calls)]
+    made = writer.BackgroundWriter.__init__
+
+    def counted(self, planned):
+        made(self, planned)
+        faults.clear()  # in the parent: later writers live
+
+    writer._write = once
+    writer.BackgroundWriter.__init__ = counted
+
+
+def test_requested_and_durable_are_told_apart(recipe):
+    recipe = recipe(run={"steps": 2})
+    run_job(recipe)
+
+    assert [event["event"] for event in events(recipe.run.dir)] == ["requested", "durable"]
+
+
+def test_a_disk_that_is_full_fails_the_save_loudly_and_training_goes_on(recipe, untroubled):
+    recipe = recipe()
+    (end,) = run_job(recipe, fault=disk_is_full_until_step_5)
+    folder = recipe.run.dir
+
+    failed = events(folder, "save failed")
+    assert end.code == 0, end.said
+    assert [event["step"] for event in failed] == [2, 3, 4]
+    assert "step-00000002: not saved: " in end.said
+    assert "File too large" in end.said
+    assert steps_of(folder) == [5, 6, 8]
+    assert list((folder / "checkpoints").glob(".*.tmp")) == []
+    assert losses(folder) == losses(untroubled)
+
+
+def disk_is_full_until_step_5() -> None:
+    """No file may grow beyond 10,000 bytes: as on a full disk, the write itself fails."""
+    import resource
+
+    from emu3_megatron.training.hooks import SaveCheckpoints
+
+    after_step = SaveCheckpoints.after_step
+
+    def limited(self, step, result, is_last):
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000 if step < 5 else hard, hard))
+        self.recipe = self.recipe.model_copy(
+            update={"run": self.recipe.run.model_copy(update={"save_in_background": False})}
+        )
+        after_step(self, step, result, is_last)
+
+    SaveCheckpoints.after_step = limited
