@@ -37,7 +37,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if nvcc is None:
         pytest.skip("no nvcc: csrc/ cannot be compiled")
     folder = tmp_path_factory.mktemp("csrc")
-    subprocess.run(["make", "-C", CSRC, f"OUT={folder}", f"NVCC={nvcc}"], check=True, timeout=300)
+    subprocess.run(
+        ["make", "-C", CSRC, f"LIB_FOLDER={folder}", f"NVCC={nvcc}"], check=True, timeout=300
+    )
     return folder
 
 
@@ -71,6 +73,15 @@ def test_the_library_is_what_the_binding_expects(built: Path) -> None:
     too_many = cuda.MAX_COLUMNS + 1
     error = library.emu3_cross_entropy_rows(*arguments_of_rows(1, too_many), None)
     assert b"invalid argument" in library.emu3_error(error)
+
+
+def test_make_builds_where_the_binding_looks() -> None:
+    # OUT is where `make gpu` puts results; it must not lead the library astray.
+    command = ["make", "--dry-run", "--always-make", "csrc", "OUT=elsewhere"]
+    done = subprocess.run(command, cwd=CSRC.parent, check=True, capture_output=True, text=True)
+
+    built = re.search(r"-shared -o (\S+)", done.stdout).group(1)
+    assert (CSRC / built).resolve() == cuda.LIBRARY.resolve()
 
 
 def test_signatures_are_those_of_the_header() -> None:
