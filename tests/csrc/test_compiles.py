@@ -50,6 +50,10 @@ def reports(folder: Path) -> list[tuple[str, str]]:
     return [(re.search(r"[a-z]+_kernel", entry).group(), entry) for entry in entries]
 
 
+def test_the_compiler_has_nothing_to_say(built: Path) -> None:
+    assert "warning" not in (built / "registers.txt").read_text()
+
+
 def test_no_kernel_spills_or_has_too_many_registers(built: Path) -> None:
     found = reports(built)
 
