@@ -24,7 +24,9 @@ else
     --torch-backend cpu 'torch>=2.9,<3' 2>/dev/null || "${pip[@]}" torch==2.13.0
 fi
 
-"${pip[@]}" --editable '.[demo,tracking,test]'
+"${pip[@]}" --editable '.[demo,prepare,tracking,test]'
 # The Qwen byte-BPE ranks ride in this wheel; its own dependencies are not needed.
 "${pip[@]}" --no-deps 'dashscope>=2.0,<2.1'
+# OCR with its weights; its dependencies would bring an OpenCV that needs a display.
+"${pip[@]}" --no-deps 'rapidocr-onnxruntime>=1.4,<2'
 echo "installed; try: $venv/bin/emu3 --help"

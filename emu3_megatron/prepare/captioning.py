@@ -1,0 +1,93 @@
+"""The captioning step that images and clips share: what has no caption asks the endpoint."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.endpoint import Endpoint, NoCaption
+from emu3_megatron.prepare.recipe import EndpointConfig
+from emu3_megatron.prepare.tables import Row, read_table, write_table
+from emu3_megatron.prepare.workspace import Workspace, chunks, digest
+
+Look = Callable[[Row], Sequence[Image.Image]]
+"""The pictures of a row: an image, or frames of a clip."""
+
+_ROWS = 32  # a task, so that little is asked twice after a kill
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    out: Path
+    rows: list[Row]
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+
+class WriteCaptions:
+    """A stage: asks for the captions of a few rows at once, and writes them down."""
+
+    def __init__(self, config: EndpointConfig, look: Look):
+        self._endpoint, self._look = Endpoint(config), look
+
+    def __call__(self, task: CaptionTask) -> None:
+        with ThreadPoolExecutor(self._endpoint.config.concurrency) as pool:
+            rows = list(pool.map(self._ask, task.rows))
+        write_table(task.out, "captions", rows)
+
+    def _ask(self, row: Row) -> Row:
+        try:
+            captions = self._endpoint.captions(self._look(row))
+            return {"key": row_key(row), "captions": captions}
+        except NoCaption as error:
+            return {"key": row_key(row), "captions": [], "error": str(error)}
+
+
+def row_key(row: Row) -> str:
+    """By what a picture is recognised wherever it lies."""
+    return digest(row["content"], row.get("start_frame"), row.get("end_frame"))
+
+
+def add_captions(
+    workspace: Workspace, kind: str, rows: Sequence[Row], config: EndpointConfig | None, look: Look
+) -> None:
+    """Give rows that are kept and have no caption one, or set them aside."""
+    without = [row for row in rows if row["kept"] and not row["captions"]]
+    answers: dict[str, Row] = {}
+    if config is not None:
+        asked = config.model_dump(include={"model", "prompts", "max_tokens", "side"})
+        folder = workspace.work(kind, "captions")
+        tasks = [
+            CaptionTask(folder / f"{digest(asked, [row_key(r) for r in some])}.parquet", some)
+            for some in chunks(without, _ROWS)
+        ]
+        make = partial(WriteCaptions, config, look)
+        workspace.run(make, tasks, f"{kind}: captions/item", is_done=_is_complete)
+        answers = {row["key"]: row for task in tasks for row in read_table(task.out)}
+    for row in without:
+        answer = answers.get(row_key(row), {"captions": [], "error": None})
+        row["captions"] = answer["captions"]
+        if not answer["captions"]:
+            row["kept"], row["reason"] = False, f"no caption: {answer['error'] or 'none found'}"
+
+
+def _is_complete(path: Path) -> bool:
+    """What the endpoint refused is asked again by the next run."""
+    return path.is_file() and not any(row["error"] for row in read_table(path))
+
+
+def refuse_unusable(rows: Sequence[Row], strict: bool) -> None:
+    """With `strict`, raise InputError at the first item that cannot be used."""
+    for row in rows:
+        unusable = row["error"] or (row["reason"] or "").startswith("no caption")
+        if strict and unusable:
+            raise InputError(
+                f"{row['source']}: {row['error'] or row['reason']}; mend or remove it, or let it "
+                "be set aside without strict"
+            )

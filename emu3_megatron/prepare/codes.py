@@ -1,0 +1,69 @@
+"""Pictures to codes, in batches of one size."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.duplicates import content_hash
+from emu3_megatron.prepare.writing import check_tokenizer
+from emu3_megatron.vision.images import resize_to_area, to_pixels
+from emu3_megatron.vision.tokenizer import VisionTokenizer
+from emu3_megatron.vocabulary import Vocabulary
+
+_BATCH_PIXELS = {"cpu": 1 << 20, "cuda": 16 << 20}
+
+
+class Coder:
+    """The vision tokenizer on a device.
+
+    Raises:
+        InputError: it cannot be read, or has other codes than the vocabulary.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, device: str):
+        self._tokenizer = VisionTokenizer.load(folder).to(device)
+        check_tokenizer(self._tokenizer, vocabulary)
+        self._device = device
+
+    def images(self, images: Sequence[Image.Image], area: int) -> list[np.ndarray]:
+        """Codes [h, w] of images resized to about `area` pixels, aspect kept.
+
+        Images of one size share a batch. Which ones do depends on the arguments alone.
+        """
+        resized = [resize_to_area(image, area) for image in images]
+        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for number, image in enumerate(resized):
+            by_size[image.size].append(number)
+        codes: list[np.ndarray] = [np.empty(0)] * len(images)
+        for (width, height), numbers in by_size.items():
+            at_once = max(1, _BATCH_PIXELS[self._device] // (width * height))
+            for first in range(0, len(numbers), at_once):
+                batch = numbers[first : first + at_once]
+                pixels = torch.stack([to_pixels(resized[i]) for i in batch]).to(self._device)
+                encoded = self._tokenizer.encode_images(pixels).cpu().numpy()
+                for number, codes_hw in zip(batch, encoded, strict=True):
+                    codes[number] = codes_hw
+        return codes
+
+    def clip(self, frames: Sequence[Image.Image], area: int) -> np.ndarray:
+        """Codes [frames // 4, h, w] of a clip's frames; what follows the last four is left out."""
+        pixels = torch.stack([to_pixels(resize_to_area(frame, area)) for frame in frames])
+        encoded = self._tokenizer.encode_clips(pixels.unsqueeze(0).to(self._device))
+        return encoded.squeeze(0).cpu().numpy()
+
+
+def tokenizer_hash(folder: Path | None) -> str:
+    """Hash of the tokenizer's files. Raises InputError when there are none."""
+    if folder is None:
+        raise InputError("tokenizer: name the folder of the vision tokenizer")
+    try:
+        return content_hash(
+            b"".join((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
+        )
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read; is {folder} a tokenizer?") from None

@@ -1,0 +1,208 @@
+"""Where tasks run: in this process, in processes of this machine, or on Ray Data.
+
+A task makes one file, whole or not at all, under a name that says what went in; so a task may be
+run again anywhere, and what is there already is left out. That is all that going on after a kill
+takes, and the reason why one run of Ray Data a step is enough.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.recipe import RunConfig
+
+Stage = Callable[[Any], None]
+"""Runs one task. It is made once in each worker, and keeps what it has loaded."""
+
+MakeStage = Callable[[], Stage]
+"""Makes the stage; it travels to the workers, so it must be picklable."""
+
+_NUM_CPUS = 0.5  # of an actor: whole ones leave Ray Data none to read with, and it waits for ever
+
+
+class Task(Protocol):
+    @property
+    def size(self) -> int:
+        """Its share of the progress."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Errors travel as values: Ray and pools would wrap them into long tracebacks."""
+
+    message: str
+
+
+def run_tasks(make: MakeStage, tasks: Sequence[Task], config: RunConfig, label: str) -> None:
+    """Run all tasks, in no order, with a progress bar.
+
+    Args:
+        label: of the progress bar, with the unit of sizes behind a slash: `score/photo`.
+
+    Raises:
+        InputError: the first task that failed; what others have made stays.
+    """
+    if not tasks:
+        return
+    run = {"local": _local, "processes": _processes, "ray": _ray}[config.engine]
+    name, _, unit = label.partition("/")
+    total = sum(task.size for task in tasks)
+    with tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", disable=None) as progress:
+        for result in run(make, tasks, config):
+            if isinstance(result, _Failure):
+                raise InputError(result.message)
+            progress.update(result)
+
+
+def workers_of(config: RunConfig) -> int:
+    return config.workers or len(os.sched_getaffinity(0))
+
+
+class _Guarded:
+    """A stage that returns its task's size, or what failed."""
+
+    def __init__(self, make: MakeStage):
+        self._make = make
+        self._stage: Stage | None = None
+
+    def __call__(self, task: Task) -> int | _Failure:
+        try:
+            if self._stage is None:
+                self._stage = self._make()
+            self._stage(task)
+        except InputError as error:
+            return _Failure(str(error))
+        except OSError as error:
+            return _Failure(_line_of(error))
+        return task.size
+
+
+def _line_of(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    line = f"{where}{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        line += "; free some space and run the same command, it goes on where it stopped"
+    return line
+
+
+def _local(make: MakeStage, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
+    stage = _Guarded(make)
+    return (stage(task) for task in tasks)
+
+
+_in_worker: _Guarded | None = None
+
+
+def _start_worker(make: MakeStage) -> None:
+    global _in_worker
+    _in_worker = _Guarded(make)
+    limit_threads()
+
+
+def _work(task: Task) -> int | _Failure:
+    assert _in_worker is not None
+    return _in_worker(task)
+
+
+def _processes(
+    make: MakeStage, tasks: Sequence[Task], config: RunConfig
+) -> Iterator[int | _Failure]:
+    context = get_context("forkserver")
+    workers = min(workers_of(config), len(tasks))
+    with ProcessPoolExecutor(workers, context, _start_worker, (make,)) as pool:
+        futures = [pool.submit(_work, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Actor:
+    """A worker of Ray Data: its rows are numbers of tasks, the tasks lie in the object store."""
+
+    def __init__(self, make: MakeStage, shared: list[Any]):
+        import ray
+
+        limit_threads()
+        self._stage, self._tasks = _Guarded(make), ray.get(shared[0])
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        result = self._stage(self._tasks[row["item"]])
+        if isinstance(result, _Failure):
+            return {"size": 0, "error": result.message}
+        return {"size": result, "error": ""}
+
+
+def _ray(make: MakeStage, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
+    import ray
+
+    start_ray(config)
+    shared = ray.put(list(tasks))
+    data = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
+    workers = min(_cluster_workers(config), len(tasks))
+    done = data.map(
+        _Actor,  # type: ignore[arg-type]
+        fn_constructor_args=(make, [shared]),
+        concurrency=workers,
+        num_cpus=_NUM_CPUS,
+        num_gpus=1 if config.device == "cuda" else None,
+    )
+    for row in done.iter_rows():
+        yield _Failure(row["error"]) if row["error"] else row["size"]
+
+
+def start_ray(config: RunConfig) -> None:
+    """Join the cluster, or start Ray inside this machine; once.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at that address.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
+    try:
+        import ray
+    except ImportError:
+        raise InputError("Ray is missing: pip install 'emu3-megatron[prepare]'") from None
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            address=config.address,
+            include_dashboard=False if config.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except ConnectionError as error:
+        raise InputError(f"run.address={config.address}: no Ray cluster there ({error})") from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _cluster_workers(config: RunConfig) -> int:
+    import ray
+
+    resources = ray.cluster_resources()
+    if config.device == "cuda":
+        return config.workers or max(1, int(resources.get("GPU", 1)))
+    return config.workers or max(1, int(resources.get("CPU", 1)))
+
+
+def limit_threads() -> None:
+    """One thread a worker: the workers are the parallelism, and no count changes what comes out."""
+    for module, function in (("torch", "set_num_threads"), ("cv2", "setNumThreads")):
+        if module in sys.modules:
+            getattr(sys.modules[module], function)(1)

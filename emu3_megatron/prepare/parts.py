@@ -1,0 +1,205 @@
+"""Parts and shards.
+
+A part holds the documents of one task; parts in order, cut into sizes, are the shards.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emu3_megatron.data.bulk import write_shard
+from emu3_megatron.data.sidecar import Sidecar, shard_file
+from emu3_megatron.data.store import CONTEXT, TRAINED
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing
+from emu3_megatron.grammar import Document
+from emu3_megatron.vocabulary import Vocabulary
+
+HASH_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """Documents of one task.
+
+    Attributes:
+        tokens: of all documents, int32 [tokens].
+        lengths: of each span, int32 [spans].
+        modes: of each span, int8 [spans].
+        spans: of each document, int32 [documents].
+        hashes: what makes two documents the same, uint8 [documents, 16]; [0, 16] where duplicates
+            were left out before.
+        inputs: hash of what went in.
+        skipped: lines on what could not be used.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    modes: np.ndarray
+    spans: np.ndarray
+    hashes: np.ndarray
+    inputs: str
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        documents: Sequence[Document],
+        inputs: str,
+        hashes: Sequence[bytes] = (),
+        skipped: Sequence[str] = (),
+    ) -> "Part":
+        spans = [span for document in documents for span in document.spans]
+        return cls(
+            tokens=np.concatenate([np.empty(0, np.int32), *(span.tokens for span in spans)]),
+            lengths=np.array([len(span.tokens) for span in spans], np.int32),
+            modes=np.array([TRAINED if span.trained else CONTEXT for span in spans], np.int8),
+            spans=np.array([len(document.spans) for document in documents], np.int32),
+            hashes=np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES),
+            inputs=inputs,
+            skipped=tuple(skipped),
+        )
+
+    def write(self, path: Path) -> None:
+        about = json.dumps({"inputs": self.inputs, "skipped": self.skipped})
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.savez(
+                file,
+                tokens=self.tokens,
+                lengths=self.lengths,
+                modes=self.modes,
+                spans=self.spans,
+                hashes=self.hashes,
+                about=np.frombuffer(about.encode(), np.uint8),
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> "Part":
+        with np.load(path) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            names = ("tokens", "lengths", "modes", "spans", "hashes")
+            values = {name: arrays[name] for name in names}
+        return cls(**values, inputs=about["inputs"], skipped=tuple(about["skipped"]))
+
+    @property
+    def document_tokens(self) -> np.ndarray:
+        """Tokens of each document, int64 [documents]."""
+        firsts = np.cumsum(self.spans) - self.spans
+        return np.add.reduceat(self.lengths.astype(np.int64), firsts) if len(firsts) else firsts
+
+    def select(self, kept: np.ndarray) -> "Part":
+        """The documents for which `kept`, bool [documents], says so."""
+        if kept.all():
+            return self
+        spans = np.repeat(kept, self.spans)
+        return Part(
+            tokens=self.tokens[np.repeat(spans, self.lengths)],
+            lengths=self.lengths[spans],
+            modes=self.modes[spans],
+            spans=self.spans[kept],
+            hashes=self.hashes[kept] if len(self.hashes) else self.hashes,
+            inputs=self.inputs,
+            skipped=self.skipped,
+        )
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What planning shards needs of a part; the tokens stay on the disk."""
+
+    path: Path
+    inputs: str
+    skipped: tuple[str, ...]
+    document_tokens: np.ndarray
+    kept: np.ndarray  # bool [documents]
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 * int(self.document_tokens[self.kept].sum())
+
+
+def summarise(paths: Iterable[Path]) -> list[PartSummary]:
+    """Look at parts in order; of equal documents the first is kept."""
+    seen: set[bytes] = set()
+    summaries = []
+    for path in paths:
+        part = Part.read(path)
+        kept = np.ones(len(part.spans), bool)
+        for i, digest in enumerate(part.hashes):
+            key = digest.tobytes()
+            kept[i] = key not in seen
+            seen.add(key)
+        summaries.append(PartSummary(path, part.inputs, part.skipped, part.document_tokens, kept))
+    return summaries
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write.
+
+    Attributes:
+        prefix: named by a hash of its inputs and the settings.
+    """
+
+    prefix: Path
+    parts: list[PartSummary]
+
+    @property
+    def size(self) -> int:
+        return sum(part.num_bytes for part in self.parts)
+
+
+def plan_shards(
+    folder: Path, kind: str, settings: str, parts: Sequence[PartSummary], shard_bytes: int
+) -> list[ShardTask]:
+    """Parts in order, as many to a shard as its size takes, at least one."""
+    groups: list[list[PartSummary]] = []
+    room = 0
+    for part in parts:
+        if not part.num_bytes:
+            continue
+        if not groups or part.num_bytes > room:
+            groups.append([])
+            room = shard_bytes
+        groups[-1].append(part)
+        room -= part.num_bytes
+    return [
+        ShardTask(folder / f"{kind}-{number:05d}-{_name(settings, group)}", group)
+        for number, group in enumerate(groups)
+    ]
+
+
+def _name(settings: str, parts: Sequence[PartSummary]) -> str:
+    digest = hashlib.blake2b(settings.encode(), digest_size=6)
+    for part in parts:
+        digest.update(part.inputs.encode())
+        digest.update(np.packbits(part.kept).tobytes())
+    return digest.hexdigest()
+
+
+class WriteShard:
+    """A stage: parts to one shard."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+
+    def __call__(self, task: ShardTask) -> None:
+        parts = (Part.read(part.path).select(part.kept) for part in task.parts)
+        blocks = ((part.tokens, part.lengths, part.modes, part.spans) for part in parts)
+        write_shard(task.prefix, self._vocabulary, blocks)
+
+
+def is_whole(prefix: Path) -> bool:
+    """Was this shard written to its end? Its .idx comes last."""
+    if not shard_file(prefix, "idx").is_file():
+        return False
+    try:
+        sidecar = Sidecar.read(prefix)
+    except InputError:
+        return False
+    data = shard_file(prefix, "bin")
+    return sidecar is not None and data.is_file() and data.stat().st_size == sidecar.bin_bytes

@@ -1,0 +1,168 @@
+"""The recipe of the data road: sources, thresholds, models, sizes.
+
+Emu3's own thresholds are the defaults where it publishes them; a comment says where it does not.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from emu3_megatron.config.base import Config
+from emu3_megatron.config.presets import PRESETS
+
+Kind = Literal["images", "clips", "text"]
+
+
+class EndpointConfig(Config):
+    """An OpenAI-compatible server that writes captions, as vLLM is."""
+
+    url: str = Field(description="up to and with /v1")
+    model: str
+    prompts: list[str] = Field(
+        ["Describe this image in one detailed paragraph."],
+        min_length=1,
+        description="one caption each; write one in every language wanted",
+    )
+    concurrency: PositiveInt = Field(8, description="requests at once, for each worker")
+    attempts: PositiveInt = Field(4, description="how often one request is tried")
+    timeout: PositiveFloat = Field(60, description="seconds a request may take")
+    max_tokens: PositiveInt = 512
+    side: PositiveInt = Field(768, description="longer side, in pixels, of the image that is sent")
+    key_variable: str | None = Field(
+        None, description="environment variable that holds the API key; none without it"
+    )
+
+
+class CaptionConfig(Config):
+    """Captions that are there already come first: the manifest's, then the .txt of the same name.
+
+    What is still without one asks the endpoint, if there is one.
+    """
+
+    manifest: Path | None = Field(None, description=".jsonl or .parquet, a row for each file")
+    file_column: str = "file"
+    columns: list[str] = Field(["caption"], description="each one that is filled is a document")
+    endpoint: EndpointConfig | None = None
+
+
+class QualityConfig(Config):
+    """The quality score, 0 to 10. Without weights: sharpness and exposure."""
+
+    clip: Path | None = Field(None, description="folder of a CLIP model, transformers' layout")
+    head: Path | None = Field(None, description="LAION's aesthetic head over it, a .pth file")
+
+
+class ImagesConfig(Config):
+    """Photos."""
+
+    source: Path
+    captions: CaptionConfig = CaptionConfig()
+    min_side: PositiveInt = 512
+    max_aspect: PositiveFloat = 5.0
+    quality: QualityConfig = QualityConfig()
+    min_quality: float = Field(5.5, description="below it only the rescue rule keeps a photo")
+    ocr: bool = Field(True, description="without it no text area is known and nothing is rescued")
+    # Emu3 does not publish the limits of its rescue rule; these are ours.
+    rescue_colour: NonNegativeFloat = Field(12.0, description="colourfulness from which to rescue")
+    rescue_text: float = Field(0.05, ge=0, le=1, description="share of text up to which to rescue")
+    near_duplicate_bits: int = Field(
+        3, ge=-1, le=7, description="of 64 that may differ; -1 keeps near duplicates"
+    )
+    area: PositiveInt = Field(512 * 512, description="pixels an image is encoded at")
+    understanding: float = Field(
+        0.0, ge=0, le=1, description="share written once more with the caption behind the image"
+    )
+
+
+class ClipsConfig(Config):
+    """Videos."""
+
+    source: Path
+    captions: CaptionConfig = CaptionConfig()
+    quality: QualityConfig = QualityConfig()
+    # Of the detectors; Emu3 names them and not their thresholds, these are PySceneDetect's.
+    content_threshold: PositiveFloat = 27.0
+    fade_threshold: PositiveFloat = 12.0
+    min_shot_frames: PositiveInt = Field(8, description="two cuts are never closer")
+    min_seconds: NonNegativeFloat = Field(2.0, description="shorter shots are dropped")
+    max_seconds: PositiveFloat = Field(20.0, description="longer shots are cut into equal parts")
+    sample_fps: PositiveFloat = Field(2.0, description="frames a second that OCR and flow see")
+    sample_side: PositiveInt = Field(256, description="shorter side of these frames")
+    ocr: bool = True
+    # Emu3 publishes neither how much text is excessive nor its range of flow; these are ours.
+    max_text: float = Field(0.15, ge=0, le=1, description="mean share of a frame that is text")
+    min_flow: NonNegativeFloat = 0.003
+    max_flow: PositiveFloat = 0.5
+    raft: Path | None = Field(None, description="weights of torchvision's raft_large; or DIS flow")
+    min_quality: float = Field(5.0, description="the least of 3 frames")
+    area: PositiveInt = 512 * 512
+    max_tokens: PositiveInt = Field(
+        130_000, description="longer clips leave out frames evenly until they fit"
+    )
+
+
+class TextConfig(Config):
+    """Text: .jsonl, .parquet and .txt."""
+
+    source: Path
+    column: str = Field("text", description="of .jsonl and .parquet")
+    min_characters: PositiveInt = 1
+    range_bytes: PositiveInt = Field(16 << 20, description="of a file, tokenised as one task")
+
+
+class PacksConfig(Config):
+    """Packs of all shards of some kinds, made at the end."""
+
+    context: PositiveInt
+    kinds: list[Kind]
+    seed: int = 0
+    max_documents: PositiveInt = 256
+
+
+class RunConfig(Config):
+    """How the work is done. Nothing here changes what comes out."""
+
+    engine: Literal["ray", "processes", "local"] = Field(
+        "ray", description="ray: embedded, or a cluster; processes: of this machine; local: one"
+    )
+    address: str | None = Field(None, description="of a Ray cluster, as `auto`")
+    workers: PositiveInt | None = Field(None, description="at once; as many as cores without it")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="of the vision tokenizer")
+    task_items: PositiveInt = Field(64, description="photos that are scored or encoded as one task")
+
+
+class PrepareRecipe(Config):
+    """From folders to packs."""
+
+    out: Path
+    model: str = Field("emu3-8b", description="preset whose vocabulary the shards have")
+    codes: PositiveInt | None = Field(None, description="other than the preset's number of codes")
+    ranks_file: Path | None = None
+    tokenizer: Path | None = Field(None, description="folder of the vision tokenizer")
+    strict: bool = Field(False, description="stop at the first item that cannot be used")
+    shard_bytes: PositiveInt = 10 * 10**9
+    images: ImagesConfig | None = None
+    clips: ClipsConfig | None = None
+    text: TextConfig | None = None
+    # Emu3's two stages: text and images, then clips too.
+    packs: list[PacksConfig] = Field(
+        [
+            PacksConfig(context=5120, kinds=["images", "text"]),
+            PacksConfig(context=131_072, kinds=["images", "clips", "text"]),
+        ]
+    )
+    run: RunConfig = RunConfig()
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str) -> str:
+        if model not in PRESETS:
+            raise ValueError(f"no such preset; choose one of {', '.join(PRESETS)}")
+        return model
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Those that the recipe has, in the order in which they are prepared."""
+        every: tuple[Kind, ...] = ("images", "clips", "text")
+        return [kind for kind in every if getattr(self, kind) is not None]

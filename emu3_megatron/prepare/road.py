@@ -1,0 +1,157 @@
+"""The data road: from folders to packs, by a recipe; what is there already is not made again."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.config.schema import ModelConfig
+from emu3_megatron.data.packs import pack_shards
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import write_json
+from emu3_megatron.prepare.captioning import refuse_unusable
+from emu3_megatron.prepare.codes import tokenizer_hash
+from emu3_megatron.prepare.image_road import (
+    EncodeImages,
+    caption_images,
+    decide_images,
+    encode_tasks,
+    score_images,
+)
+from emu3_megatron.prepare.recipe import Kind, PacksConfig, PrepareRecipe
+from emu3_megatron.prepare.sharding import describe_shard, make_shards, refuse_nothing, set_aside
+from emu3_megatron.prepare.tables import Row, write_table
+from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
+from emu3_megatron.vocabulary import Vocabulary
+
+
+def prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Prepare some kinds of a recipe's data, then its packs.
+
+    The same command goes on after a kill, does nothing when all is done, and makes the same bytes
+    either way.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: nothing usable; or with `strict` something that is not; or what a task could not
+            do. What was finished stays.
+    """
+    for kind in kinds:
+        if getattr(recipe, kind) is None:
+            raise InputError(f"the recipe has no section {kind}")
+    with only_run(recipe.out):
+        workspace = Workspace(recipe)
+        manifest = read_manifest(recipe.out) or {"format": FORMAT, "kinds": {}, "packs": []}
+        for kind in kinds:
+            manifest["kinds"][kind] = _ROADS[kind](workspace)
+            write_json(recipe.out / MANIFEST, manifest)
+        manifest["packs"] = _pack(workspace, manifest)
+        write_json(recipe.out / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """What a prepared folder says of itself; None when it says nothing.
+
+    Raises:
+        InputError: it is not a manifest of ours.
+    """
+    path = out / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not the manifest of prepared data; remove it") from None
+    return manifest
+
+
+def vocabulary_of(recipe: PrepareRecipe) -> Vocabulary:
+    values: dict[str, Any] = {"preset": recipe.model, "ranks_file": recipe.ranks_file}
+    if recipe.codes is not None:
+        values["codes"] = recipe.codes
+    return ModelConfig.model_validate(values).vocabulary()
+
+
+def _images(workspace: Workspace) -> dict[str, Any]:
+    recipe, config = workspace.recipe, workspace.recipe.images
+    assert config is not None
+    vocabulary = vocabulary_of(recipe)
+    settings = _vision_settings(recipe, vocabulary, area=config.area, both=config.understanding)
+    rows = score_images(workspace, config)
+    decide_images(rows, config)
+    caption_images(workspace, config, rows)
+    _write_decisions(workspace, "images", rows)
+    tasks = encode_tasks(workspace, "images", rows, digest(settings), recipe.run.task_items)
+    assert recipe.tokenizer is not None, "its hash is in the settings"
+    make = partial(EncodeImages, config, recipe.tokenizer, vocabulary, recipe.run.device)
+    shards, _ = make_shards(workspace, "images", settings, tasks, make, vocabulary, "photo")
+    return _entry(settings, rows, shards)
+
+
+_ROADS: dict[str, Callable[[Workspace], dict[str, Any]]] = {"images": _images}
+
+
+def _vision_settings(
+    recipe: PrepareRecipe, vocabulary: Vocabulary, **values: Any
+) -> dict[str, Any]:
+    """What decides the tokens of a document, besides its inputs."""
+    tokenizer = tokenizer_hash(recipe.tokenizer)
+    return {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
+
+
+def _write_decisions(workspace: Workspace, kind: str, rows: Sequence[Row]) -> None:
+    """The table first: it says why, also when the run stops here."""
+    write_table(workspace.table(kind), kind, rows)
+    refuse_unusable(rows, workspace.recipe.strict)
+    refuse_nothing(kind, rows)
+
+
+def _entry(settings: dict[str, Any], rows: Sequence[Row], shards: list[Path]) -> dict[str, Any]:
+    return {
+        "settings": settings,
+        "found": len(rows),
+        "kept": sum(bool(row["kept"]) for row in rows),
+        "set_aside": set_aside(rows),
+        "shards": [describe_shard(prefix) for prefix in shards],
+    }
+
+
+def _pack(workspace: Workspace, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Packs over the shards of all kinds that are prepared, and how full they are."""
+    vocabulary = vocabulary_of(workspace.recipe)
+    return [
+        entry
+        for config in workspace.recipe.packs
+        if (entry := _pack_one(workspace.out, manifest, config, vocabulary))
+    ]
+
+
+def _pack_one(
+    out: Path, manifest: dict[str, Any], config: PacksConfig, vocabulary: Vocabulary
+) -> dict[str, Any] | None:
+    prepared = [kind for kind in config.kinds if kind in manifest["kinds"]]
+    shards = [shard for kind in prepared for shard in manifest["kinds"][kind]["shards"]]
+    if not shards:
+        return None
+    name = f"packs/{config.context}.pack"
+    key = digest(config.model_dump(), [shard["content"] for shard in shards])
+    for entry in manifest["packs"]:
+        if entry["key"] == key and (out / name / "pack.json").is_file():
+            return entry
+    report = pack_shards(
+        [out / "shards" / shard["name"] for shard in shards],
+        out / name,
+        config.context,
+        vocabulary=vocabulary,
+        seed=config.seed,
+        max_documents=config.max_documents,
+    )
+    print(f"{name}: {report}")
+    return {"key": key, "path": name, "context": config.context, "kinds": prepared} | asdict(report)

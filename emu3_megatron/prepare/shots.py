@@ -1,0 +1,65 @@
+"""Shots of a video: where PySceneDetect's content and threshold detectors find cuts and fades."""
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from emu3_megatron.errors import InputError
+
+
+@dataclass(frozen=True)
+class Shots:
+    """A video cut at its scene changes.
+
+    Attributes:
+        ranges: (first frame, frame after the last) of each shot, in order, without gaps.
+        fps: frames a second, on average.
+    """
+
+    ranges: list[tuple[int, int]]
+    fps: float
+
+
+def find_shots(
+    path: Path, content_threshold: float, fade_threshold: float, min_shot_frames: int
+) -> Shots:
+    """Detect shots.
+
+    Args:
+        content_threshold: of ContentDetector: mean change of HSV between two frames.
+        fade_threshold: of ThresholdDetector: mean intensity below which a frame is black.
+        min_shot_frames: a cut closer than this to the one before is not made.
+
+    Raises:
+        InputError: the video cannot be read, or has no frames.
+    """
+    from scenedetect import ContentDetector, SceneManager, ThresholdDetector, open_video
+
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # it says on stderr what we say in a row
+    try:
+        video = open_video(str(path), backend="pyav")
+        manager = SceneManager()
+        manager.add_detector(ContentDetector(content_threshold, min_shot_frames))
+        manager.add_detector(ThresholdDetector(fade_threshold, min_shot_frames))
+        frames = manager.detect_scenes(video)
+    except Exception as error:  # of PyAV, OpenCV or PySceneDetect, as the damage wants it
+        raise InputError(f"not a readable video ({_line(error)})") from None
+    if not frames:
+        raise InputError("a video without frames")
+    scenes = manager.get_scene_list(start_in_scene=True)
+    return Shots([(a.frame_num, b.frame_num) for a, b in scenes], float(video.frame_rate))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def cut_long(shots: Shots, max_seconds: float) -> list[tuple[int, int]]:
+    """Shots longer than `max_seconds` cut into equal parts, all longer than half of it."""
+    clips = []
+    for first, end in shots.ranges:
+        parts = max(1, -(-(end - first) // max(1, int(max_seconds * shots.fps))))
+        edges = [first + (end - first) * i // parts for i in range(parts + 1)]
+        clips += list(itertools.pairwise(edges))
+    return clips

@@ -1,0 +1,88 @@
+"""Parquet tables: what was found, every score, what was kept and why not."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing
+
+Row = dict[str, Any]
+
+# One schema for a kind, so that a column that is empty in one part has the type it has elsewhere.
+_TEXT, _NUMBER, _WHOLE, _FLAG, _TEXTS = "string", "double", "int64", "bool", "texts"
+_DECIDED = {"kept": _FLAG, "reason": _TEXT, "captions": _TEXTS}
+SCHEMAS: dict[str, dict[str, str]] = {
+    "images": {
+        "source": _TEXT,
+        "content": _TEXT,
+        "width": _WHOLE,
+        "height": _WHOLE,
+        "notes": _TEXT,
+        "quality": _NUMBER,
+        "quality_by": _TEXT,
+        "colour": _NUMBER,
+        "text_area": _NUMBER,
+        "near_hash": _TEXT,
+        "error": _TEXT,
+        **_DECIDED,
+    },
+    "clips": {
+        "source": _TEXT,
+        "content": _TEXT,
+        "start_frame": _WHOLE,
+        "end_frame": _WHOLE,
+        "fps": _NUMBER,
+        "seconds": _NUMBER,
+        "width": _WHOLE,
+        "height": _WHOLE,
+        "notes": _TEXT,
+        "quality": _NUMBER,
+        "quality_by": _TEXT,
+        "flow": _NUMBER,
+        "flow_by": _TEXT,
+        "text_area": _NUMBER,
+        "error": _TEXT,
+        **_DECIDED,
+    },
+    "captions": {"key": _TEXT, "captions": _TEXTS, "error": _TEXT},
+}
+
+
+def write_table(path: str | Path, schema: str, rows: Sequence[Row]) -> None:
+    """Write rows as Parquet, whole or not at all; a column that a row lacks is null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        _TEXT: pa.string(),
+        _NUMBER: pa.float64(),
+        _WHOLE: pa.int64(),
+        _FLAG: pa.bool_(),
+        _TEXTS: pa.list_(pa.string()),
+    }
+    columns = {
+        name: pa.array([row.get(name) for row in rows], types[kind])
+        for name, kind in SCHEMAS[schema].items()
+    }
+    with replacing(path) as beside:
+        pq.write_table(pa.table(columns), beside)
+
+
+def read_table(path: str | Path) -> list[Row]:
+    """Rows of a Parquet file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read().to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def read_tables(paths: Iterable[Path]) -> list[Row]:
+    return [row for path in paths for row in read_table(path)]

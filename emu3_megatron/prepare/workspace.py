@@ -1,0 +1,116 @@
+"""The output folder of the data road: what lies where, and what is done already.
+
+OUT/
+  images.parquet, clips.parquet   every item with its scores, kept or why not
+  text.parquet                    what of the text could not be used
+  shards/                         KIND-NUMBER-HASH.bin, .idx, .json
+  packs/CONTEXT.pack/
+  manifest.json                   counts, hashes, settings
+  .work/                          scores, captions and parts, named by a hash of what went in
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import write_json
+from emu3_megatron.prepare.engine import MakeStage, run_tasks
+from emu3_megatron.prepare.recipe import PrepareRecipe
+
+FORMAT = "emu3-megatron/prepared/1"
+MANIFEST = "manifest.json"
+
+T = TypeVar("T")
+
+
+class FileTask(Protocol):
+    """A task that makes a file."""
+
+    @property
+    def out(self) -> Path: ...
+
+    @property
+    def size(self) -> int: ...
+
+
+def digest(*values: Any) -> str:
+    """A hash of values that JSON can hold."""
+    text = json.dumps(values, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    recipe: PrepareRecipe
+
+    @property
+    def out(self) -> Path:
+        return self.recipe.out
+
+    def table(self, kind: str) -> Path:
+        return self.out / f"{kind}.parquet"
+
+    def work(self, kind: str, step: str) -> Path:
+        return self.out / ".work" / f"{kind}-{step}"
+
+    def run(
+        self,
+        make: MakeStage,
+        tasks: Sequence[FileTask],
+        label: str,
+        is_done: Callable[[Path], bool] = Path.is_file,
+    ) -> None:
+        """Run the tasks whose file is not there yet, and remove files that no task makes."""
+        if tasks:
+            tasks[0].out.parent.mkdir(parents=True, exist_ok=True)
+            wanted = {task.out.name for task in tasks}
+            for path in tasks[0].out.parent.iterdir():
+                if path.name not in wanted:
+                    path.unlink()
+        missing = [task for task in tasks if not is_done(task.out)]
+        run_tasks(make, missing, self.recipe.run, label)
+
+    def run_all(self, make: MakeStage, tasks: Sequence[Any], label: str) -> None:
+        run_tasks(make, tasks, self.recipe.run, label)
+
+    def finished(self, kind: str, key: str) -> list[str] | None:
+        """Names of the shards that were finished under this key; None when none were."""
+        path = self.out / ".work" / f"{kind}.json"
+        if not path.is_file():
+            return None
+        done = json.loads(path.read_text())
+        return done["shards"] if done["key"] == key else None
+
+    def finish(self, kind: str, key: str, shards: Sequence[str]) -> None:
+        """A kind's shards are there: remember that, and drop the parts they were made of."""
+        write_json(self.out / ".work" / f"{kind}.json", {"key": key, "shards": list(shards)})
+        shutil.rmtree(self.work(kind, "parts"), ignore_errors=True)
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Hold the output folder. Raises InputError when another run does."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{out}: another run is at work there; wait for its end") from None
+        yield
+
+
+def chunks(items: Sequence[T], size: int) -> list[list[T]]:
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def file_state(folder: Path, source: str) -> tuple[str, int, int]:
+    """By what a file is recognised without reading it."""
+    state = (folder / source).stat()
+    return source, state.st_size, state.st_mtime_ns
