@@ -1,0 +1,55 @@
+"""A rank stops, and nobody in the job would ever say so."""
+
+import os
+import signal
+
+from support.faults import Job
+
+from emu3_megatron.training.watchdog import diagnosis, read_heartbeats
+
+
+def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
+    recipe = recipe(run={"steps": 100_000, "save_every": 100_000, "hang_seconds": 3.0})
+    job = Job(recipe, ranks=2)
+    ranks = recipe.run.dir / "ranks"
+    job.until(lambda: any(b["step"] > 3 for b in read_heartbeats(recipe.run.dir)))
+    os.kill(job.processes[1].pid, signal.SIGSTOP)
+    job.processes[0].join(60)
+    first, _ = job.wait(0)
+
+    assert first.code == 77, first.said
+    line = first.said.splitlines()[-1]
+    assert "no progress for 3 seconds: rank 1 (tensor 0, context 0, data 1; process " in line
+    assert "is late: step " in line
+    assert "silent for " in line
+    stacks = (ranks / "00000.stacks.txt").read_text()
+    assert "all_reduce" in stacks
+    assert "step.py" in stacks
+
+
+def beat(rank, step, collective=None, age=0.0):
+    return {
+        "rank": rank,
+        "step": step,
+        "collective": collective,
+        "age": age,
+        "interval": 1.0,
+        "phase": "training",
+        "line": "training/step.py:60 __call__",
+        **{"tensor": 0, "context": 0, "data": rank, "pid": 7, "host": "node"},
+    }
+
+
+def test_a_rank_behind_in_steps_is_late():
+    assert diagnosis([beat(0, 7, "all_reduce"), beat(1, 6)]).startswith("rank 1 ")
+
+
+def test_in_one_step_the_rank_outside_of_the_collective_is_late():
+    late = diagnosis([beat(0, 7, "all_reduce"), beat(1, 7), beat(2, 7, "all_reduce")])
+
+    assert late.startswith("rank 1 ")
+    assert "rank 2" not in late
+
+
+def test_a_silent_rank_is_late_before_all_others():
+    assert diagnosis([beat(0, 6), beat(1, 7, age=30.0)]).startswith("rank 1 ")

@@ -1,0 +1,69 @@
+"""Resuming under a changed recipe."""
+
+import json
+import shutil
+
+import pytest
+from support.faults import run_job
+
+
+@pytest.fixture
+def resumed(untroubled, recipe):
+    """A function that resumes the run of eight steps under a changed recipe, to ten."""
+
+    def run(accept=False, run=None, **sections):
+        changed = recipe(run={"steps": 8, **(run or {})}, **sections)
+        if not changed.run.dir.exists():
+            shutil.copytree(untroubled, changed.run.dir)
+        (end,) = run_job(changed, accept=accept)
+        return end
+
+    return run
+
+
+def test_what_is_learned_may_not_change_unasked(resumed):
+    end = resumed(optimizer={"lr": 3e-2})
+
+    assert end.code == 2
+    assert "the recipe changed since the checkpoint: optimizer.lr: 0.01 → 0.03; add --accept" in (
+        end.said
+    )
+
+
+def test_an_accepted_learning_rate_is_the_one_that_steps_are_taken_at(resumed, recipe):
+    end = resumed(accept=True, run={"steps": 10}, optimizer={"lr": 3e-2})
+
+    assert end.code == 0, end.said
+    assert "recipe changed: optimizer.lr: 0.01 → 0.03" in end.said
+    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    before, after = rows[7]["lr"], rows[8]["lr"]
+    assert after > before
+
+
+def test_how_fast_it_goes_may_change(resumed):
+    end = resumed(run={"log_every": 2}, batch={"micro_size": 4}, recompute="full")
+
+    assert end.code == 0, end.said
+    assert "recipe changed: batch.micro_size: 2 → 4" in end.said
+
+
+def test_a_batch_size_cannot_change_within_a_run(resumed):
+    end = resumed(accept=True, batch={"size": 16})
+
+    assert end.code == 2
+    assert "cannot change within a run: batch.size: 8 → 16; choose another run.dir" in end.said
+
+
+def test_packs_that_changed_under_their_name_are_refused(resumed, packs, recipe, tmp_path):
+    copy = tmp_path / "tiny.pack"
+    for path in packs.parent.iterdir():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    first = recipe(data={"sources": [{"pack": str(copy)}]}, run={"stop_after": 2})
+    (end,) = run_job(first)
+    assert end.code == 0, end.said
+    header = json.loads((copy / "pack.json").read_text())
+    (copy / "pack.json").write_text(json.dumps({**header, "seed": 1}))
+    (end,) = run_job(recipe(data={"sources": [{"pack": str(copy)}]}))
+
+    assert end.code == 2
+    assert "other packs than this run has read so far; give the new ones another name" in end.said

@@ -1,0 +1,107 @@
+"""SIGTERM and SIGUSR1: all ranks save at the same step and leave to be started again."""
+
+import os
+import signal
+import time
+
+import pytest
+from support.faults import Job, events, latest, losses, run_job
+
+from emu3_megatron.training.hooks import DrawSamples, SaveCheckpoints
+from emu3_megatron.training.step import TrainStep
+
+
+def once_in(owner, name, step_of, step, action):
+    """Before a method runs for a step, do something."""
+    method = getattr(owner, name)
+
+    def acting(self, *arguments, **settings):
+        if step_of(arguments) == step:
+            action()
+        return method(self, *arguments, **settings)
+
+    setattr(owner, name, acting)
+
+
+def tell(number):
+    """This rank alone is told, in the middle of what it does."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), number)
+
+
+def term_during_step_3():
+    once_in(TrainStep, "__call__", lambda a: a[0], 3, lambda: tell(signal.SIGTERM))
+
+
+def usr1_during_step_3():
+    once_in(TrainStep, "__call__", lambda a: a[0], 3, lambda: tell(signal.SIGUSR1))
+
+
+def term_during_the_save_of_step_2():
+    once_in(SaveCheckpoints, "_request", lambda a: a[0], 2, lambda: tell(signal.SIGTERM))
+
+
+def term_while_sampling_after_step_2():
+    from emu3_megatron.training import loop
+
+    class SlowSampling(DrawSamples):
+        def __init__(self):
+            pass
+
+        def after_step(self, step, result, is_last):
+            if step == 2:
+                tell(signal.SIGTERM)
+                time.sleep(0.3)
+
+    hooks = loop._hooks
+    loop._hooks = lambda *arguments: [*hooks(*arguments), SlowSampling()]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        term_during_step_3,
+        usr1_during_step_3,
+        term_during_the_save_of_step_2,
+        term_while_sampling_after_step_2,
+    ],
+)
+def test_a_signal_at_one_rank_makes_all_save_at_the_same_step(fault, recipe, untroubled):
+    recipe = recipe()
+    ends = run_job(recipe, ranks=2, fault=fault)
+    folder = recipe.run.dir
+
+    assert [end.code for end in ends] == [75, 75], ends[0].said
+    assert latest(folder) == 3
+    assert [event["step"] for event in events(folder, "left")] == [3]
+
+    (end,) = run_job(recipe)
+
+    assert end.code == 0, end.said
+    assert losses(folder) == pytest.approx(losses(untroubled), rel=1e-5)
+
+
+def test_a_writer_outlives_the_signal_that_its_rank_was_sent(recipe):
+    """Slurm sends its signal to every process of a job."""
+    recipe = recipe(run={"steps": 400, "save_every": 50})
+    job = Job(recipe, fault=writers_take_half_a_second)
+    job.until(lambda: job.descendants())
+    for process in [*job.descendants(), *job.processes]:
+        os.kill(process.pid, signal.SIGTERM)
+    (end,) = job.wait()
+
+    assert end.code == 75, end.said
+    assert events(recipe.run.dir, "save failed") == []
+    assert events(recipe.run.dir, "durable")[0]["step"] == 50
+
+
+def writers_take_half_a_second():
+    from emu3_megatron.training import writer
+
+    write_bucket = writer._write_bucket
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        return write_bucket(*arguments)
+
+    writer._write_bucket = slow

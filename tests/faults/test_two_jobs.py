@@ -1,0 +1,71 @@
+"""Two jobs on one run folder."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from support.faults import Job, run_job
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.training.lock import NAME, STALE_SECONDS, RunLock, read_holder
+
+
+def test_a_second_job_is_refused_on_all_its_ranks_while_the_first_trains_on(recipe):
+    recipe = recipe(run={"steps": 300, "save_every": 300, "log_every": 10})
+    job = Job(recipe)
+    job.until(lambda: (recipe.run.dir / NAME).exists())
+    ends = run_job(recipe, ranks=2)
+
+    assert [end.code for end in ends] == [2, 2]
+    assert "is training here; end it first, or choose another run.dir" in ends[0].said
+    assert f"process {job.processes[0].pid} on {socket.gethostname()}" in ends[0].said
+    (end,) = job.wait()
+    assert end.code == 0, end.said
+    assert not (recipe.run.dir / NAME).exists()
+
+
+def test_the_lock_of_a_killed_job_is_taken_over(recipe):
+    recipe = recipe(run={"steps": 100_000, "save_every": 100_000})
+    job = Job(recipe)
+    job.until(lambda: (recipe.run.dir / NAME).exists())
+    os.kill(job.processes[0].pid, signal.SIGKILL)
+    job.wait()
+    assert (recipe.run.dir / NAME).exists()
+
+    (end,) = run_job(
+        recipe.model_copy(update={"run": recipe.run.model_copy(update={"stop_after": 1})})
+    )
+
+    assert end.code == 0, end.said
+
+
+def elsewhere(folder, age):
+    """A lock of another host, whose last heartbeat is so many seconds old."""
+    path = folder / NAME
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    now = path.stat().st_mtime
+    os.utime(path, (now - age, now - age))
+
+
+def test_a_lock_of_another_host_holds_while_its_heart_beats(tmp_path):
+    elsewhere(tmp_path, age=STALE_SECONDS / 2)
+    with pytest.raises(InputError, match="process 1 on elsewhere is training here"):
+        RunLock(tmp_path)
+
+    elsewhere(tmp_path, age=STALE_SECONDS * 2)
+    RunLock(tmp_path).release()
+
+
+def test_a_process_that_came_by_the_number_of_a_dead_one_holds_no_lock(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        me = {"host": socket.gethostname(), "pid": other.pid, "started": "1"}
+        (tmp_path / NAME).write_text(json.dumps(me))
+        assert read_holder(tmp_path)["alive"] is False
+        RunLock(tmp_path).release()
+    finally:
+        other.communicate(b"\n")
