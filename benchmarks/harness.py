@@ -4,6 +4,7 @@ python benchmarks/NAME.py [--quick] --json FILE
 """
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -26,13 +27,18 @@ class Case:
 
     Attributes:
         run: what is timed.
-        figures: further columns, from what `run` returned and the least seconds it took.
+        figures: further columns, from what `run` returned and the least seconds it took. Where the
+            work has an exact answer, `error` is the distance from it.
+        tensors: torch does the work. It is timed by the GPU's own events where there is a GPU, and
+            `peak_bytes` is torch's: on a GPU what its allocator held, else resident memory, both
+            above what was held before.
     """
 
     case: str
     implementation: str
     run: Callable[[], Any]
     figures: Callable[[Any, float], dict[str, Any]] = field(default=lambda result, seconds: {})
+    tensors: bool = False
 
 
 def main(cases: Callable[[bool], Iterable[Case]], repeats: int = 5) -> None:
@@ -46,36 +52,35 @@ def main(cases: Callable[[bool], Iterable[Case]], repeats: int = 5) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, for a look or a test")
     parser.add_argument("--json", type=Path, help="write device, versions and rows to this file")
     arguments = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in cases(arguments.quick):
         rows.append(measure(case, repeats))
         print(_line(rows[-1]), flush=True)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**describe_machine(), "rows": rows}, indent=2) + "\n")
+        if arguments.json:  # after every row: what was measured survives a benchmark cut short
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
+            arguments.json.write_text(text + "\n")
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """One row. Times are wall-clock milliseconds, `cpu_min_ms` those of this process alone.
 
     The least times are the ones to compare on a machine with other work. `peak_bytes` is what
-    Python and numpy allocated at most, from a run that is not timed.
+    Python and numpy allocated at most, or torch, from a run that is not timed. A case that cannot
+    run has a `reason` instead of figures.
     """
     row: dict[str, Any] = {"case": case.case, "implementation": case.implementation}
     try:
-        tracemalloc.start()
-        case.run()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        peak = _peak_of_tensors(case.run) if case.tensors else _peak_of_python(case.run)
         walls, cpus = [], []
         for _ in range(repeats):
-            wall, cpu = time.perf_counter(), time.process_time()
-            result = case.run()
-            walls.append(time.perf_counter() - wall)
+            cpu = time.process_time()
+            wall, result = _timed(case)
+            walls.append(wall)
             cpus.append(time.process_time() - cpu)
+        figures = case.figures(result, min(cpus))
     except Exception as error:
-        tracemalloc.stop()
-        return {**row, "error": f"{type(error).__name__}: {error}"}
+        return {**row, "reason": f"{type(error).__name__}: {error}"[:300]}
     return {
         **row,
         "median_ms": 1e3 * statistics.median(walls),
@@ -84,8 +89,55 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
         "cpu_min_ms": 1e3 * min(cpus),
         "peak_bytes": peak,
         "error": None,
-        **case.figures(result, min(cpus)),
+        **figures,
     }
+
+
+def _timed(case: Case) -> tuple[float, Any]:
+    """Seconds of one run, and what it returned."""
+    if case.tensors and torch.cuda.is_available():
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        result = case.run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3, result
+    start = time.perf_counter()
+    result = case.run()
+    return time.perf_counter() - start, result
+
+
+def _peak_of_python(run: Callable[[], Any]) -> int:
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _peak_of_tensors(run: Callable[[], Any]) -> int:
+    """From the second of two runs: the first compiles what is compiled at first use."""
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed but kept would hide what is taken
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status says no {name}")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""Head and loss, forward and backward: ours beside what else there is, on the same inputs.
+
+`products` are the three matrix products alone, which nobody who computes the gradients once can
+beat. `error` is the larger of the errors of the two gradients, relative to fp64's.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from emu3_kernels.linear_cross_entropy import linear_cross_entropy
+from harness import Case, main
+from linear_cross_entropy_peers import PEERS
+from torch.nn.functional import cross_entropy, linear
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Gradients = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`whole`: with the others' implementations too, not ours and torch's alone."""
+
+    tokens: int
+    vocabulary: int
+    hidden: int
+    note: str = ""
+    whole: bool = False
+
+    def __str__(self) -> str:
+        sizes = f"n {self.tokens:,}, v {self.vocabulary:,}, h {self.hidden:,}"
+        return f"{sizes} ({self.note})" if self.note else sizes
+
+
+# Emu3's head, and the shares of four and of eight ranks.
+GPU = [
+    Sizes(8192, 184_622, 4096, whole=True),
+    Sizes(8192, 46_208, 4096, "TP 4"),
+    Sizes(8192, 23_168, 4096, "TP 8"),
+    Sizes(5120, 184_622, 4096),
+    Sizes(32_768, 184_622, 4096, whole=True),
+]
+GPU_QUICK = [Sizes(1024, 32_000, 1024, whole=True)]
+CPU = [Sizes(4096, 151_936, 256), Sizes(4096, 23_168, 256, "TP 8", whole=True)]
+CPU_QUICK = [Sizes(512, 8000, 64, whole=True)]
+
+
+class Inputs:
+    """Hidden states as after a norm, a head that makes logits of a few units, any labels."""
+
+    def __init__(self, sizes: Sizes):
+        torch.manual_seed(0)
+        dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+        draw = partial(torch.randn, device=DEVICE, dtype=dtype)
+        self.hidden = draw(sizes.tokens, sizes.hidden).requires_grad_()
+        head = draw(sizes.vocabulary, sizes.hidden)
+        self.head = head.mul_(2 * sizes.hidden**-0.5).requires_grad_()
+        self.labels = torch.randint(sizes.vocabulary, (sizes.tokens,), device=DEVICE)
+        self.weights = torch.ones(sizes.tokens, device=DEVICE)
+        self.classes = self.labels % 3
+        self.exact: list[torch.Tensor] = []
+
+    def gradients(self, loss: Callable[..., torch.Tensor]) -> Gradients:
+        """By hidden states and head, of a mean over tokens."""
+        return torch.autograd.grad(
+            loss(self.hidden, self.head, self.labels), (self.hidden, self.head)
+        )
+
+    def error(self, gradients: Gradients, seconds: float) -> dict[str, Any]:
+        if not self.exact:
+            self.exact = list(self._in_fp64())
+        pairs = zip(gradients, self.exact, strict=True)
+        return {"error": max(_distance(found, exact) for found, exact in pairs)}
+
+    @torch.no_grad()
+    def _in_fp64(self) -> Gradients:
+        """Chunked by hand, none of our code; kept in fp32, exact enough to compare with."""
+        head = self.head.double()
+        by_hidden, by_head = torch.empty_like(self.hidden, dtype=torch.float32), 0
+        for at in torch.arange(len(self.hidden), device=DEVICE).split(512):
+            hidden = self.hidden[at].double()
+            p = (hidden @ head.T).softmax(1)
+            p[torch.arange(len(at), device=DEVICE), self.labels[at]] -= 1
+            p /= len(self.hidden)
+            by_hidden[at] = (p @ head).float()
+            by_head += p.T @ hidden
+        return by_hidden, by_head.float()
+
+
+def _distance(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Relative to the norm of what is exact; by parts, as fp64 of everything may not fit."""
+    parts = zip(found.split(8192), exact.split(8192), strict=True)
+    squares = sum((one.double() - other.double()).square().sum().item() for one, other in parts)
+    return (squares / exact.double().square().sum().item()) ** 0.5
+
+
+def ours(inputs: Inputs, backend: Literal["auto", "cuda"]) -> Gradients:
+    def loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        sums = linear_cross_entropy(
+            hidden,
+            head,
+            labels,
+            inputs.weights,
+            inputs.classes,
+            vocab_size=len(head),
+            backend=backend,
+        )
+        return sums.loss / len(hidden)
+
+    return inputs.gradients(loss)
+
+
+def torchs(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(linear(hidden, head), labels)
+
+
+def products(inputs: Inputs, by_logits: torch.Tensor) -> None:
+    """The products of one chunk, as often as there are chunks; logits only where they are made."""
+    hidden, head, size = inputs.hidden.detach(), inputs.head.detach(), len(by_logits)
+    for start in range(0, len(hidden), size):
+        chunk = hidden[start : start + size]
+        torch.mm(chunk, head.T, out=by_logits)
+        by_logits @ head
+        by_logits.T @ chunk
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    sizes_of = {"cuda": (GPU, GPU_QUICK), "cpu": (CPU, CPU_QUICK)}
+    for sizes in sizes_of[DEVICE][quick]:
+        inputs = Inputs(sizes)
+        case = partial(Case, str(sizes), figures=inputs.error, tensors=True)
+        yield case("emu3", partial(ours, inputs, "auto"))
+        if DEVICE == "cuda":
+            yield case("emu3 (cuda)", partial(ours, inputs, "cuda"))
+        yield case("torch", partial(inputs.gradients, torchs))
+        for name, peer in PEERS.items() if sizes.whole else ():
+            yield case(name, partial(_peer, inputs, peer))
+        by_logits = inputs.head.new_empty(
+            min(4096 if DEVICE == "cuda" else 512, sizes.tokens), sizes.vocabulary
+        )
+        yield Case(str(sizes), "products", partial(products, inputs, by_logits), tensors=True)
+        del inputs, case, by_logits
+        gc.collect()
+
+
+def _peer(inputs: Inputs, peer: Callable[[], Callable[..., torch.Tensor]]) -> Gradients:
+    return inputs.gradients(peer())
+
+
+if __name__ == "__main__":
+    main(cases, repeats=10 if DEVICE == "cuda" else 3)
