@@ -14,6 +14,7 @@ from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.pack_set import Piece
 from emu3_megatron.data.store import CONTEXT
 from emu3_megatron.errors import InputError
+from emu3_megatron.parallel.dispatch import dispatch
 from emu3_megatron.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ class Batch:
         positions: int64 [b, s], from 0 in each segment.
         segments: int32 [b, s], counted from 0 in each row: the documents, then the padding.
         boundaries: per row, where segments begin and the row ends, int32 [segments + 1].
+        order: which tokens of its row each context parallel rank holds, ascending in each,
+            int64 [b, ranks, s / ranks].
         documents: per row, prefix of the shard and number of each document, in order.
     """
 
@@ -42,6 +45,7 @@ class Batch:
     positions: Tensor
     segments: Tensor
     boundaries: list[Tensor]
+    order: Tensor
     documents: list[list[tuple[str, int]]]
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -59,6 +63,7 @@ class Batch:
             positions=function(self.positions),
             segments=function(self.segments),
             boundaries=[function(tensor) for tensor in self.boundaries],
+            order=function(self.order),
             documents=self.documents,
         )
 
@@ -72,6 +77,7 @@ class PackedSamples(Dataset[Batch]):
         weights: of a label's loss by its class TEXT, STRUCTURE, CODE. Labels in context spans
             always weigh nothing.
         reset_at_documents: each document is a segment; otherwise the row is one.
+        context_size: context parallel ranks among which rows are shared out.
     """
 
     def __init__(
@@ -80,10 +86,12 @@ class PackedSamples(Dataset[Batch]):
         vocabulary: Vocabulary,
         weights: Sequence[float],
         reset_at_documents: bool = True,
+        context_size: int = 1,
     ):
         self.mixture = mixture
         self.pad = vocabulary.pad
         self.reset_at_documents = reset_at_documents
+        self.context_size = context_size
         self._indices = np.arange(mixture.context)
         classes: np.ndarray = vocabulary.token_class(np.arange(vocabulary.size))
         self._weight_of_id = np.array(weights, np.float32)[classes]
@@ -113,7 +121,13 @@ class PackedSamples(Dataset[Batch]):
             boundaries.append(torch.from_numpy(self._fill(pieces, **row_arrays)))
             documents.append([(piece.store.name, piece.document) for piece in pieces])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Batch(**tensors, boundaries=boundaries, documents=documents)
+        order = np.stack([dispatch(bounds.numpy(), self.context_size) for bounds in boundaries])
+        return Batch(
+            **tensors,
+            boundaries=boundaries,
+            order=torch.from_numpy(order),
+            documents=documents,
+        )
 
     def _fill(
         self,

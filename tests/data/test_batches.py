@@ -11,6 +11,7 @@ from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.sidecar import shard_file
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Span, plain_text
+from emu3_megatron.parallel.dispatch import dispatch
 
 TABLE = (1.0, 0.25, 0.5)  # text, structure, code
 CONTEXT = 16
@@ -99,6 +100,20 @@ def test_shapes_and_dtypes(row):
     assert row.weights.dtype == torch.float32
     assert row.segments.dtype == torch.int32
     assert row.boundaries[0].dtype == torch.int32
+
+
+def test_every_row_is_shared_out_over_context_parallel_ranks(make_packs, make_text, vocabulary):
+    packs = make_packs([make_text(7), make_text(5), make_text(12)], 24)
+    samples = PackedSamples(Mixture([packs], [1]), vocabulary, TABLE, context_size=4)
+    batch = samples.batch([0])
+
+    assert batch.order.dtype == torch.int64
+    order_cs = dispatch(batch.boundaries[0].numpy(), 4)
+    assert batch.order.tolist() == [order_cs.tolist()]
+
+
+def test_one_rank_holds_all_tokens_in_order(row):
+    assert row.order.tolist() == [[list(range(CONTEXT))]]
 
 
 def test_context_spans_weigh_nothing(make_packs, answered, vocabulary):
