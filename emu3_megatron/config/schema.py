@@ -213,8 +213,8 @@ class Recipe(Config):
             raise ValueError("parallel.sequence=true needs parallel.tensor of 2 or more")
         if self.sample and context > 1:
             raise ValueError("sample: images are drawn with parallel.context=1; leave sample out")
-        # Context parallel ranks hold two chunks each, and sequence parallel ranks cut those.
-        pieces = (2 * context if context > 1 else 1) * (tensor if self.parallel.sequence else 1)
+        # Context parallel ranks hold equal shares, and sequence parallel ranks cut those.
+        pieces = context * (tensor if self.parallel.sequence else 1)
         if self.data.context % pieces:
             raise ValueError(f"data.context={self.data.context} must be a multiple of {pieces}")
         if self.batch.size % self.batch.micro_size:

@@ -137,7 +137,7 @@ def test_the_later_override_wins(load):
         ("parallel.tensor=3", r"parallel\.tensor=3 does not divide model\.heads=4; choose a div"),
         ("parallel.tensor=4", r"parallel\.tensor=4 does not divide model\.kv_heads=2; choose"),
         ("parallel.sequence=true", r"parallel\.sequence=true needs parallel\.tensor of 2 or more"),
-        ("parallel.context=3", r"data\.context=64 must be a multiple of 6"),
+        ("parallel.context=3", r"data\.context=64 must be a multiple of 3"),
         ("batch.micro_size=3", r"batch\.size=4 must be a multiple of batch\.micro_size=3"),
         ("optimizer.min_lr=1", r"optimizer\.min_lr=1\.0 is above optimizer\.lr=0\.001"),
         ("optimizer.warmup_steps=11", r"optimizer\.warmup_steps=11 is more than run\.steps=10"),
@@ -153,8 +153,8 @@ def test_an_override_that_does_not_fit_is_named(load, override, message):
 
 
 def test_context_and_sequence_parallel_cut_together(load):
-    with pytest.raises(InputError, match=r"data\.context=68 must be a multiple of 8"):
-        load("data.context=68", "parallel={tensor: 2, context: 2, sequence: true}")
+    with pytest.raises(InputError, match=r"data\.context=66 must be a multiple of 4"):
+        load("data.context=66", "parallel={tensor: 2, context: 2, sequence: true}")
 
 
 def test_a_missing_key_is_named(load):
