@@ -23,6 +23,7 @@ def main() -> None:
         _reading(),
     ]
     (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n")
+    dispatch_section()
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -84,6 +85,39 @@ def _reading() -> str:
         "segments."
     )
     return "\n\n".join(["## Reading", _where(result), text, _table(heads, rows)])
+
+
+def dispatch_section() -> None:
+    """Rewrite the measured table in docs/context-parallel.md."""
+    path = ROOT / "docs" / "context-parallel.md"
+    begin, end = "<!-- dispatch table -->", "<!-- end of dispatch table -->"
+    before, _, rest = path.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    table = "\n\n".join([begin, _dispatch(), end])
+    path.write_text(before + table + after)
+
+
+def _dispatch() -> str:
+    result = _load("dispatch")
+    names = ("emu3", "zigzag", "contiguous", "per-document-zigzag")
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        rows.setdefault(row["case"].removeprefix("dispatch/"), {})[row["implementation"]] = row
+    lines = [
+        [case, *(_balance_cell(of[name]) for name in names), f"{of['emu3']['cpu_min_ms']:.1f}"]
+        for case, of in rows.items()
+    ]
+    text = (
+        "Work of the busiest rank over the mean, and exchange of the neediest rank over a full "
+        "ring: means over simulated packs of 131,072 tokens (`benchmarks/simulated_packs.py`). "
+        "The padding of per-document zigzag counts, so its exchange can pass 100%. "
+        "The last column is the CPU time of one dispatch."
+    )
+    return "\n\n".join([_where(result), text, _table(["pack", *names, "ms"], lines)])
+
+
+def _balance_cell(row: dict[str, Any]) -> str:
+    return f"{row['work_max_over_mean']:.3f}, {row['exchange_fraction']:.0%}"
 
 
 def _where(result: dict[str, Any]) -> str:
