@@ -56,17 +56,13 @@ class HeadCase:
     def __call__(self, scale=1.0, **settings):
         """The sums, and the loss's gradients by hidden states and head."""
         hidden, head = (t.clone().requires_grad_() for t in (self.hidden, self.head))
-        sums = linear_cross_entropy(
-            hidden,
-            head,
-            self.labels,
-            self.weights,
-            self.classes,
-            vocab_size=self.vocab_size,
-            **settings,
-        )
+        sums = self.sums(hidden, head, **settings)
         (scale * sums.loss).backward()
         return sums, hidden.grad, head.grad
+
+    def sums(self, hidden, head, **settings):
+        targets = self.labels, self.weights, self.classes
+        return linear_cross_entropy(hidden, head, *targets, vocab_size=self.vocab_size, **settings)
 
     def by_torch(self, z_loss=0.0):
         """The same by torch: loss, gradients, and the nll of each token."""

@@ -1,0 +1,122 @@
+"""Head and loss on the GPU in bf16: against fp64, beside plain bf16 torch, bit-equal on repeat."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from emu3_kernels import cuda
+from emu3_kernels.exchange import simulate
+from emu3_kernels.linear_cross_entropy import IGNORE
+from support.heads import HeadCase, error
+
+pytestmark = pytest.mark.gpu
+
+BACKENDS = ["triton", "cuda"]
+SIZES = [(1, 1000), (17, 92_311), (4097, 1000), (300, 184_622)]
+
+
+def bf16_case(tokens, vocabulary, hidden=256):
+    """Logits of a few units."""
+    case = HeadCase.random(tokens, vocabulary, hidden, device="cuda")
+    return replace(case, head=case.head * 3 * hidden**-0.5).to(torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def library():
+    assert cuda.available(), "build it first: make csrc"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("tokens", "vocabulary"), SIZES)
+def test_errors_are_no_more_than_twice_those_of_torch(backend, tokens, vocabulary):
+    case = bf16_case(tokens, vocabulary)
+
+    sums, *found = case(backend=backend, chunk_size=1024)
+
+    exact = case.to(torch.float64).by_torch()
+    plain = case.by_torch()
+    torch.testing.assert_close(sums.loss.detach().double(), exact[0], rtol=1e-3, atol=1e-3)
+    for ours, torchs, wanted in zip(found, plain[1:3], exact[1:3], strict=True):
+        assert error(ours, wanted) <= max(2 * error(torchs, wanted), 2.5e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_z_loss_and_sums_are_those_of_the_reference(backend):
+    case = bf16_case(515, 92_311)
+    case.labels[:7] = IGNORE
+
+    found = case(backend=backend, z_loss=1e-2, chunk_size=128)
+    wanted = case.to(torch.float64)(backend="reference", z_loss=1e-2)
+
+    for name in ("loss", "weight", "nll", "count"):
+        ours, exact = (getattr(sums, name).detach().double() for sums in (found[0], wanted[0]))
+        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-3)
+    for ours, exact in zip(found[1:], wanted[1:], strict=True):
+        assert error(ours, exact) < 5e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_runs_are_bit_equal(backend):
+    case = bf16_case(4097, 92_311, 128)
+
+    first, second = (case(backend=backend, z_loss=1e-3, chunk_size=1024) for _ in range(2))
+
+    for one, other in zip([*first[0], *first[1:]], [*second[0], *second[1:]], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_cuda_and_triton_agree():
+    case = bf16_case(1000, 184_622)
+
+    ours, *found = case(backend="cuda")
+    theirs, *wanted = case(backend="triton")
+
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=0)
+    for one, other in zip(found, wanted, strict=True):
+        assert error(one, other) < 1e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_eight_simulated_ranks_agree_with_one(backend):
+    case = bf16_case(300, 184_622, 64)
+    whole = case.padded(8 * 23_168 - 184_622)
+
+    def call(exchange):
+        share = whole.share(exchange.rank, exchange.size)
+        hidden, head = (t.clone().requires_grad_() for t in (share.hidden, share.head))
+        sums = share.sums(hidden, head, exchange=exchange, backend=backend, chunk_size=128)
+        return sums, hidden, head
+
+    # Forward alone runs in threads: the GPU's backward passes share one thread of torch's.
+    results = simulate(8, call)
+    for sums, *_ in results:
+        sums.loss.backward()
+
+    expected, by_hidden, by_head = case(backend=backend)
+    for sums, hidden, _ in results:
+        torch.testing.assert_close(sums.loss, expected.loss, rtol=1e-4, atol=0)
+        assert error(hidden.grad, by_hidden) < 5e-3
+    gathered = torch.cat([head.grad for *_, head in results])
+    assert error(gathered[: case.vocab_size], by_head) < 5e-3
+    assert not gathered[case.vocab_size :].any()
+
+
+def test_the_main_gradient_is_kept_in_fp32():
+    case = bf16_case(600, 1000)
+    main_grad = torch.zeros(1000, 256, device="cuda")
+
+    case(backend="triton", scale=0.5, main_grad_vh=main_grad)
+
+    assert error(main_grad, 0.5 * case.to(torch.float64).by_torch()[2]) < 2.5e-3
+
+
+def test_peak_memory_is_that_of_one_chunk():
+    case = bf16_case(8192, 50_000, 64)
+    logits_bytes = 8192 * 50_000 * 2
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+
+    case(backend="triton", chunk_size=1024)
+
+    assert torch.cuda.max_memory_allocated() - before < logits_bytes / 4
