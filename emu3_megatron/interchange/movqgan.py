@@ -1,11 +1,10 @@
 """SBER-MoVQGAN, the image tokenizer out of which Emu3's grew, as a starting point of training.
 
-The 2D weights are taken over as they are. The layers of time are new. Emu3's pass through SiLU, so
-they cannot be the identity; but around 1.5 SiLU is nearly straight. So ours begin as the identity
-scaled into that stretch, and the layers that touch them (quant_conv, post_quant_conv, the decoder's
-conv_in and the 1x1 convolutions of its SpatialNorm) undo scale and shift. A still image is then
-encoded and decoded as MoVQGAN does it, but for rounding and for the outermost latents, where the
-zeros that pad conv_in are no longer its zeros.
+The 2D weights are taken over. The layers of time are new. Emu3's pass through SiLU, so they cannot
+be the identity; but around zero SiLU nearly halves. So ours begin as an identity scaled down to
+where that holds, and the layers that read them (quant_conv, the decoder's conv_in and the 1x1
+convolutions of its SpatialNorm) scale up again. A still image is then encoded and decoded as by
+MoVQGAN, to within about a thousandth.
 """
 
 import pickle
@@ -21,10 +20,8 @@ from emu3_megatron.files import replacing
 from emu3_megatron.vision.blocks import SpatialNorm
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
-_CENTRE = torch.tensor(1.5, dtype=torch.float64)  # of SiLU's straight stretch
-_REACH = 0.1  # how far to its sides: SiLU is straight there to within one percent
-_LEVEL = nn.functional.silu(_CENTRE).item()
-_SLOPE = torch.func.grad(nn.functional.silu)(_CENTRE).item()
+_REACH = 0.002  # largest input of SiLU; there it is x / 2 to within a thousandth
+_SLOPE = 0.5  # of SiLU at zero
 _FOLDED = ("quant_conv.", "post_quant_conv.", "quantize.")
 
 
@@ -96,66 +93,47 @@ def _take_over(weights: Mapping[str, Tensor], tokenizer: VisionTokenizer, source
 
 
 def _join_encoder(weights: Mapping[str, Tensor], tokenizer: VisionTokenizer) -> None:
-    """quant_conv reads what the new layers of time say: level + scale * (latent - centre)."""
     weight_ez = weights["quant_conv.weight"].flatten(1).double()
-    bias_e = weights["quant_conv.bias"].double()
     codes_ke = weights["quantize.embedding.weight"].double()
-    # The latents that would be codes tell where latents lie.
-    latents_kz = (codes_ke - bias_e) @ torch.linalg.pinv(weight_ez).T
-    centre_z, scale = _pass_straight(tokenizer.encoder.time_conv, latents_kz)
-    conv = tokenizer.quant_conv.conv
-    conv.weight.zero_()
-    conv.weight[:, :, -1, 0, 0] = weight_ez  # the newest frame
-    conv.get_parameter("bias").copy_(bias_e)
-    _undo(conv, centre_z, scale)
+    # The latents that would become codes tell how large latents are.
+    latents_kz = (codes_ke - weights["quant_conv.bias"]) @ torch.linalg.pinv(weight_ez).T
+    scale = _pass_scaled(tokenizer.encoder.time_conv, latents_kz.abs().max().item())
+    _see_newest_frame(tokenizer.quant_conv.conv, weights, "quant_conv")
+    tokenizer.quant_conv.conv.weight.div_(scale)
 
 
 def _join_decoder(weights: Mapping[str, Tensor], tokenizer: VisionTokenizer) -> None:
     """Latents and code vectors share the decoder's layers of time; 2D layers read both."""
-    conv = tokenizer.post_quant_conv.conv
-    conv.weight.zero_()
-    conv.weight[:, :, -1, 0, 0] = weights["post_quant_conv.weight"].flatten(1)
-    conv.get_parameter("bias").copy_(weights["post_quant_conv.bias"])
-    codes_ke = weights["quantize.embedding.weight"].double()
-    latents_kz = codes_ke @ weights["post_quant_conv.weight"].flatten(1).T.double()
-    latents_kz += weights["post_quant_conv.bias"].double()
-    both = torch.cat([codes_ke, latents_kz])
-    centre_z, scale = _pass_straight(tokenizer.decoder.time_conv, both)
-    _undo(tokenizer.decoder.conv_in, centre_z, scale)
+    codes_ke = weights["quantize.embedding.weight"]
+    latents_kz = codes_ke @ weights["post_quant_conv.weight"].flatten(1).T
+    latents_kz = latents_kz + weights["post_quant_conv.bias"]
+    largest = max(codes_ke.abs().max().item(), latents_kz.abs().max().item())
+    scale = _pass_scaled(tokenizer.decoder.time_conv, largest)
+    _see_newest_frame(tokenizer.post_quant_conv.conv, weights, "post_quant_conv")
+    tokenizer.decoder.conv_in.weight.div_(scale)
     for module in tokenizer.decoder.modules():
         if isinstance(module, SpatialNorm):
-            _undo(module.conv_y, centre_z, scale)
-            _undo(module.conv_b, centre_z, scale)
+            module.conv_y.weight.div_(scale)
+            module.conv_b.weight.div_(scale)
 
 
-def _pass_straight(time_convs: nn.ModuleList, values_kz: Tensor) -> tuple[Tensor, float]:
-    """Make two layers of time the identity, brought into SiLU's straight stretch.
+def _see_newest_frame(conv: nn.Conv3d, weights: Mapping[str, Tensor], name: str) -> None:
+    """A 1x1 convolution of one frame as one over three, of which the last is now."""
+    conv.weight.zero_()
+    conv.weight[:, :, -1] = weights[f"{name}.weight"]
+    conv.get_parameter("bias").copy_(weights[f"{name}.bias"])
 
-    Args:
-        values_kz: where inputs lie.
 
-    Returns:
-        Centre [z] and scale: what goes in as x comes out as level + scale * (x - centre).
-    """
-    centre_z = (values_kz.amax(0) + values_kz.amin(0)) / 2
-    scale = _REACH / (values_kz - centre_z).abs().max().item()
+def _pass_scaled(time_convs: nn.ModuleList, largest: float) -> float:
+    """Make two layers of time an identity of inputs up to `largest`, scaled; return the scale."""
     first, second = (layer.get_submodule("conv.conv") for layer in time_convs)
     assert isinstance(first, nn.Conv3d)
     assert isinstance(second, nn.Conv3d)
-    for conv, factor in ((first, scale), (second, 1.0)):
+    for conv, factor in ((first, _REACH / largest), (second, 1.0)):
         merged = conv.stride[0]  # the frames of which the mean is taken
         rows, columns = (size // 2 for size in conv.kernel_size[1:])
         conv.weight.zero_()
-        for channel in range(len(centre_z)):
+        for channel in range(conv.in_channels):
             conv.weight[channel, channel, -merged:, rows, columns] = factor / merged
-    first.get_parameter("bias").copy_(_CENTRE - scale * centre_z)
-    nn.init.constant_(second.get_parameter("bias"), _CENTRE.item() - _LEVEL)
-    return centre_z, scale * _SLOPE**2
-
-
-def _undo(conv: nn.Conv2d | nn.Conv3d, centre_z: Tensor, scale: float) -> None:
-    """Let a convolution read level + scale * (x - centre) as x."""
-    weight = conv.weight.double() / scale
-    shift_z = (scale * centre_z - _LEVEL).view(1, -1, *[1] * (weight.ndim - 2))
-    conv.get_parameter("bias").add_((weight * shift_z).sum(tuple(range(1, weight.ndim))))
-    conv.weight.copy_(weight)
+        nn.init.zeros_(conv.get_parameter("bias"))
+    return _REACH / largest * _SLOPE**2

@@ -1,0 +1,173 @@
+"""What was imported is the model that transformers runs."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from emu3_kernels.ring_attention import GroupHops
+from megatron.core import parallel_state
+from support.processes import run_processes
+from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration, Emu3VQVAE, GenerationConfig
+
+from emu3_megatron import parallel
+from emu3_megatron.generation.engine import Request, generate
+from emu3_megatron.generation.raster import Choice
+from emu3_megatron.generation.sampling import SamplingSettings
+from emu3_megatron.interchange.exporting import export_folder
+from emu3_megatron.interchange.verify import verify
+from emu3_megatron.model import SequenceLayout
+from emu3_megatron.parallel.dispatch import zigzag
+from emu3_megatron.training.checkpoint import open_decoder
+from emu3_megatron.vision.tokenizer import VisionTokenizer
+from emu3_megatron.vocabulary import Vocabulary
+
+TOKENS = torch.randint(1067, (2, 64), generator=torch.Generator().manual_seed(0))
+PROMPT = "Dogs"
+FP32 = torch.float32
+
+
+def think(checkpoint: Path) -> tuple[np.ndarray, list[int]]:
+    """Logits of TOKENS and a greedy continuation of PROMPT, on these tensor parallel ranks."""
+    mesh = parallel.start(tensor=int(os.environ["WORLD_SIZE"]))
+    mesh.seed(0, 0)
+    decoder, recipe = open_decoder(checkpoint, mesh)
+    rows, length = TOKENS.shape
+    with torch.no_grad():
+        logits_bsv = decoder(
+            tokens_bs=TOKENS,
+            positions_bs=torch.arange(length).expand(rows, -1),
+            layout=SequenceLayout.of_documents([[0, length]] * rows),
+        )
+    vocabulary = recipe.model.vocabulary()
+    request = Request(prompt(vocabulary), stop=(vocabulary.eos,))
+    greedy = SamplingSettings(guidance=1, temperature=0)
+    (said,) = generate(decoder, vocabulary, [request], greedy, max_tokens=80)
+    return logits_bsv.numpy(), said.tolist()
+
+
+def think_in_context_ranks(checkpoint: Path) -> np.ndarray:
+    """Logits of TOKENS when two ranks hold half of each row."""
+    mesh = parallel.start(context=2)
+    mesh.seed(0, 0)
+    decoder, _ = open_decoder(checkpoint, mesh)
+    decoder.config.context_parallel_size = 2
+    rows, length = TOKENS.shape
+    order_cs = zigzag(length, 2)
+    mine_s = order_cs[mesh.context_rank]
+    with torch.no_grad():
+        part_bsv = decoder(
+            tokens_bs=TOKENS[:, mine_s],
+            positions_bs=mine_s.expand(rows, -1),
+            layout=SequenceLayout.of_documents(
+                [[0, length]] * rows,
+                order_cs.expand(rows, -1, -1),
+                GroupHops(parallel_state.get_context_parallel_group()),
+            ),
+        )
+    logits_bsv = part_bsv.new_zeros(rows, length, part_bsv.shape[-1])
+    logits_bsv[:, mine_s] = part_bsv
+    torch.distributed.all_reduce(logits_bsv)
+    return logits_bsv.numpy()
+
+
+def prompt(vocabulary: Vocabulary) -> np.ndarray:
+    return np.append(vocabulary.bos, vocabulary.encode(PROMPT))
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoints, tmp_path_factory) -> Emu3ForCausalLM:
+    """transformers' decoder, loaded from what we export: nothing missing, nothing unexpected."""
+    folder = tmp_path_factory.mktemp("exported") / "decoder"
+    export_folder(checkpoints["baai", FP32], folder)
+    return load_exactly(Emu3ForCausalLM, folder)
+
+
+def load_exactly(kind, folder):
+    model, info = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def expected(theirs) -> tuple[np.ndarray, list[int]]:
+    vocabulary = Vocabulary.tiny(600)
+    text = Choice.TEXT.ids(vocabulary)
+    settings = GenerationConfig(
+        max_new_tokens=80,
+        do_sample=False,
+        suppress_tokens=np.setdiff1d(np.arange(vocabulary.size), text).tolist(),
+        bos_token_id=vocabulary.bos,
+        eos_token_id=vocabulary.eos,
+        pad_token_id=vocabulary.pad,
+    )
+    start = torch.from_numpy(prompt(vocabulary)).long()[None]
+    with torch.no_grad():
+        logits_bsv = theirs(TOKENS).logits.numpy()
+        said = theirs.generate(start, generation_config=settings)[0, start.shape[1] :].tolist()
+    assert len(said) >= 64
+    assert len(set(said)) > 15  # not the same few over and over
+    return logits_bsv, said
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_logits_and_greedy_generation_are_equal(size, checkpoints, expected):
+    logits_bsv, said = run_processes(think, size, checkpoints["hub", FP32])[0]
+
+    np.testing.assert_allclose(logits_bsv, expected[0], rtol=1e-5, atol=1e-5)
+    assert said == expected[1]
+
+
+def test_logits_are_equal_over_context_ranks(checkpoints, expected):
+    logits_bsv = run_processes(think_in_context_ranks, 2, checkpoints["hub", FP32])[0]
+
+    np.testing.assert_allclose(logits_bsv, expected[0], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["transformers", "baai-vision"])
+def test_codes_are_equal(layout, models, checkpoints):
+    theirs = models[FP32].model.vqmodel
+    folder = checkpoints[layout, FP32]
+    ours = VisionTokenizer.load(folder if layout == "baai-vision" else folder / "tokenizer")
+    generator = torch.Generator().manual_seed(1)
+    clips = torch.rand(2, 8, 3, 64, 48, generator=generator) * 2 - 1
+    images = clips[:, 0]
+
+    image_codes = ours.encode_images(images)
+
+    assert image_codes.unique().numel() > 20
+    repeated = images[:, None].expand(-1, 4, -1, -1, -1)
+    assert torch.equal(image_codes, codes_of(theirs, repeated)[:, 0])
+    assert torch.equal(ours.encode_clips(clips), codes_of(theirs, clips))
+
+
+def codes_of(model: Emu3VQVAE, pixels_btchw: torch.Tensor) -> torch.Tensor:
+    """Its own `encode` crops clips by (time, height) instead of (height, width)."""
+    latents_bcfhw = model.quant_conv(model.encoder(pixels_btchw).transpose(1, 2))
+    return model.quantize(latents_bcfhw.transpose(1, 2))
+
+
+@pytest.mark.parametrize("layout", ["transformers", "hub"])
+def test_transformers_loads_both_models_from_one_folder(layout, checkpoints, tmp_path):
+    export_folder(checkpoints["transformers", FP32], tmp_path / "out", layout)
+
+    model = load_exactly(Emu3ForConditionalGeneration, tmp_path / "out")
+
+    assert model.model.vocabulary_mapping.image_token_id == 256 + 3
+    assert model.config.text_config.max_position_embeddings == 321
+
+
+def test_transformers_loads_a_tokenizer_alone(checkpoints, tmp_path):
+    export_folder(checkpoints["baai-vision", FP32], tmp_path / "out")
+
+    load_exactly(Emu3VQVAE, tmp_path / "out")
+
+
+def test_verify_says_so(hub_folders, checkpoints):
+    decoder, vision = verify(hub_folders["hub", FP32], checkpoints["transformers", FP32])
+
+    difference = float(decoder.split("difference ")[1].split()[0])
+    assert difference < 1e-5
+    assert vision.startswith("vision tokenizer: 100.00% of image codes equal, 100.00% of a clip's")

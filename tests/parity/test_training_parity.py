@@ -1,0 +1,102 @@
+"""Ten steps of our trainer and of a plain loop over transformers: what we train is that model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.processes import run_processes
+from support.tiny import CONTEXT, VOCABULARY, make_packs, tiny_recipe
+from transformers import Emu3ForCausalLM, Emu3TextConfig
+
+from emu3_megatron.config import Recipe
+from emu3_megatron.data.batches import step_batches
+from emu3_megatron.interchange.importing import import_folder
+from emu3_megatron.training import train
+from emu3_megatron.training.loop import open_samples
+
+STEPS = 10
+
+
+def make_theirs() -> Emu3ForCausalLM:
+    torch.manual_seed(0)
+    config = Emu3TextConfig(
+        vocab_size=VOCABULARY.size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        attention_dropout=0.0,
+        pad_token_id=VOCABULARY.pad,
+        bos_token_id=VOCABULARY.bos,
+        eos_token_id=VOCABULARY.eos,
+    )
+    return Emu3ForCausalLM(config)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, mesh) -> Recipe:
+    """Plain mean loss over whole rows, from weights that transformers drew; a constant rate."""
+    make_theirs().save_pretrained(tmp_path / "theirs")
+    import_folder(tmp_path / "theirs", tmp_path / "ours")
+    return tiny_recipe(
+        make_packs(tmp_path),
+        tmp_path / "run",
+        run={"steps": 10**6, "stop_after": STEPS, "init_from": str(tmp_path / "ours")},
+        data={"reset_at_documents": False},
+        weights={"text": 1.0, "structure": 1.0, "code": 1.0},
+        optimizer={"lr": 3e-3, "warmup_steps": 0},
+    )
+
+
+def our_losses(recipe: Recipe) -> list[float]:
+    train(recipe)
+    rows = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row)["loss"] for row in rows]
+
+
+def their_losses(recipe: Recipe) -> list[float]:
+    model = make_theirs().train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    settings = recipe.optimizer
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": norms, "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+    )
+    batches = step_batches(
+        open_samples(recipe, VOCABULARY),
+        global_batch=recipe.batch.size,
+        micro_batch=recipe.batch.size,
+        data_rank=0,
+        data_size=1,
+        first_step=0,
+        last_step=STEPS,
+    )
+    losses = []
+    for (batch,) in batches:
+        logits_bsv = model(batch.tokens).logits
+        loss = torch.nn.functional.cross_entropy(logits_bsv.flatten(0, 1), batch.labels.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_ten_steps_have_the_losses_of_transformers(recipe):
+    expected = their_losses(recipe)
+
+    (losses,) = run_processes(our_losses, 1, recipe)
+
+    assert len(losses) == STEPS
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert expected[-1] < expected[0] - 0.5  # they moved
