@@ -22,9 +22,9 @@ from emu3_megatron.prepare.parts import Part
 from emu3_megatron.prepare.quality import quality_of
 from emu3_megatron.prepare.recipe import ClipsConfig
 from emu3_megatron.prepare.shots import cut_long, find_shots
+from emu3_megatron.prepare.sources import find_files
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, digest, file_state
-from emu3_megatron.prepare.writing import find_files
 from emu3_megatron.vision.clips import CLIP_SUFFIXES
 from emu3_megatron.vision.images import size_for_area
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, captioned_clip
+from emu3_megatron.prepare.sources import find_files
 from emu3_megatron.prepare.writing import (
     Counts,
     FilteredOut,
     Job,
     check_tokenizer,
-    find_files,
     read_caption,
     write_documents,
 )

@@ -21,9 +21,9 @@ from emu3_megatron.prepare.parts import Part
 from emu3_megatron.prepare.photo import Photo, decode_photo
 from emu3_megatron.prepare.quality import quality_of
 from emu3_megatron.prepare.recipe import ImagesConfig
+from emu3_megatron.prepare.sources import find_files
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, chunks, digest, file_state
-from emu3_megatron.prepare.writing import find_files
 from emu3_megatron.vision.images import IMAGE_SUFFIXES
 from emu3_megatron.vocabulary import Vocabulary
 

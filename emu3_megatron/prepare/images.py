@@ -8,12 +8,12 @@ from pathlib import Path
 from PIL import Image
 
 from emu3_megatron.grammar import Document, captioned_image, understanding
+from emu3_megatron.prepare.sources import find_files
 from emu3_megatron.prepare.writing import (
     Counts,
     FilteredOut,
     Job,
     check_tokenizer,
-    find_files,
     read_caption,
     write_documents,
 )

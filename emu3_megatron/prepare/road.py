@@ -12,7 +12,14 @@ from emu3_megatron.data.packs import pack_shards
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
 from emu3_megatron.prepare.captioning import refuse_unusable
+from emu3_megatron.prepare.clip_road import (
+    EncodeClips,
+    caption_clips,
+    decide_clips,
+    score_clips,
+)
 from emu3_megatron.prepare.codes import tokenizer_hash
+from emu3_megatron.prepare.engine import Stage
 from emu3_megatron.prepare.image_road import (
     EncodeImages,
     caption_images,
@@ -21,10 +28,13 @@ from emu3_megatron.prepare.image_road import (
     score_images,
 )
 from emu3_megatron.prepare.recipe import Kind, PacksConfig, PrepareRecipe
-from emu3_megatron.prepare.sharding import describe_shard, make_shards, refuse_nothing, set_aside
+from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
 from emu3_megatron.prepare.tables import Row, write_table
+from emu3_megatron.prepare.text_road import text_tasks, tokenise
 from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
 from emu3_megatron.vocabulary import Vocabulary
+
+_CLIPS_A_TASK = 4  # a clip is a hundred times an image
 
 
 def prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
@@ -82,45 +92,77 @@ def vocabulary_of(recipe: PrepareRecipe) -> Vocabulary:
 def _images(workspace: Workspace) -> dict[str, Any]:
     recipe, config = workspace.recipe, workspace.recipe.images
     assert config is not None
-    vocabulary = vocabulary_of(recipe)
-    settings = _vision_settings(recipe, vocabulary, area=config.area, both=config.understanding)
     rows = score_images(workspace, config)
     decide_images(rows, config)
     caption_images(workspace, config, rows)
-    _write_decisions(workspace, "images", rows)
-    tasks = encode_tasks(workspace, "images", rows, digest(settings), recipe.run.task_items)
-    assert recipe.tokenizer is not None, "its hash is in the settings"
-    make = partial(EncodeImages, config, recipe.tokenizer, vocabulary, recipe.run.device)
-    shards, _ = make_shards(workspace, "images", settings, tasks, make, vocabulary, "photo")
-    return _entry(settings, rows, shards)
+    encode = partial(EncodeImages, config)
+    values = {"area": config.area, "understanding": config.understanding}
+    return _encode(workspace, "images", rows, encode, values, recipe.run.task_items)
 
 
-_ROADS: dict[str, Callable[[Workspace], dict[str, Any]]] = {"images": _images}
+def _clips(workspace: Workspace) -> dict[str, Any]:
+    config = workspace.recipe.clips
+    assert config is not None
+    rows = score_clips(workspace, config)
+    decide_clips(rows, config)
+    caption_clips(workspace, config, rows)
+    encode = partial(EncodeClips, config)
+    values = {"area": config.area, "max_tokens": config.max_tokens}
+    return _encode(workspace, "clips", rows, encode, values, _CLIPS_A_TASK)
 
 
-def _vision_settings(
-    recipe: PrepareRecipe, vocabulary: Vocabulary, **values: Any
+def _encode(
+    workspace: Workspace,
+    kind: str,
+    rows: Sequence[Row],
+    encode: Callable[..., Stage],
+    values: dict[str, Any],
+    items: int,
 ) -> dict[str, Any]:
-    """What decides the tokens of a document, besides its inputs."""
-    tokenizer = tokenizer_hash(recipe.tokenizer)
-    return {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
-
-
-def _write_decisions(workspace: Workspace, kind: str, rows: Sequence[Row]) -> None:
-    """The table first: it says why, also when the run stops here."""
+    """The table, then shards of what is kept."""
+    recipe = workspace.recipe
+    # The table first: it says why, also when the run stops here.
     write_table(workspace.table(kind), kind, rows)
-    refuse_unusable(rows, workspace.recipe.strict)
+    refuse_unusable(rows, recipe.strict)
     refuse_nothing(kind, rows)
-
-
-def _entry(settings: dict[str, Any], rows: Sequence[Row], shards: list[Path]) -> dict[str, Any]:
+    vocabulary = vocabulary_of(recipe)
+    tokenizer = tokenizer_hash(recipe.tokenizer)
+    settings = {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
+    tasks = encode_tasks(workspace, kind, rows, digest(settings), items)
+    make = partial(encode, recipe.tokenizer, vocabulary, recipe.run.device)
+    made = make_shards(workspace, kind, settings, tasks, make, vocabulary, "item")
     return {
         "settings": settings,
         "found": len(rows),
         "kept": sum(bool(row["kept"]) for row in rows),
         "set_aside": set_aside(rows),
-        "shards": [describe_shard(prefix) for prefix in shards],
+        "shards": describe_shards(workspace, made),
     }
+
+
+def _text(workspace: Workspace) -> dict[str, Any]:
+    recipe, config = workspace.recipe, workspace.recipe.text
+    assert config is not None
+    vocabulary = vocabulary_of(recipe)
+    settings = {"vocabulary": vocabulary.fingerprint()}
+    tasks = text_tasks(workspace, config, digest(settings))
+    make = tokenise(config, vocabulary, recipe.strict)
+    made = make_shards(workspace, "text", settings, tasks, make, vocabulary, "B")
+    write_table(workspace.table("text"), "text", [{"reason": line} for line in made.skipped])
+    return {
+        "settings": settings,
+        "found": made.documents + made.duplicates + len(made.skipped),
+        "kept": made.documents,
+        "set_aside": {"duplicate": made.duplicates, "unreadable": len(made.skipped)},
+        "shards": describe_shards(workspace, made),
+    }
+
+
+_ROADS: dict[str, Callable[[Workspace], dict[str, Any]]] = {
+    "images": _images,
+    "clips": _clips,
+    "text": _text,
+}
 
 
 def _pack(workspace: Workspace, manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,27 @@ from typing import Any
 from emu3_megatron.data.sidecar import Sidecar
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.engine import MakeStage
-from emu3_megatron.prepare.parts import PartSummary, WriteShard, is_whole, plan_shards, summarise
+from emu3_megatron.prepare.parts import ShardTask, WriteShard, is_whole, plan_shards, summarise
 from emu3_megatron.prepare.tables import Row
 from emu3_megatron.prepare.workspace import FileTask, Workspace, digest
 from emu3_megatron.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a kind.
+
+    Attributes:
+        shards: their names.
+        documents: in them.
+        duplicates: documents left out because they were there already.
+        skipped: lines on what could not be used.
+    """
+
+    shards: list[str]
+    documents: int
+    duplicates: int
+    skipped: list[str]
 
 
 def make_shards(
@@ -23,36 +41,44 @@ def make_shards(
     make: MakeStage,
     vocabulary: Vocabulary,
     unit: str,
-) -> tuple[list[Path], list[PartSummary]]:
+) -> Made:
     """Run the tasks that make parts, and write the parts as shards.
 
     Args:
         settings: what decides the tokens, besides the inputs.
         unit: what the sizes of tasks count.
 
-    Returns:
-        Prefixes of the shards; and the parts, [] when the shards were there already.
-
     Raises:
         InputError: no document came of it, or a task failed.
     """
     folder = workspace.out / "shards"
     key = digest(settings, workspace.recipe.shard_bytes, [task.out.name for task in tasks])
-    names = workspace.finished(kind, key)
-    if names is not None and all(is_whole(folder / name) for name in names):
-        return [folder / name for name in names], []
+    if (done := workspace.finished(kind, key)) is not None:
+        made = Made(**done)
+        if all(is_whole(folder / name) for name in made.shards):
+            return made
     workspace.run(make, tasks, f"{kind}: tokens/{unit}")
     parts = summarise(task.out for task in tasks)
     shards = plan_shards(folder, kind, digest(settings), parts, workspace.recipe.shard_bytes)
     if not shards:
         raise InputError(f"{kind}: nothing to write, every item was set aside")
     _write_shards(workspace, kind, folder, shards, vocabulary)
-    workspace.finish(kind, key, [shard.prefix.name for shard in shards])
-    return [shard.prefix for shard in shards], parts
+    made = Made(
+        shards=[shard.prefix.name for shard in shards],
+        documents=sum(int(part.kept.sum()) for part in parts),
+        duplicates=sum(int((~part.kept).sum()) for part in parts),
+        skipped=[line for part in parts for line in part.skipped],
+    )
+    workspace.finish(kind, key, asdict(made))
+    return made
 
 
 def _write_shards(
-    workspace: Workspace, kind: str, folder: Path, shards: Sequence[Any], vocabulary: Vocabulary
+    workspace: Workspace,
+    kind: str,
+    folder: Path,
+    shards: Sequence[ShardTask],
+    vocabulary: Vocabulary,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {shard.prefix.name for shard in shards}
@@ -66,15 +92,15 @@ def _write_shards(
     )
 
 
-def describe_shard(prefix: Path) -> dict[str, Any]:
-    sidecar = Sidecar.read(prefix)
-    assert sidecar is not None, "we wrote it"
-    return {
-        "name": prefix.name,
-        "documents": sidecar.documents,
-        "tokens": sidecar.tokens,
-        "content": sidecar.content,
-    }
+def describe_shards(workspace: Workspace, made: Made) -> list[dict[str, Any]]:
+    """What the manifest says of each shard."""
+    shards = []
+    for name in made.shards:
+        sidecar = Sidecar.read(workspace.out / "shards" / name)
+        assert sidecar is not None, "we wrote it"
+        values = {"documents": sidecar.documents, "tokens": sidecar.tokens}
+        shards.append({"name": name, **values, "content": sidecar.content})
+    return shards
 
 
 def set_aside(rows: Sequence[Row]) -> dict[str, int]:

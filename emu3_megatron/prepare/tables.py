@@ -45,6 +45,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "error": _TEXT,
         **_DECIDED,
     },
+    "text": {"reason": _TEXT},
     "captions": {"key": _TEXT, "captions": _TEXTS, "error": _TEXT},
 }
 

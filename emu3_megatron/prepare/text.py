@@ -7,7 +7,8 @@ from pathlib import Path
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, plain_text
-from emu3_megatron.prepare.writing import Counts, FilteredOut, Job, find_files, write_documents
+from emu3_megatron.prepare.sources import find_files
+from emu3_megatron.prepare.writing import Counts, FilteredOut, Job, write_documents
 from emu3_megatron.vocabulary import Vocabulary
 
 TEXT_SUFFIXES = frozenset({".jsonl", ".txt"})

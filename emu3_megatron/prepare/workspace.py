@@ -80,17 +80,17 @@ class Workspace:
     def run_all(self, make: MakeStage, tasks: Sequence[Any], label: str) -> None:
         run_tasks(make, tasks, self.recipe.run, label)
 
-    def finished(self, kind: str, key: str) -> list[str] | None:
-        """Names of the shards that were finished under this key; None when none were."""
+    def finished(self, kind: str, key: str) -> dict[str, Any] | None:
+        """What was made of a kind under this key; None when it was not finished."""
         path = self.out / ".work" / f"{kind}.json"
         if not path.is_file():
             return None
         done = json.loads(path.read_text())
-        return done["shards"] if done["key"] == key else None
+        return done["made"] if done["key"] == key else None
 
-    def finish(self, kind: str, key: str, shards: Sequence[str]) -> None:
+    def finish(self, kind: str, key: str, made: dict[str, Any]) -> None:
         """A kind's shards are there: remember that, and drop the parts they were made of."""
-        write_json(self.out / ".work" / f"{kind}.json", {"key": key, "shards": list(shards)})
+        write_json(self.out / ".work" / f"{kind}.json", {"key": key, "made": made})
         shutil.rmtree(self.work(kind, "parts"), ignore_errors=True)
 
 

@@ -101,21 +101,6 @@ def _run(job: Job, writer: TokenWriter, counts: Counts, strict: bool) -> None:
         writer.add(document)
 
 
-def find_files(source: str | Path, suffixes: Iterable[str]) -> list[Path]:
-    """The files in a folder, and the folders in it, that end in one of `suffixes`, sorted.
-
-    Raises:
-        InputError: no such folder, or no such files in it.
-    """
-    source, suffixes = Path(source), sorted(suffixes)
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
-    if not paths:
-        raise InputError(f"{source}: no file ends in one of {', '.join(suffixes)}")
-    return paths
-
-
 def read_caption(path: Path) -> str:
     """The caption of a photo or clip: the .txt file of the same stem.
 

