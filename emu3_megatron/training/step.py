@@ -87,14 +87,11 @@ class TrainStep:
 
     def _place(self, batch: Batch, dropout: DropoutPlace) -> dict[str, Any]:
         """This context parallel rank's tokens of the batch, on the device."""
-        take = lambda field_bs: self._share(batch, field_bs).to(self.mesh.device, non_blocking=True)
+        mine_bs = batch.order[:, self.mesh.context_rank]
+        take = lambda field_bs: field_bs.gather(1, mine_bs).to(self.mesh.device, non_blocking=True)
         labels_bs = take(batch.labels)
         layout = SequenceLayout.of_documents(
-            batch.boundaries,
-            _order(batch, self.mesh),
-            self.hops,
-            dropout=dropout,
-            device=self.mesh.device,
+            batch.boundaries, batch.order, self.hops, dropout=dropout, device=self.mesh.device
         )
         return {
             "tokens_bs": take(batch.tokens),
@@ -107,12 +104,6 @@ class TrainStep:
                 z_loss=self.z_loss,
             ),
         }
-
-    def _share(self, batch: Batch, field_bs: torch.Tensor) -> torch.Tensor:
-        order_bcs = _order(batch, self.mesh)
-        if order_bcs is None:
-            return field_bs
-        return field_bs.gather(1, order_bcs[:, self.mesh.context_rank])
 
     def _dropout_places(self, number: int, batches: Sequence[Batch]) -> list[DropoutPlace]:
         """Where the micro-batches of a step lie in its global batch."""
@@ -127,10 +118,6 @@ def _hops(mesh: Mesh) -> Hops:
     if mesh.context_size == 1:
         return NoHops()
     return GroupHops(parallel_state.get_context_parallel_group())
-
-
-def _order(batch: Batch, mesh: Mesh) -> torch.Tensor | None:
-    return None if mesh.context_size == 1 else batch.order
 
 
 def _describe(batches: Sequence[Batch], sums: Sequence[LinearCrossEntropy]) -> list[dict[str, Any]]:

@@ -73,10 +73,10 @@ class Inputs:
     dout: torch.Tensor
 
     @classmethod
-    def random(cls, tokens: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> "Inputs":
+    def random(cls, tokens: int, dtype: torch.dtype = torch.float64, dim: int = 16) -> "Inputs":
         """Four query heads over two key heads."""
-        generator = torch.Generator().manual_seed(seed)
-        draw = lambda heads: torch.randn(tokens, heads, 16, generator=generator).to(dtype)
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda heads: torch.randn(tokens, heads, dim, generator=generator).to(dtype)
         return cls(draw(4), draw(2), draw(2), draw(4))
 
     def of(self, rows: torch.Tensor) -> "Inputs":
@@ -90,15 +90,15 @@ class Inputs:
         )
 
 
-def one_device(pack: Pack, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+def one_device(pack: Pack, inputs: Inputs, scale: float = 0.25) -> tuple[torch.Tensor, ...]:
     """Out and the gradients of query, key and value, by torch with a dense mask, in fp64."""
-    leaves = Inputs(inputs.query, inputs.key, inputs.value, inputs.dout)
-    query, key, value = (leaf.double().detach().requires_grad_() for leaf in leaves.leaves())
+    query, key, value = (leaf.detach().double().requires_grad_() for leaf in inputs.leaves())
     mask = visible(pack, torch.arange(pack.tokens))
     rows = mask.any(1)  # torch's softmax over nothing is NaN
     out = scaled_dot_product_attention(
         *(t.transpose(0, 1)[None] for t in (query[rows], key, value)),
         attn_mask=mask[rows],
+        scale=scale,
         enable_gqa=True,
     )[0].transpose(0, 1)
     whole = torch.zeros_like(query).index_put((rows.nonzero().flatten(),), out)
