@@ -60,7 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (_demo, _tokenizer, _prepare, _pack, _train, _generate, _convert, _check):
+    training = (_tokenizer, _prepare, _pack, _train, _status, _inspect)
+    for add in (_demo, *training, _generate, _convert, _check):
         add(verbs)
     return parser
 
@@ -356,6 +357,33 @@ def _grid(text: str) -> tuple[int, int]:
     if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text}: write HEIGHTxWIDTH, 90x90 say")
     return int(height), int(width)
+
+
+def _inspect(verbs: argparse._SubParsersAction) -> None:
+    verb = verbs.add_parser("inspect", help="look into a run")
+    things = verb.add_subparsers(title="things", required=True, metavar="THING")
+    batch = things.add_parser("batch", help="the documents of a step, from its number alone")
+    batch.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+    batch.add_argument("--step", type=_positive, required=True)
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.inspect_batch(parsed.folder, parsed.step)
+
+    batch.set_defaults(run=run)
+
+
+def _status(verbs: argparse._SubParsersAction) -> None:
+    verb = verbs.add_parser("status", help="where a run is, from its folder alone")
+    verb.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.status(parsed.folder)
+
+    verb.set_defaults(run=run)
 
 
 def _check(verbs: argparse._SubParsersAction) -> None:

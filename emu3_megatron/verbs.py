@@ -4,6 +4,7 @@ Rooms that import torch and Megatron-core are imported by the verb that needs th
 has been read: a wrong key is answered at once.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,28 @@ def _vocabulary_of(path: str, model: str | None) -> Vocabulary:
         if fingerprint in (None, vocabulary.fingerprint()):
             return vocabulary
     raise InputError(f"{path}: of no preset's vocabulary; name its model with --model")
+
+
+def inspect_batch(folder: Path, step: int) -> None:
+    """Print the documents of a step of a run."""
+    from emu3_megatron.data.phases import Phase, PhasedMixture
+    from emu3_megatron.data.steps import documents_of_step
+
+    try:
+        description = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no run here, run.json is missing") from None
+    recipe = Recipe.model_validate(description["recipe"])
+    phases = [Phase.of_json(phase) for phase in description["phases"]]
+    first = (step - 1) * recipe.batch.size
+    mixture = PhasedMixture(phases, recipe.model.vocabulary(), recipe.run.seed, since=first)
+    print("\n".join(documents_of_step(mixture, step, recipe.batch.size)))
+
+
+def status(folder: Path) -> None:
+    from emu3_megatron.training.status import status
+
+    print("\n".join(status(folder)))
 
 
 def generate(

@@ -56,9 +56,10 @@ class Throughput:
 
     def measure(self, step: int) -> dict[str, float]:
         now = time.perf_counter()
-        rate = (step - self.step) * self.tokens_per_step / (now - self.mark)
+        step_seconds = (now - self.mark) / (step - self.step)
+        rate = self.tokens_per_step / step_seconds
         self.start(step)
-        measured = {"tokens_per_second": rate}
+        measured = {"step_seconds": step_seconds, "tokens_per_second": rate}
         if self.peak:
             measured["mfu"] = rate * self.flops / self.peak
         return measured

@@ -8,9 +8,10 @@ from emu3_megatron.config import Recipe
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.agreement import on_first_rank
 from emu3_megatron.training.events import Events
+from emu3_megatron.training.heartbeats import FOLDER
 from emu3_megatron.training.lock import RunLock
 from emu3_megatron.training.signals import StopRequest
-from emu3_megatron.training.watchdog import FOLDER, Watchdog
+from emu3_megatron.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)

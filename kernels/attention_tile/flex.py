@@ -1,0 +1,113 @@
+"""torch's FlexAttention on GPUs, with blocks read off the ranges of keys."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from emu3_kernels.attention_tile.dropout import Dropout
+from emu3_kernels.attention_tile.merging import merge, nothing_yet
+from emu3_kernels.attention_tile.ranges import KeyRanges
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+BLOCK = 128
+
+
+def refusal(q_thd: torch.Tensor, dropout: Dropout | None) -> str | None:
+    """Why it cannot take a call."""
+    if q_thd.device.type != "cuda":
+        return f"runs on GPUs, not on {q_thd.device.type}"
+    if q_thd.dtype == torch.float64:
+        return f"does not take {q_thd.dtype}"
+    return None if dropout is None else "cannot drop by global positions"
+
+
+def forward(
+    q_thd: torch.Tensor,
+    k_thd: torch.Tensor,
+    v_thd: torch.Tensor,
+    ranges: KeyRanges,
+    scale: float,
+    running: tuple[torch.Tensor, torch.Tensor] | None,
+    dropout: Dropout | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `attention_tile`."""
+    out_thd, lse_ht = running or nothing_yet(q_thd)
+    if ranges.segments:
+        merge(out_thd, lse_ht, *_attend(q_thd, k_thd, v_thd, block_mask(ranges), scale))
+    return out_thd, lse_ht
+
+
+def backward(
+    dout_thd: torch.Tensor,
+    q_thd: torch.Tensor,
+    k_thd: torch.Tensor,
+    v_thd: torch.Tensor,
+    delta_ht: torch.Tensor,
+    lse_ht: torch.Tensor,
+    ranges: KeyRanges,
+    scale: float,
+    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    dropout: Dropout | None,
+) -> None:
+    """See `attention_tile_backward`.
+
+    FlexAttention differentiates its own result only, so this computes it again and asks for what
+    this tile's share in the whole makes of it: with share = e^(own lse - lse), probabilities are
+    share x own, and a gradient of the own lse swaps the own delta for the whole's.
+    """
+    if not ranges.segments:
+        return
+    leaves = [t.detach().requires_grad_() for t in (q_thd, k_thd, v_thd)]
+    with torch.enable_grad():
+        own_out_thd, own_lse_ht = _attend(*leaves, block_mask(ranges), scale)
+    with torch.no_grad():
+        share_ht = (own_lse_ht - lse_ht).exp().nan_to_num_(0.0)  # -inf both: nothing is visible
+        own_dout_thd = dout_thd * share_ht.T[:, :, None]
+        own_delta_ht = torch.einsum("thd,thd->ht", own_dout_thd, own_out_thd.to(share_ht.dtype))
+    outer = (own_dout_thd.to(own_out_thd.dtype), own_delta_ht - share_ht * delta_ht)
+    partial = torch.autograd.grad((own_out_thd, own_lse_ht), leaves, outer)
+    for total, part in zip(gradients, partial, strict=True):
+        total += part
+
+
+def block_mask(ranges: KeyRanges) -> BlockMask:
+    """The mask, with the blocks that are visited and those that need no masking."""
+    first_q, last_q = ranges.first_q.long(), ranges.last_q.long()
+    starts = torch.arange(0, ranges.queries, BLOCK, device=first_q.device)
+    ends = (starts + BLOCK).clamp_(max=ranges.queries) - 1
+    column = torch.arange(-(-ranges.keys // BLOCK), device=first_q.device)[None]
+    between = lambda low, high: (column >= low[:, None]) & (column < high[:, None])
+    low, high = first_q[starts], last_q[ends]
+    seen = between(low // BLOCK, torch.where(low < high, -(-high // BLOCK), 0))
+    full = between(-(-first_q[ends] // BLOCK), last_q[starts] // BLOCK)
+    visible = lambda b, h, query, key: (key >= first_q[query]) & (key < last_q[query])
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~full),
+        *_listed(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(ranges.queries, ranges.keys),
+    )
+
+
+def _listed(blocks_rc: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks each row has, and which: theirs first, in order."""
+    count_r = blocks_rc.sum(1, dtype=torch.int32)
+    columns_rc = blocks_rc.int().argsort(dim=1, descending=True, stable=True).int()
+    return count_r[None, None], columns_rc[None, None]
+
+
+def _attend(
+    q_thd: torch.Tensor, k_thd: torch.Tensor, v_thd: torch.Tensor, mask: BlockMask, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """out [t, h, d] and lse [h, t] of this tile alone."""
+    q, k, v = (t.transpose(0, 1)[None] for t in (q_thd, k_thd, v_thd))
+    out, aux = _compiled()(
+        q, k, v, block_mask=mask, scale=scale, enable_gqa=True, return_aux=AuxRequest(lse=True)
+    )
+    return out[0].transpose(0, 1), aux.lse[0]
+
+
+@cache
+def _compiled() -> Callable:
+    return torch.compile(flex_attention)

@@ -1,0 +1,89 @@
+"""What a run's folder tells without the run."""
+
+import json
+import os
+import signal
+
+import pytest
+from support.faults import Job, events, run_job
+from support.tiny import VOCABULARY
+
+from emu3_megatron.cli import main
+from emu3_megatron.data.batches import step_batches
+from emu3_megatron.data.phases import Phase
+from emu3_megatron.training.loop import open_samples
+
+
+def say(capsys, *arguments):
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_status_of_a_run_that_ended(untroubled, capsys):
+    lines = say(capsys, "status", untroubled)
+
+    assert lines[0] == f"{untroubled}: not running"
+    assert lines[1].startswith("step: 8 of 8; ")
+    assert lines[1].endswith(" s a step, none left")
+    assert lines[2].startswith("loss: ")
+    assert lines[3:] == ["last durable checkpoint: step 8"]
+
+
+def test_status_of_a_run_that_lives_and_of_one_that_was_killed(recipe, capsys):
+    recipe = recipe(run={"steps": 100_000, "save_every": 3})
+    job = Job(recipe)
+    job.until(lambda: events(recipe.run.dir, "durable"))
+    lines = say(capsys, "status", recipe.run.dir)
+    os.kill(job.processes[0].pid, signal.SIGKILL)
+    job.wait()
+    after = say(capsys, "status", recipe.run.dir)
+
+    assert f"running, process {job.processes[0].pid} on " in lines[0]
+    assert any(line.startswith("last durable checkpoint: step ") for line in lines)
+    assert "dead: process " in after[0]
+
+
+def test_status_of_what_is_no_run_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        say(capsys, "status", tmp_path)
+
+    assert "no run here, run.json is missing" in capsys.readouterr().err
+
+
+def test_the_documents_of_a_step_follow_from_its_number(untroubled, recipe, capsys):
+    lines = say(capsys, "inspect", "batch", untroubled, "--step", 5)
+    description = json.loads((untroubled / "run.json").read_text())
+    phases = [Phase.of_json(phase) for phase in description["phases"]]
+    samples = open_samples(recipe(), VOCABULARY, phases)
+    batches = next(
+        step_batches(
+            samples,
+            global_batch=8,
+            micro_batch=2,
+            data_rank=0,
+            data_size=1,
+            first_step=4,
+            last_step=5,
+        )
+    )
+    rows = [row for batch in batches for row in batch.documents]
+
+    assert lines[0].startswith("sample 32: pack ")
+    told = [line.split()[2].rstrip(":") for line in lines if line.startswith("  ")]
+    assert told == [str(number) for row in rows for _, number in row]
+
+
+def test_another_layout_and_micro_batch_go_on_with_the_same_samples(recipe, untroubled, capsys):
+    (end,) = run_job(recipe(run={"stop_after": 4}))
+    assert end.code == 0, end.said
+    ends = run_job(recipe(batch={"micro_size": 4}), ranks=2)
+    assert [end.code for end in ends] == [0, 0], ends[0].said
+    rows = {
+        folder: [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        for folder in (recipe().run.dir, untroubled)
+    }
+    mine, other = rows.values()
+
+    for name in ("tokens_text", "tokens_code", "tokens_structure"):
+        assert [row[name] for row in mine] == [row[name] for row in other]
+    assert [row["loss"] for row in mine] == pytest.approx([row["loss"] for row in other], rel=1e-5)
