@@ -52,7 +52,6 @@ def think_in_context_ranks(checkpoint: Path) -> np.ndarray:
     mesh = parallel.start(context=2)
     mesh.seed(0, 0)
     decoder, _ = open_decoder(checkpoint, mesh)
-    decoder.config.context_parallel_size = 2
     rows, length = TOKENS.shape
     order_cs = zigzag(length, 2)
     mine_s = order_cs[mesh.context_rank]
