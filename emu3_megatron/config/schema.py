@@ -94,6 +94,9 @@ class ParallelConfig(Config):
     context: PositiveInt = 1
     sequence: bool = Field(False, description="sequence parallel norms and dropout; needs tensor>1")
     distributed_optimizer: bool = False
+    attention: Literal["auto", "transformer_engine"] = Field(
+        "auto", description="transformer_engine: its context parallel attention, a row a document"
+    )
 
 
 class OptimizerConfig(Config):
@@ -197,6 +200,27 @@ class Recipe(Config):
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than "
                 f"run.steps={self.run.steps}; lower it"
+            )
+        return self
+
+    @validator(mode="after")
+    def _transformer_engine_fits(self) -> "Recipe":
+        if self.parallel.attention == "auto":
+            return self
+        name, or_auto = "parallel.attention=transformer_engine", "or parallel.attention=auto"
+        if self.data.reset_at_documents:
+            raise ValueError(
+                f"{name} would pad every document to 2 x parallel.context tokens, which packs do "
+                f"not have; set data.reset_at_documents=false, {or_auto}"
+            )
+        if self.sample:
+            raise ValueError(
+                f"{name} has no cache to draw samples with; leave sample out, {or_auto}"
+            )
+        if self.data.context % (2 * self.parallel.context):
+            raise ValueError(
+                f"{name} needs a data.context that is a multiple of 2 x parallel.context="
+                f"{2 * self.parallel.context}, not {self.data.context}; change it, {or_auto}"
             )
         return self
 

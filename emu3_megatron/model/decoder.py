@@ -1,6 +1,7 @@
 """The decoder: Megatron-core's embedding and transformer block, our norm, attention and head."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.errors import InputError
 from emu3_megatron.model.attention import DocumentAttention
 from emu3_megatron.model.head import OutputHead
 from emu3_megatron.model.initialization import initialize
@@ -46,6 +48,7 @@ class Decoder(MegatronModule):
         vocabulary: decides the rows of embedding and head.
         rope_base: base of the rotary frequencies.
         loss_backend: of `linear_cross_entropy`.
+        attention: as in `ParallelConfig`.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Decoder(MegatronModule):
         vocabulary: Vocabulary,
         rope_base: float,
         loss_backend: Backend = "auto",
+        attention: str = "auto",
     ):
         super().__init__(config)
         padded_size = vocabulary.padded_size(config.tensor_model_parallel_size)
@@ -62,7 +66,7 @@ class Decoder(MegatronModule):
         self.embedding = LanguageModelEmbedding(
             config, padded_size, max_sequence_length=0, position_embedding_type="rope"
         )
-        self.block = TransformerBlock(config, _block_spec(config.num_layers))
+        self.block = TransformerBlock(config, _block_spec(config.num_layers, attention))
         self.head = OutputHead(config, vocabulary.size, padded_size, loss_backend)
 
     def forward(
@@ -113,13 +117,13 @@ class Decoder(MegatronModule):
         """Megatron's schedules hand every model its pipeline input; there is no pipeline here."""
 
 
-def _block_spec(num_layers: int) -> TransformerBlockSubmodules:
-    attention = ModuleSpec(
+def _block_spec(num_layers: int, attention: str) -> TransformerBlockSubmodules:
+    self_attention = ModuleSpec(
         SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=DocumentAttention,
+            core_attention=_core_attention(attention),
             linear_proj=RowParallelLinear,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,
@@ -132,7 +136,7 @@ def _block_spec(num_layers: int) -> TransformerBlockSubmodules:
         TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
-            self_attention=attention,
+            self_attention=self_attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mlp,
@@ -140,6 +144,20 @@ def _block_spec(num_layers: int) -> TransformerBlockSubmodules:
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+
+
+def _core_attention(attention: str) -> type[torch.nn.Module]:
+    """TransformerEngine's has the whole row as its document: the recipe sees to that."""
+    if attention == "auto":
+        return DocumentAttention
+    if find_spec("transformer_engine") is None:
+        raise InputError(
+            "parallel.attention=transformer_engine: TransformerEngine is not installed; install "
+            "it, or set parallel.attention=auto"
+        )
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    return TEDotProductAttention
 
 
 def transformer_config(
@@ -210,7 +228,8 @@ def build_decoder(
         seed: of the weights; None leaves them undrawn, for a checkpoint to fill.
     """
     config = transformer_config(model, parallel, bf16=bf16, recompute=recompute)
-    decoder = Decoder(config, model.vocabulary(), model.rope_base, loss_backend)
+    attention = parallel.attention if parallel else "auto"
+    decoder = Decoder(config, model.vocabulary(), model.rope_base, loss_backend, attention)
     if seed is not None:
         initialize(decoder, model.vocabulary(), std=model.init_std, seed=seed)
     return decoder
