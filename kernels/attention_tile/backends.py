@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from emu3_kernels.attention_tile.dropout import Dropout
 
-Backend = Literal["auto", "reference", "sdpa", "triton", "flash"]
+Backend = Literal["auto", "reference", "sdpa", "triton", "flash", "flex"]
 MODULES = {"triton": "triton_tile"}  # the others are named like their modules
 # By device, best first; on GPUs not measured yet.
 PREFERRED = {"cpu": ("sdpa", "reference"), "cuda": ("triton", "reference")}

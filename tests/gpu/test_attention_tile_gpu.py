@@ -60,7 +60,7 @@ def plain(tensors, ranges):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", ["triton", "flash"])
+@pytest.mark.parametrize("backend", ["triton", "flash", "flex"])
 def test_rounding_costs_no_more_than_plain_torchs(backend, layout):
     tensors, ranges = draw(layout)
 
@@ -86,7 +86,7 @@ def test_triton_takes_other_types(dtype):
         assert (result - wanted).norm() <= tolerance * wanted.norm()
 
 
-@pytest.mark.parametrize("backend", ["triton", "flash"])
+@pytest.mark.parametrize("backend", ["triton", "flash", "flex"])
 def test_running_results_are_merged(backend):
     tensors, ranges = draw("another rank's keys")
     out, lse, *_ = attend(tensors, ranges, backend)
