@@ -99,6 +99,15 @@ def _prepare(verbs: argparse._SubParsersAction) -> None:
     _prepare_images(kinds)
     _prepare_clips(kinds)
     _prepare_text(kinds)
+    every = kinds.add_parser("all", help="everything that a recipe names, and its packs")
+    _recipe_arguments(every)
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.prepare_recipe(parsed.recipe, parsed.overrides, None)
+
+    every.set_defaults(run=run)
 
 
 def _prepare_images(kinds: argparse._SubParsersAction) -> None:
@@ -116,6 +125,8 @@ def _prepare_images(kinds: argparse._SubParsersAction) -> None:
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
+        if _by_recipe(parsed, "images", "source", "out", "tokenizer"):
+            return
         verbs.prepare_images(
             parsed.source,
             parsed.out,
@@ -139,6 +150,8 @@ def _prepare_clips(kinds: argparse._SubParsersAction) -> None:
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
+        if _by_recipe(parsed, "clips", "source", "out", "tokenizer"):
+            return
         verbs.prepare_clips(
             parsed.source,
             parsed.out,
@@ -160,6 +173,8 @@ def _prepare_text(kinds: argparse._SubParsersAction) -> None:
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
+        if _by_recipe(parsed, "text", "source", "out"):
+            return
         vocabulary = verbs.preset_vocabulary(parsed.model, parsed.ranks_file)
         verbs.prepare_text(parsed.source, parsed.out, vocabulary, parsed.strict)
 
@@ -167,15 +182,32 @@ def _prepare_text(kinds: argparse._SubParsersAction) -> None:
 
 
 def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--source", type=Path, required=True, help="folder to read")
-    verb.add_argument("--out", type=Path, required=True, help="shard to write, without suffix")
+    verb.add_argument("recipe", nargs="?", help="YAML file: filters, captions, shards, packs")
+    verb.add_argument(
+        "overrides", nargs="*", default=[], metavar="dotted.key=value", help="change the recipe"
+    )
+    verb.add_argument("--source", type=Path, help="without a recipe: folder to read, unfiltered")
+    verb.add_argument("--out", type=Path, help="without a recipe: shard to write, without suffix")
     verb.add_argument("--model", default="emu3-8b", help="whose vocabulary (default: emu3-8b)")
     _ranks_file_argument(verb)
     verb.add_argument("--strict", action="store_true", help="refuse bad files, don't skip them")
 
 
+def _by_recipe(parsed: argparse.Namespace, kind: str, *required: str) -> bool:
+    """Prepare as a recipe says, if one is given; without it the flags must be there."""
+    from emu3_megatron import verbs
+
+    if parsed.recipe:
+        verbs.prepare_recipe(parsed.recipe, parsed.overrides, kind)
+        return True
+    missing = [f"--{name}" for name in required if getattr(parsed, name) is None]
+    if missing:
+        raise InputError(f"prepare {kind}: give a recipe, or {', '.join(missing)}")
+    return False
+
+
 def _tokenizer_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    verb.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
     verb.add_argument("--area", type=_positive, default=512 * 512, help="pixels (default: 262144)")
 
 
@@ -388,12 +420,17 @@ def _status(verbs: argparse._SubParsersAction) -> None:
 
 def _check(verbs: argparse._SubParsersAction) -> None:
     verb = verbs.add_parser("check", help="is a shard, a pack or a recipe sound?")
-    verb.add_argument("path", help="a shard, a pack folder, or a recipe")
+    verb.add_argument(
+        "path", nargs="?", help="a shard, a pack folder, or a recipe; without it the installation"
+    )
     verb.add_argument("--model", help="whose vocabulary (default: the shard says)")
+    verb.add_argument(
+        "--deep", action="store_true", help="of prepared data: read and parse every document"
+    )
 
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
-        verbs.check(parsed.path, parsed.model)
+        verbs.check(parsed.path, parsed.model, parsed.deep)
 
     verb.set_defaults(run=run)

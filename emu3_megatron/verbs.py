@@ -60,6 +60,17 @@ def prepare_text(source: Path, out: Path, vocabulary: Vocabulary, strict: bool) 
     print(prepare_text(source, out, vocabulary, strict=strict))
 
 
+def prepare_recipe(name: str, overrides: list[str], kind: str | None) -> None:
+    """Prepare one kind of a recipe's data, or all; and say what became of it."""
+    from emu3_megatron.prepare.recipe import PrepareRecipe
+
+    recipe = load_recipe(PrepareRecipe, name, overrides)
+    from emu3_megatron.prepare.road import prepare, summary
+
+    for line in summary(prepare(recipe, recipe.kinds if kind is None else [kind])):  # type: ignore[list-item]
+        print(line)
+
+
 def preset_vocabulary(model: str, ranks_file: Path | None = None) -> Vocabulary:
     """The vocabulary of a model preset."""
     if model not in PRESETS:
@@ -75,10 +86,21 @@ def pack(shards: list[str], out: Path, context: int, model: str | None, **settin
     print(pack_shards(prefixes, out, context, vocabulary=vocabulary, **settings))
 
 
-def check(path: str, model: str | None) -> None:
+def check(path: str | None, model: str | None, deep: bool = False) -> None:
     """Read a shard or packs from end to end, or a recipe, and say what is there."""
+    if path is None:
+        from emu3_megatron.installation import report
+
+        for line in report():
+            print(line)
+        return
     if path.endswith((".yaml", ".yml")) or path in shipped_recipes():
         _check_recipe(path)
+        return
+    if (Path(path) / "manifest.json").is_file():
+        from emu3_megatron.prepare.checking import check_prepared
+
+        print(check_prepared(Path(path), _vocabulary_of, deep), "(sound)")
         return
     from emu3_megatron.data.check import check
 

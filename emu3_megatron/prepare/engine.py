@@ -8,6 +8,7 @@ takes, and the reason why one run of Ray Data a step is enough.
 import errno
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -129,32 +130,28 @@ def _processes(
 
 
 class _Actor:
-    """A worker of Ray Data: its rows are numbers of tasks, the tasks lie in the object store."""
+    """A worker of Ray Data; a row is a task."""
 
-    def __init__(self, make: MakeStage, shared: list[Any]):
-        import ray
-
+    def __init__(self, make: MakeStage):
         limit_threads()
-        self._stage, self._tasks = _Guarded(make), ray.get(shared[0])
+        self._stage = _Guarded(make)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = self._stage(self._tasks[row["item"]])
+        result = self._stage(pickle.loads(row["task"]))
         if isinstance(result, _Failure):
             return {"size": 0, "error": result.message}
         return {"size": result, "error": ""}
 
 
 def _ray(make: MakeStage, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
+    start_ray(config)
     import ray
 
-    start_ray(config)
-    shared = ray.put(list(tasks))
-    data = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
-    workers = min(_cluster_workers(config), len(tasks))
-    done = data.map(
+    rows = [{"task": pickle.dumps(task)} for task in tasks]
+    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Actor,  # type: ignore[arg-type]
-        fn_constructor_args=(make, [shared]),
-        concurrency=workers,
+        fn_constructor_args=(make,),
+        compute=ray.data.ActorPoolStrategy(size=min(_cluster_workers(config), len(tasks))),
         num_cpus=_NUM_CPUS,
         num_gpus=1 if config.device == "cuda" else None,
     )
@@ -190,6 +187,7 @@ def start_ray(config: RunConfig) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _cluster_workers(config: RunConfig) -> int:

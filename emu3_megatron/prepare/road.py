@@ -195,5 +195,23 @@ def _pack_one(
         seed=config.seed,
         max_documents=config.max_documents,
     )
-    print(f"{name}: {report}")
     return {"key": key, "path": name, "context": config.context, "kinds": prepared} | asdict(report)
+
+
+def summary(manifest: dict[str, Any]) -> list[str]:
+    """Lines on what became of everything."""
+    lines = []
+    for kind, entry in manifest["kinds"].items():
+        tokens = sum(shard["tokens"] for shard in entry["shards"])
+        aside = ", ".join(
+            f"{number:,} {why}" for why, number in entry["set_aside"].items() if number
+        )
+        lines.append(
+            f"{kind}: {entry['kept']:,} of {entry['found']:,} kept, {tokens:,} tokens in "
+            f"{len(entry['shards'])} shards" + (f"; set aside: {aside}" if aside else "")
+        )
+    lines += [
+        f"{pack['path']}: {pack['packs']:,} packs, {pack['fill']:.2%} full"
+        for pack in manifest["packs"]
+    ]
+    return lines

@@ -1,0 +1,82 @@
+"""Is a prepared folder what its manifest says? What `emu3 check FOLDER` does."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from emu3_megatron.data.check import check
+from emu3_megatron.data.store import TokenStore
+from emu3_megatron.errors import InputError
+from emu3_megatron.grammar import GrammarError, parse
+from emu3_megatron.prepare.road import read_manifest
+from emu3_megatron.prepare.tables import read_table
+from emu3_megatron.prepare.workspace import MANIFEST
+from emu3_megatron.vocabulary import Vocabulary
+
+VocabularyOf = Callable[[str, str | None], Vocabulary]
+"""The vocabulary of a shard by its prefix; the second argument is a model or None."""
+
+
+def check_prepared(out: Path, vocabulary_of: VocabularyOf, deep: bool = False) -> str:
+    """Check shards, tables and packs against the manifest.
+
+    Args:
+        deep: also read every shard through and parse each of its documents.
+
+    Returns:
+        One line on what is there.
+
+    Raises:
+        InputError: what is wrong, and how to mend it.
+    """
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise InputError(f"{out / MANIFEST}: no such file; run emu3 prepare again")
+    shards = list(_shards(out, manifest))
+    for prefix, entry in tqdm(shards, desc="shards", disable=None):
+        _check_shard(prefix, entry, vocabulary_of, deep)
+    for kind, entry in manifest["kinds"].items():
+        _check_table(out / f"{kind}.parquet", kind, entry)
+    for entry in manifest["packs"]:
+        check(out / entry["path"], vocabulary_of(str(out / entry["path"]), None), deep=deep)
+    tokens = sum(entry["tokens"] for _, entry in shards)
+    packs = len(manifest["packs"])
+    return f"{out}: {len(shards)} shards, {tokens:,} tokens, packs for {packs} contexts"
+
+
+def _shards(out: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for entry in manifest["kinds"].values():
+        for shard in entry["shards"]:
+            yield out / "shards" / shard["name"], shard
+
+
+def _check_shard(
+    prefix: Path, entry: dict[str, Any], vocabulary_of: VocabularyOf, deep: bool
+) -> None:
+    store = TokenStore(prefix, vocabulary_of(str(prefix), None))
+    content = store.sidecar.content if store.sidecar else None
+    if (len(store), store.num_tokens, content) != (
+        entry["documents"],
+        entry["tokens"],
+        entry["content"],
+    ):
+        raise InputError(
+            f"{prefix}: not the shard that {MANIFEST} tells of; run emu3 prepare again"
+        )
+    if deep:
+        store.check_all()
+        for number in range(len(store)):
+            try:
+                parse(store.vocabulary, store.read(number))
+            except GrammarError as error:
+                raise InputError(f"{prefix}: document {number}: {error}") from None
+
+
+def _check_table(path: Path, kind: str, entry: dict[str, Any]) -> None:
+    rows = read_table(path)
+    if kind == "text":  # the table of text holds only what could not be used
+        return
+    if (len(rows), sum(bool(row["kept"]) for row in rows)) != (entry["found"], entry["kept"]):
+        raise InputError(f"{path}: not the table that {MANIFEST} tells of; run emu3 prepare again")

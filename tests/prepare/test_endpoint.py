@@ -1,0 +1,168 @@
+"""Captions from a server: a real one, in a process of its own."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.prepare import endpoint as module
+from emu3_megatron.prepare.endpoint import Endpoint, NoCaption
+from emu3_megatron.prepare.recipe import EndpointConfig, PrepareRecipe
+from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.tables import read_table
+
+# Answers in the shape of OpenAI's chat completions: the first request of each picture with 503;
+# blue pictures with HTTP 400, green ones with nonsense. GET tells how many requests came.
+SERVER = """
+import base64, io, json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from PIL import Image
+
+seen, count = set(), 0
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        global count
+        count += 1
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        *pictures, text = body["messages"][0]["content"]
+        data = base64.b64decode(pictures[0]["image_url"]["url"].partition(",")[2])
+        red, green, blue = Image.open(io.BytesIO(data)).resize((1, 1)).getpixel((0, 0))
+        key = (data, text["text"])
+        if key not in seen:
+            seen.add(key)
+            return self.answer(503, {})
+        if blue > 200:
+            return self.answer(400, {"error": "no blue"})
+        if green > 200:
+            return self.answer(200, {"nonsense": True})
+        caption = f"{text['text']} red {red // 16}, {len(pictures)} pictures"
+        self.answer(200, {"choices": [{"message": {"content": caption}}]})
+
+    def do_GET(self):
+        self.answer(200, count)
+
+    def answer(self, status, value):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def url():
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)])
+    for _ in range(300):
+        try:
+            urlopen(f"http://127.0.0.1:{port}").close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/v1"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(module, "_PAUSE", 0.01)
+
+
+def colour(red=0, green=0, blue=0):
+    return Image.new("RGB", (64, 48), (red, green, blue))
+
+
+def config(url, **values):
+    return EndpointConfig(url=url, model="any", **{"prompts": ["Say"], **values})
+
+
+def test_a_busy_server_is_asked_again(url):
+    assert Endpoint(config(url)).captions([colour(red=160)]) == ["Say red 10, 1 pictures"]
+
+
+def test_each_prompt_is_a_caption_and_a_clip_is_many_pictures(url):
+    captions = Endpoint(config(url, prompts=["Say", "说"])).captions([colour(red=32)] * 12)
+
+    assert captions == ["Say red 2, 12 pictures", "说 red 2, 12 pictures"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"), [({"blue": 255}, "HTTP 400"), ({"green": 255}, "holds no caption")]
+)
+def test_what_the_server_refuses_gets_no_caption(url, picture, reason):
+    with pytest.raises(NoCaption, match=reason):
+        Endpoint(config(url)).captions([colour(**picture)])
+
+
+def test_a_server_that_is_down_stops_the_run():
+    with pytest.raises(InputError, match=r"no answer .*start the server and run the same command"):
+        Endpoint(config(f"http://127.0.0.1:{free_port()}/v1")).captions([colour()])
+
+
+def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, tmp_path, tokenizer):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 64, (6, 8, 3), np.uint8)
+        Image.fromarray(noise).resize((64, 48), 0).save(photos / f"dark{i}.png")
+    Image.new("RGB", (64, 48), "blue").save(photos / "refused.png")
+    (photos / "dark0.txt").write_text("a caption of its own")
+    tokenizer.save(tmp_path / "tokenizer")
+    recipe = PrepareRecipe.model_validate(
+        {
+            "out": tmp_path / "out",
+            "model": "emu3-tiny",
+            "tokenizer": tmp_path / "tokenizer",
+            "images": {
+                "source": photos,
+                "min_side": 32,
+                "min_quality": 0,
+                "ocr": False,
+                "near_duplicate_bits": -1,
+                "area": 1536,
+                "captions": {"endpoint": config(url).model_dump()},
+            },
+            "packs": [],
+            "run": {"engine": "local"},
+        }
+    )
+
+    manifest = prepare(recipe, ["images"])
+    rows = {row["source"]: row for row in read_table(tmp_path / "out" / "images.parquet")}
+
+    assert rows["dark0.png"]["captions"] == ["a caption of its own"]
+    assert rows["dark1.png"]["captions"][0].startswith("Say red")
+    assert rows["refused.png"]["reason"] == "no caption: HTTP 400 from the endpoint"
+    assert manifest["kinds"]["images"]["kept"] == 4
+
+    (photos / "refused.png").unlink()
+    prepare(recipe, ["images"])
+    before = requests(url)
+    prepare(recipe, ["images"])
+    assert requests(url) == before
+
+
+def requests(url):
+    with urlopen(url) as response:
+        return json.load(response)
