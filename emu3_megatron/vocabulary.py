@@ -57,7 +57,7 @@ class ByteEncoding:
 
     num_ranks = 256
     name = "bytes"
-    split_pattern = None
+    split_pattern: str | None = None
 
     def encode(self, text: str) -> list[int]:
         return list(unicodedata.normalize("NFC", text).encode(errors="replace"))
@@ -84,7 +84,7 @@ class QwenEncoding:
 
     num_ranks = 151_643
     name = "qwen"
-    split_pattern = _QWEN_SPLIT
+    split_pattern: str | None = _QWEN_SPLIT
 
     def __init__(self, ranks_file: str | Path | None = None):
         self.ranks_file = ranks_file

@@ -118,7 +118,8 @@ def _compare_tokenizers(weights: Weights, config: HubConfig, tokenizer: Path) ->
 
     ours = VisionTokenizer.load(tokenizer).float()
     names = find_vision(weights.specs)
-    if config.vision() != ours.network or names is None:
+    sizes = lambda network: network.model_dump(exclude={"preset"})
+    if names is None or sizes(config.vision()) != sizes(ours.network):
         raise InputError(f"{weights.folder}: another vision tokenizer than {tokenizer}")
     source, plain = VisionTable(ours.network, names), VisionTable(ours.network, ALONE.vision)
     theirs = Emu3VQVAE(

@@ -12,6 +12,7 @@ from support.processes import run_processes
 from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration, Emu3VQVAE, GenerationConfig
 
 from emu3_megatron import parallel
+from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.generation.engine import Request, generate
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
@@ -170,3 +171,13 @@ def test_verify_says_so(hub_folders, checkpoints):
     difference = float(decoder.split("difference ")[1].split()[0])
     assert difference < 1e-5
     assert vision.startswith("vision tokenizer: 100.00% of image codes equal, 100.00% of a clip's")
+
+
+def test_a_tokenizer_that_was_trained_here_verifies(tmp_path, mesh):
+    torch.manual_seed(0)
+    VisionTokenizer(TokenizerNetwork(preset="tiny")).save(tmp_path / "ours")
+    export_folder(tmp_path / "ours", tmp_path / "hf")
+
+    (line,) = verify(tmp_path / "hf", tmp_path / "ours")
+
+    assert line.startswith("vision tokenizer: 100.00% of image codes equal, 100.00% of a clip's")
