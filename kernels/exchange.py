@@ -20,11 +20,12 @@ class Exchange(Protocol):
     """Talk among `size` ranks, of which this is number `rank`. No member knows autograd.
 
     The hidden states of a call are either the same on all ranks, or divided among them in rank
-    order (sequence parallelism); the exchange knows which.
+    order (sequence parallelism): `tokens_divided`.
     """
 
     rank: int
     size: int
+    tokens_divided: bool
 
     def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Start to collect the tensors of all ranks; the call returned waits: [size, ...]."""
@@ -45,6 +46,7 @@ class NoExchange:
 
     rank: int = 0
     size: int = 1
+    tokens_divided: bool = False
 
     def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: tensor[None]

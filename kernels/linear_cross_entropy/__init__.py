@@ -124,6 +124,5 @@ def _check(
     tokens = labels_n.shape[0]
     if {tensor.shape for tensor in (labels_n, weights_n, classes_n)} != {(tokens,)}:
         raise ValueError("labels, weights and classes must be [n], all of one length")
-    divided = getattr(exchange, "tokens_divided", False)
-    if hidden_nh.shape[0] * (exchange.size if divided else 1) != tokens:
+    if hidden_nh.shape[0] * (exchange.size if exchange.tokens_divided else 1) != tokens:
         raise ValueError(f"{hidden_nh.shape[0]} hidden states do not fit {tokens} labels")

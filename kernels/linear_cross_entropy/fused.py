@@ -132,6 +132,8 @@ class _Chunks:
             dtype = self.wide
         self.hidden_nh = hidden_nh.to(dtype)
         self.weight_vh = weight_vh[:num_rows].to(dtype)
+        # Rows of logits start at multiples of 128 elements, so that every load of them is aligned.
+        self.row_length = -(-num_rows // 128) * 128
         self.labels_n = task.labels_n - first_row
         self.by_hidden_nh = self._empty(wanted.hidden, self.hidden_nh)
         self.by_weight_vh = self._empty(wanted.weight, self.weight_vh)
@@ -168,7 +170,7 @@ class _Chunks:
         """Chunks as equal as multiples of 128 tokens can be, none over the limit."""
         limit = self.task.chunk_size
         if limit is None:
-            row_bytes = self._workspace(1).numel() * self.weight_vh.element_size()
+            row_bytes = self.row_length * self.weight_vh.element_size()
             budget = WORKSPACE_BYTES["cuda" if self.weight_vh.is_cuda else "cpu"]
             limit = min(MOST_TOKENS, max(128, budget // max(row_bytes, 1) // 128 * 128))
         count = max(1, -(-tokens // limit))
@@ -176,10 +178,7 @@ class _Chunks:
         return max(1, min(limit, -(-even // 128) * 128))
 
     def _workspace(self, tokens: int) -> torch.Tensor:
-        """Rows of logits that start at multiples of 128 elements, so that all loads are aligned."""
-        columns = self.weight_vh.shape[0]
-        whole = self.weight_vh.new_empty(tokens, -(-columns // 128) * 128)
-        return whole[:, :columns]
+        return self.weight_vh.new_empty(tokens, self.row_length)[:, : self.weight_vh.shape[0]]
 
     def _logits(self, tokens: slice, workspace_nv: torch.Tensor) -> torch.Tensor:
         hidden_nh = self.hidden_nh[tokens]
