@@ -5,6 +5,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from emu3_megatron.errors import RunEnded
 from emu3_megatron.training.agreement import any_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -14,7 +15,9 @@ class StopRequest:
     """Remembers a signal until all ranks ask about it together, between two steps.
 
     Used as a context manager: handlers are put in place, and put back at the end. A second signal
-    is no different from the first; SIGKILL is what ends a run at once.
+    is no different from the first; SIGKILL is what ends a run at once. A run that ends for a reason
+    of its own ignores them from then on: its exit status is not to be lost, when a launcher sends
+    its processes away because the first of them has left.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if isinstance(error, RunEnded) else handler)
 
     def was_made(self) -> bool:
         """Whether any rank was told to leave. A vote: every rank must ask."""
