@@ -1,5 +1,6 @@
 """From packs to batches: tokens, labels and the weight of each label."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.pack_set import Piece
+from emu3_megatron.data.phases import PhasedMixture
 from emu3_megatron.data.store import CONTEXT
 from emu3_megatron.errors import InputError
 from emu3_megatron.parallel.dispatch import dispatch
@@ -82,7 +84,7 @@ class PackedSamples(Dataset[Batch]):
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: Mixture | PhasedMixture,
         vocabulary: Vocabulary,
         weights: Sequence[float],
         reset_at_documents: bool = True,
@@ -224,6 +226,7 @@ def _read_ahead(
         sampler=requests,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=_heed_no_signal,
         pin_memory=torch.cuda.is_available(),
     )
     step: list[Batch] = []
@@ -250,6 +253,11 @@ class _Requests(Dataset["Batch | InputError"]):
             return self.samples.batch(request)
         except InputError as error:
             return error
+
+
+def _heed_no_signal(worker: int) -> None:
+    """A cluster's signal reaches every process of a job: the ranks decide, and still need data."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _unchanged(value: T) -> T:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from emu3_megatron.config import Recipe
 from emu3_megatron.errors import InputError
 
@@ -27,7 +29,14 @@ def check_drift(saved: dict[str, Any], recipe: Recipe, accept: bool) -> list[str
         InputError: what the run learns would change and `accept` is not given, or a field changed
             that cannot within a run.
     """
-    old = _flat(Recipe.model_validate(saved).model_dump(mode="json"))
+    try:
+        before = Recipe.model_validate(saved)
+    except ValidationError:
+        raise InputError(
+            f"{recipe.run.dir}: its checkpoint is of no run that could be resumed; choose another "
+            "run.dir, with run.init_from to start from its weights"
+        ) from None
+    old = _flat(before.model_dump(mode="json"))
     new = _flat(recipe.model_dump(mode="json"))
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     lines = [f"{name}: {old.get(name)} → {new.get(name)}" for name in changed]

@@ -191,8 +191,8 @@ class PassOverBadSteps(Hook):
         if max(self.in_a_row, len(self.returns)) >= self.recipe.guard.patience:
             self.events.add("gave up", step, details=f"{self.in_a_row} bad steps in a row")
             raise RunEnded(
-                f"{self.recipe.run.dir}: step {step} was bad ({trouble.reason}), the "
-                f"{self.in_a_row}. in a row; {self._dump(step)} names its documents",
+                f"{self.recipe.run.dir}: step {step} was bad ({trouble.reason}), "
+                f"{self.in_a_row} in a row; {self._dump(step)} names its documents",
                 DIVERGED,
             )
 

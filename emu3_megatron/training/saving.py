@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveSt
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from emu3_megatron import manifest
+from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 from emu3_megatron.training.agreement import any_rank, on_first_rank
 from emu3_megatron.training.writer import BackgroundWriter, Written
@@ -25,7 +26,7 @@ from emu3_megatron.training.writer import BackgroundWriter, Written
 TRACKER = "latest"
 
 
-class SaveError(OSError):
+class SaveError(InputError):
     """A checkpoint could not be written; nothing of it is left, and all ranks know."""
 
 
@@ -63,7 +64,7 @@ class PendingSave:
         dist.all_gather_object(shares, self.writer.wait())
         try:
             on_first_rank(lambda: self._commit(shares))
-        except OSError as error:
+        except (OSError, InputError) as error:
             on_first_rank(lambda: shutil.rmtree(self.beside, ignore_errors=True))
             raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
         return self.target
@@ -89,7 +90,7 @@ def request_save(
     sharded, common = save_preprocess(state)
     try:
         on_first_rank(lambda: _prepare(target, common))
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise SaveError(f"{target}: not saved: {_reason(error)}") from None
     planned = _Plan().async_save(sharded, str(target.with_name(f".{target.name}.tmp")))
     return PendingSave(step, target, BackgroundWriter(planned.writer), planned.finish, about)

@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +59,23 @@ class BackgroundWriter:
         )
         self._process.start()
         theirs.close()
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
+        # A rank that fails must not wait for a write that nobody will commit.
+        self._kill_at_exit = Finalize(None, self._process.kill, exitpriority=10)
 
     def is_done(self) -> bool:
         """Whether it has finished, failed or died."""
         return self._answer.poll()
 
     def wait(self) -> Written:
-        """Wait for it to finish, fail or die."""
+        """Wait for it to finish, fail or die. Once."""
         try:
             written = self._answer.recv()
         except EOFError:
             self._process.join()
             code = self._process.exitcode
-            return Written([], {}, f"the process that wrote it died (exit code {code})")
+            written = Written([], {}, f"the process that wrote it died (exit code {code})")
         self._process.join()
+        self._kill_at_exit.cancel()
         return written
 
 

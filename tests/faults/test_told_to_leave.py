@@ -81,18 +81,18 @@ def test_a_signal_at_one_rank_makes_all_save_at_the_same_step(fault, recipe, unt
     assert losses(folder) == pytest.approx(losses(untroubled), rel=1e-5)
 
 
-def test_a_writer_outlives_the_signal_that_its_rank_was_sent(recipe):
+def test_writers_and_readers_outlive_the_signal_that_their_rank_was_sent(recipe):
     """Slurm sends its signal to every process of a job."""
-    recipe = recipe(run={"steps": 400, "save_every": 50})
+    recipe = recipe(run={"steps": 400, "save_every": 10}, data={"workers": 1})
     job = Job(recipe, fault=writers_take_half_a_second)
-    job.until(lambda: job.descendants())
+    job.until(lambda: events(recipe.run.dir, "requested"))
     for process in [*job.descendants(), *job.processes]:
         os.kill(process.pid, signal.SIGTERM)
     (end,) = job.wait()
 
     assert end.code == 75, end.said
     assert events(recipe.run.dir, "save failed") == []
-    assert events(recipe.run.dir, "durable")[0]["step"] == 50
+    assert events(recipe.run.dir, "durable")[0]["step"] == 10
 
 
 def writers_take_half_a_second():
