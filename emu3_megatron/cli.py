@@ -392,7 +392,7 @@ def _grid(text: str) -> tuple[int, int]:
 
 
 def _inspect(verbs: argparse._SubParsersAction) -> None:
-    verb = verbs.add_parser("inspect", help="look into a run")
+    verb = verbs.add_parser("inspect", help="look into a run, or into prepared data")
     things = verb.add_subparsers(title="things", required=True, metavar="THING")
     batch = things.add_parser("batch", help="the documents of a step, from its number alone")
     batch.add_argument("folder", type=Path, metavar="RUN", help="the run's folder")
@@ -404,6 +404,22 @@ def _inspect(verbs: argparse._SubParsersAction) -> None:
         verbs.inspect_batch(parsed.folder, parsed.step)
 
     batch.set_defaults(run=run)
+    _inspect_data(things)
+
+
+def _inspect_data(things: argparse._SubParsersAction) -> None:
+    data = things.add_parser("data", help="a page of samples, of what was set aside, and plots")
+    data.add_argument("folder", type=Path, metavar="DATA", help="the `out` of a prepare recipe")
+    data.add_argument("--out", type=Path, default=Path("data.html"), help="default: data.html")
+    data.add_argument("--tokenizer", type=Path, help="folder; decodes images from their tokens")
+    data.add_argument("--samples", type=_positive, default=24, help="of each kind (default: 24)")
+
+    def run(parsed: argparse.Namespace) -> None:
+        from emu3_megatron import verbs
+
+        verbs.inspect_data(parsed.folder, parsed.out, parsed.tokenizer, parsed.samples)
+
+    data.set_defaults(run=run)
 
 
 def _status(verbs: argparse._SubParsersAction) -> None:

@@ -71,6 +71,15 @@ def prepare_recipe(name: str, overrides: list[str], kind: str | None) -> None:
         print(line)
 
 
+def inspect_data(folder: Path, page: Path, tokenizer: Path | None, samples: int) -> None:
+    """Write a page on prepared data."""
+    from emu3_megatron.prepare.inspecting import write_page
+    from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+    write_page(folder, page, VisionTokenizer.load(tokenizer) if tokenizer else None, samples)
+    print(f"open {page}")
+
+
 def preset_vocabulary(model: str, ranks_file: Path | None = None) -> Vocabulary:
     """The vocabulary of a model preset."""
     if model not in PRESETS:
@@ -100,7 +109,7 @@ def check(path: str | None, model: str | None, deep: bool = False) -> None:
     if (Path(path) / "manifest.json").is_file():
         from emu3_megatron.prepare.checking import check_prepared
 
-        print(check_prepared(Path(path), _vocabulary_of, deep), "(sound)")
+        print(check_prepared(Path(path), deep), "(sound)")
         return
     from emu3_megatron.data.check import check
 

@@ -1,6 +1,6 @@
 """Is a prepared folder what its manifest says? What `emu3 check FOLDER` does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,13 @@ from emu3_megatron.data.check import check
 from emu3_megatron.data.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import GrammarError, parse
-from emu3_megatron.prepare.road import read_manifest
+from emu3_megatron.prepare.road import manifest_vocabulary, read_manifest
 from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.prepare.workspace import MANIFEST
 from emu3_megatron.vocabulary import Vocabulary
 
-VocabularyOf = Callable[[str, str | None], Vocabulary]
-"""The vocabulary of a shard by its prefix; the second argument is a model or None."""
 
-
-def check_prepared(out: Path, vocabulary_of: VocabularyOf, deep: bool = False) -> str:
+def check_prepared(out: Path, deep: bool = False) -> str:
     """Check shards, tables and packs against the manifest.
 
     Args:
@@ -34,13 +31,14 @@ def check_prepared(out: Path, vocabulary_of: VocabularyOf, deep: bool = False) -
     manifest = read_manifest(out)
     if manifest is None:
         raise InputError(f"{out / MANIFEST}: no such file; run emu3 prepare again")
+    vocabulary = manifest_vocabulary(manifest)
     shards = list(_shards(out, manifest))
     for prefix, entry in tqdm(shards, desc="shards", disable=None):
-        _check_shard(prefix, entry, vocabulary_of, deep)
+        _check_shard(prefix, entry, vocabulary, deep)
     for kind, entry in manifest["kinds"].items():
         _check_table(out / f"{kind}.parquet", kind, entry)
     for entry in manifest["packs"]:
-        check(out / entry["path"], vocabulary_of(str(out / entry["path"]), None), deep=deep)
+        check(out / entry["path"], vocabulary, deep=deep)
     tokens = sum(entry["tokens"] for _, entry in shards)
     packs = len(manifest["packs"])
     return f"{out}: {len(shards)} shards, {tokens:,} tokens, packs for {packs} contexts"
@@ -52,10 +50,8 @@ def _shards(out: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[st
             yield out / "shards" / shard["name"], shard
 
 
-def _check_shard(
-    prefix: Path, entry: dict[str, Any], vocabulary_of: VocabularyOf, deep: bool
-) -> None:
-    store = TokenStore(prefix, vocabulary_of(str(prefix), None))
+def _check_shard(prefix: Path, entry: dict[str, Any], vocabulary: Vocabulary, deep: bool) -> None:
+    store = TokenStore(prefix, vocabulary)
     content = store.sidecar.content if store.sidecar else None
     if (len(store), store.num_tokens, content) != (
         entry["documents"],

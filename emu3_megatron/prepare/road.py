@@ -55,7 +55,8 @@ def prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
             raise InputError(f"the recipe has no section {kind}")
     with only_run(recipe.out):
         workspace = Workspace(recipe)
-        manifest = read_manifest(recipe.out) or {"format": FORMAT, "kinds": {}, "packs": []}
+        manifest = read_manifest(recipe.out) or {"kinds": {}, "packs": []}
+        manifest = {"format": FORMAT, "model": recipe.model, "codes": recipe.codes, **manifest}
         for kind in kinds:
             manifest["kinds"][kind] = _ROADS[kind](workspace)
             write_json(recipe.out / MANIFEST, manifest)
@@ -83,9 +84,18 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def vocabulary_of(recipe: PrepareRecipe) -> Vocabulary:
-    values: dict[str, Any] = {"preset": recipe.model, "ranks_file": recipe.ranks_file}
-    if recipe.codes is not None:
-        values["codes"] = recipe.codes
+    return _vocabulary(recipe.model, recipe.codes, recipe.ranks_file)
+
+
+def manifest_vocabulary(manifest: dict[str, Any]) -> Vocabulary:
+    """The vocabulary that prepared data was made with."""
+    return _vocabulary(manifest["model"], manifest["codes"], None)
+
+
+def _vocabulary(model: str, codes: int | None, ranks_file: Path | None) -> Vocabulary:
+    values: dict[str, Any] = {"preset": model, "ranks_file": ranks_file}
+    if codes is not None:
+        values["codes"] = codes
     return ModelConfig.model_validate(values).vocabulary()
 
 

@@ -103,7 +103,17 @@ def only_run(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{out}: another run is at work there; wait for its end") from None
+        _remove_unfinished(out)
         yield
+
+
+def _remove_unfinished(out: Path) -> None:
+    """What a killed run left beside its place."""
+    for path in list(out.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def chunks(items: Sequence[T], size: int) -> list[list[T]]:

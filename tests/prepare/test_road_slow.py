@@ -1,0 +1,120 @@
+"""Kills at random moments, and a Ray cluster of two nodes: the same bytes. Minutes long."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def recipe(tmp_path, tokenizer):
+    """A function that writes a recipe over photos and text; returns its path."""
+    photos, texts = tmp_path / "photos", tmp_path / "texts"
+    photos.mkdir()
+    texts.mkdir()
+    for i in range(48):
+        coarse = np.random.default_rng(i).integers(0, 256, (6, 8, 3), np.uint8)
+        Image.fromarray(coarse).resize((256, 192), 0).save(photos / f"{i:02}.png")
+        (photos / f"{i:02}.txt").write_text(f"number {i}")
+    (texts / "a.txt").write_text("some words")
+    tokenizer.save(tmp_path / "tokenizer")
+
+    def write(name, **run):
+        values = {
+            "out": str(tmp_path / name),
+            "model": "emu3-tiny",
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "shard_bytes": 8000,
+            "images": {
+                "source": str(photos),
+                "min_side": 32,
+                "min_quality": 0,
+                "ocr": False,
+                "area": 64 * 48,
+            },
+            "text": {"source": str(texts)},
+            "packs": [{"context": 256, "kinds": ["images", "text"]}],
+            "run": {"engine": "local", "task_items": 4, **run},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def start(path):
+    command = [sys.executable, "-m", "emu3_megatron", "prepare", "all", str(path)]
+    return subprocess.Popen(command, start_new_session=True)
+
+
+def contents(folder):
+    """Every file that a user sees, by its path."""
+    seen = (p for p in sorted(folder.rglob("*")) if p.is_file() and ".work" not in p.parts)
+    return {p.relative_to(folder): p.read_bytes() for p in seen}
+
+
+def test_five_kills_at_random_moments_change_no_byte(recipe, tmp_path):
+    began = time.monotonic()
+    assert start(recipe("whole")).wait() == 0
+    seconds = time.monotonic() - began
+    path, kills, moments = recipe("killed"), 0, random.Random(0)
+
+    while kills < 5:
+        process = start(path)
+        try:
+            process.wait(timeout=moments.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        kills += 1
+    assert start(path).wait() == 0
+
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert list((tmp_path / "killed").rglob("*.tmp")) == []
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def cluster():
+    """Address of a Ray cluster: two nodes of two CPUs, both on this machine."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray = [os.path.join(os.path.dirname(sys.executable), "ray"), "start", "--block", "--num-cpus=2"]
+    memory = f"--object-store-memory={200 << 20}"
+    head = [*ray, "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false", memory]
+    processes = []
+    for command in (head, [*ray, f"--address={address}", memory]):
+        processes.append(
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        )
+        time.sleep(20)
+    yield address
+    for process in reversed(processes):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+def test_two_nodes_of_ray_make_the_same_bytes(recipe, tmp_path, cluster, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert start(recipe("alone")).wait() == 0
+    assert start(recipe("cluster", engine="ray", address=cluster)).wait() == 0
+
+    assert contents(tmp_path / "cluster") == contents(tmp_path / "alone")
