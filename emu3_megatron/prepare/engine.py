@@ -84,11 +84,12 @@ class _Guarded:
         except InputError as error:
             return _Failure(str(error))
         except OSError as error:
-            return _Failure(_line_of(error))
+            return _Failure(line_of(error))
         return task.size
 
 
-def _line_of(error: OSError) -> str:
+def line_of(error: OSError) -> str:
+    """What the system refused, and where, in one line."""
     where = f"{error.filename}: " if error.filename else ""
     line = f"{where}{error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -19,7 +19,7 @@ from emu3_megatron.prepare.clip_road import (
     score_clips,
 )
 from emu3_megatron.prepare.codes import tokenizer_hash
-from emu3_megatron.prepare.engine import Stage
+from emu3_megatron.prepare.engine import Stage, line_of
 from emu3_megatron.prepare.image_road import (
     EncodeImages,
     caption_images,
@@ -53,15 +53,22 @@ def prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     for kind in kinds:
         if getattr(recipe, kind) is None:
             raise InputError(f"the recipe has no section {kind}")
-    with only_run(recipe.out):
-        workspace = Workspace(recipe)
-        manifest = read_manifest(recipe.out) or {"kinds": {}, "packs": []}
-        manifest = {"format": FORMAT, "model": recipe.model, "codes": recipe.codes, **manifest}
-        for kind in kinds:
-            manifest["kinds"][kind] = _ROADS[kind](workspace)
-            write_json(recipe.out / MANIFEST, manifest)
-        manifest["packs"] = _pack(workspace, manifest)
+    try:
+        with only_run(recipe.out):
+            return _prepare(recipe, kinds)
+    except OSError as error:
+        raise InputError(line_of(error)) from None
+
+
+def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
+    workspace = Workspace(recipe)
+    manifest = read_manifest(recipe.out) or {"format": FORMAT, "kinds": {}, "packs": []}
+    manifest = {**manifest, "model": recipe.model, "codes": recipe.codes}
+    for kind in kinds:
+        manifest["kinds"][kind] = _ROADS[kind](workspace)
         write_json(recipe.out / MANIFEST, manifest)
+    manifest["packs"] = _pack(workspace, manifest)
+    write_json(recipe.out / MANIFEST, manifest)
     return manifest
 
 

@@ -1,5 +1,6 @@
 """Photos from a folder to shards and packs: decisions, resumption, the same bytes."""
 
+import errno
 import shutil
 
 import numpy as np
@@ -174,6 +175,18 @@ def test_two_runs_in_one_folder_are_refused(recipe):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run is at work there"):
             prepare(recipe(), ["images"])
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe, monkeypatch):
+    def full(path, schema, rows):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("emu3_megatron.prepare.road.write_table", full)
+        with pytest.raises(InputError, match="No space left on device; free some space"):
+            prepare(recipe(), ["images"])
+
+    assert prepare(recipe(), ["images"])["kinds"]["images"]["kept"] == 7
 
 
 # Decisions
