@@ -38,7 +38,10 @@ ON_TOP = {"cli", "verbs", "installation", "demo", "__main__"}  # import what the
 ROOMS = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
 ROOMS = sorted(ROOMS - ON_TOP - {"__init__", "__pycache__"})
 
-OPTIONAL = "transformer_engine flash_attn apex deepspeed wandb tensorboard dashscope transformers"
+OPTIONAL = (
+    "transformer_engine flash_attn apex deepspeed wandb tensorboard dashscope transformers "
+    "ray pyarrow scenedetect cv2 rapidocr_onnxruntime"
+)
 
 
 def reachable(room):
