@@ -23,7 +23,7 @@ def status(folder: Path) -> list[str]:
     rows = _rows(folder / "metrics.jsonl")
     events = read_events(folder)
     return [
-        f"{folder}: {_life(folder)}",
+        f"{folder}: {_life(folder, events)}",
         *_progress(rows, recipe["run"]["steps"]),
         _checkpoints(folder, events),
         *_troubles(events),
@@ -41,10 +41,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _life(folder: Path) -> str:
+def _life(folder: Path, events: list[dict[str, Any]]) -> str:
     holder = read_holder(folder)
     if holder is None:
-        return "not running"
+        told = bool(events) and events[-1]["event"] == "left"
+        return "not running; told to leave, start it again" if told else "not running"
     where = f"process {holder['pid']} on {holder['host']}"
     if holder["alive"]:
         return f"running, {where}"

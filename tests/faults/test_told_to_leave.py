@@ -8,6 +8,7 @@ import pytest
 from support.faults import Job, events, latest, losses, run_job
 
 from emu3_megatron.training.hooks import DrawSamples, SaveCheckpoints
+from emu3_megatron.training.status import status
 from emu3_megatron.training.step import TrainStep
 
 
@@ -74,6 +75,7 @@ def test_a_signal_at_one_rank_makes_all_save_at_the_same_step(fault, recipe, unt
     assert [end.code for end in ends] == [75, 75], ends[0].said
     assert latest(folder) == 3
     assert [event["step"] for event in events(folder, "left")] == [3]
+    assert status(folder)[0].endswith("not running; told to leave, start it again")
 
     (end,) = run_job(recipe)
 
