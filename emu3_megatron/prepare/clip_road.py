@@ -32,6 +32,7 @@ from emu3_megatron.vocabulary import Vocabulary
 
 CAPTION_FRAMES = 12
 _QUALITY_FRAMES = 3
+_MILLISECOND = 1e-3  # to which containers round times
 # What a score is made of; everything else in ClipsConfig can change without a new look.
 _SCORE_FIELDS = {
     "quality",
@@ -224,27 +225,29 @@ class EncodeClips:
 
     def _images(self, row: Row, stride: int) -> list[Image.Image]:
         path = self._config.source / row["source"]
-        frames = list(_even(read_frames(path, row["start_frame"], row["end_frame"]), row, stride))
+        frames = list(
+            even_frames(read_frames(path, row["start_frame"], row["end_frame"]), row, stride)
+        )
         if len(frames) < TEMPORAL_FACTOR:
             raise InputError(f"{path}: changed while it was prepared; run the command again")
         return frames
 
 
-def _even(frames: Iterator[Frame], row: Row, stride: int) -> Iterator[Image.Image]:
+def even_frames(frames: Iterator[Frame], row: Row, stride: int) -> Iterator[Image.Image]:
     """Every so many frames; at a variable rate, the frame shown at each tick of an even clock."""
     if row["notes"] != "variable frame rate":
         for frame in frames:
             if (frame.number - row["start_frame"]) % stride == 0:
                 yield frame.image()
         return
-    tick, start, last = 0, None, None
+    period, tick, last = stride / row["fps"], None, None
     for frame in frames:
-        start = frame.time if start is None else start
-        while last is not None and start + tick * stride / row["fps"] < frame.time - 1e-3:
+        tick = frame.time if tick is None else tick
+        while last is not None and tick < frame.time - _MILLISECOND:
             yield last.image()
-            tick += 1
+            tick += period
         last = frame
-    if last is not None:
+    if last is not None and tick is not None and tick <= last.time + _MILLISECOND:
         yield last.image()
 
 

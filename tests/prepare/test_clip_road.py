@@ -12,7 +12,7 @@ from PIL import Image
 from emu3_megatron.data.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import parse
-from emu3_megatron.prepare.clip_road import ScoreClips, decide_clips, stride_of
+from emu3_megatron.prepare.clip_road import ScoreClips, decide_clips, even_frames, stride_of
 from emu3_megatron.prepare.flow import flow_of
 from emu3_megatron.prepare.frames import is_variable, read_frames
 from emu3_megatron.prepare.recipe import ClipsConfig, PrepareRecipe
@@ -158,6 +158,31 @@ def test_frames_are_left_out_until_a_clip_fits():
 
     assert stride_of(row, ClipsConfig(source="videos")) == 1  # 30 latent frames: 124,830 tokens
     assert stride_of({**row, "end_frame": 480}, ClipsConfig(source="videos")) == 4
+
+
+class Shown:
+    """A frame that is its number."""
+
+    def __init__(self, number, time):
+        self.number, self.time = number, time
+
+    def image(self):
+        return self.number
+
+
+def test_an_uneven_video_is_read_by_the_clock():
+    frames = [Shown(i, time) for i, time in enumerate([0.0, 0.1, 0.2, 0.8, 0.9])]
+    row = {"notes": "variable frame rate", "fps": 5.0, "start_frame": 0}
+
+    assert list(even_frames(iter(frames), row, stride=1)) == [0, 2, 2, 2, 3]
+    assert list(even_frames(iter(frames), row, stride=2)) == [0, 2, 3]
+
+
+def test_an_even_video_gives_every_so_many_frames():
+    frames = [Shown(i, i / 5) for i in range(10, 18)]
+    row = {"notes": "", "fps": 5.0, "start_frame": 10}
+
+    assert list(even_frames(iter(frames), row, stride=3)) == [10, 13, 16]
 
 
 # The road
