@@ -34,7 +34,8 @@ ALLOWED = {
     "prepare": {"vision", "data"},
     "emu3_kernels": set(),
 }
-ON_TOP = {"cli", "verbs", "installation", "demo", "__main__"}  # import what they like; nobody else imports them
+# Import what they like; nobody else imports them.
+ON_TOP = {"cli", "verbs", "installation", "demo", "__main__"}
 ROOMS = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
 ROOMS = sorted(ROOMS - ON_TOP - {"__init__", "__pycache__"})
 
