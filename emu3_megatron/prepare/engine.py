@@ -119,6 +119,9 @@ def _work(task: Task) -> int | _Failure:
 def _processes(
     make: MakeStage, tasks: Sequence[Task], config: RunConfig
 ) -> Iterator[int | _Failure]:
+    if len(tasks) == 1:  # starting a pool takes longer than many a task
+        yield from _local(make, tasks, config)
+        return
     context = get_context("forkserver")
     workers = min(workers_of(config), len(tasks))
     with ProcessPoolExecutor(workers, context, _start_worker, (make,)) as pool:
