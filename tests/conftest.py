@@ -1,4 +1,9 @@
+import os
 from collections.abc import Iterator
+
+# One thread a process, in those that tests start too: several processes share few cores, and
+# results are compared bit for bit.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import support.triton_interpreter  # noqa: F401  (before Megatron imports triton)

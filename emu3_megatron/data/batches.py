@@ -225,6 +225,8 @@ def _read_ahead(
         batch_size=None,
         sampler=requests,
         num_workers=workers,
+        # A fork server between us and them would heed the signals that they do not.
+        multiprocessing_context="fork" if workers else None,
         collate_fn=_unchanged,
         worker_init_fn=_heed_no_signal,
         pin_memory=torch.cuda.is_available(),
