@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.parallel.blocks import Blocks
@@ -109,19 +108,3 @@ def _cost(blocks: Blocks, held_cn: np.ndarray) -> tuple[int, int, int]:
     loads, needs = blocks.loads(held_cn), blocks.needs(held_cn)
     allowed = _allowed(blocks, len(held_cn), percent=2)
     return max(int(loads.max()), allowed), int(needs.max()), int(needs.sum())
-
-
-def zigzag(sequence_length: int, context_size: int) -> torch.Tensor:
-    """Two chunks a rank, one from the front and its mirror: causal work comes out even.
-
-    Args:
-        sequence_length: a multiple of 2 x context_size.
-
-    Returns:
-        int64 [context_size, sequence_length / context_size]: indices into the sequence by rank.
-    """
-    if context_size == 1:
-        return torch.arange(sequence_length)[None]
-    chunks = torch.arange(sequence_length).view(2 * context_size, -1)
-    front, back = chunks[:context_size], chunks[context_size:].flip(0)
-    return torch.cat([front, back], dim=1)

@@ -19,7 +19,7 @@ from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.interchange.exporting import export_folder
 from emu3_megatron.interchange.verify import verify
 from emu3_megatron.model import SequenceLayout
-from emu3_megatron.parallel.dispatch import zigzag
+from emu3_megatron.parallel.dispatch import dispatch
 from emu3_megatron.training.checkpoint import open_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ def think_in_context_ranks(checkpoint: Path) -> np.ndarray:
     mesh.seed(0, 0)
     decoder, _ = open_decoder(checkpoint, mesh)
     rows, length = TOKENS.shape
-    order_cs = zigzag(length, 2)
+    order_cs = torch.from_numpy(dispatch([0, length], 2))
     mine_s = order_cs[mesh.context_rank]
     with torch.no_grad():
         part_bsv = decoder(

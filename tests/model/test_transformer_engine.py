@@ -12,7 +12,7 @@ from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.schema import ParallelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import build_decoder
-from emu3_megatron.parallel.dispatch import dispatch, zigzag
+from emu3_megatron.parallel.dispatch import dispatch
 
 SMALL = ModelConfig(
     layers=1, hidden=32, heads=4, kv_heads=2, ffn=48, text="bytes", codes=VOCABULARY.num_codes
@@ -45,4 +45,5 @@ def test_rows_that_it_would_have_to_pad_are_refused(changes, message):
 def test_a_row_that_is_one_document_is_dispatched_as_it_expects(context, ranks):
     """It takes for granted that a rank holds a chunk from the front and its mirror."""
     order = torch.from_numpy(dispatch(np.array([0, context]), ranks))
-    assert torch.equal(order, zigzag(context, ranks))
+    chunks = torch.arange(context).view(2 * ranks, -1)
+    assert torch.equal(order, torch.cat([chunks[:ranks], chunks[ranks:].flip(0)], dim=1))
