@@ -27,9 +27,13 @@ def read_heartbeats(folder: Path) -> list[dict[str, Any]]:
 def diagnosis(beats: list[dict[str, Any]]) -> str:
     """Which rank the others wait for, in words.
 
-    A rank that no longer beats is late; else one behind in steps; else one that is in no collective
-    while others are in one.
+    A rank that never beat is late, or one that no longer beats; else one behind in steps; else one
+    that is in no collective while others are in one.
     """
+    unseen = sorted(set(range(beats[0]["ranks"])) - {beat["rank"] for beat in beats})
+    if unseen:
+        ranks = ", ".join(str(rank) for rank in unseen[:8])
+        return f"{len(unseen)} of {beats[0]['ranks']} ranks never started: {ranks}"
     silent = [beat for beat in beats if beat["age"] > 3 * beat["interval"]]
     first_step = min(beat["step"] for beat in beats)
     behind = [beat for beat in beats if beat["step"] == first_step]

@@ -58,6 +58,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._beat("running")
         self._thread.start()
         return self
 
@@ -120,9 +121,10 @@ def where_is(frame: FrameType | None) -> dict[str, str | None]:
     while frame is not None and line is None:
         code = frame.f_code
         if "/torch/distributed/" in code.co_filename:
-            if not code.co_name.startswith(("_", "wrapper", "inner")):
+            public = not code.co_name.startswith(("_", "wrapper", "inner"))
+            if public or collective is None:  # a manager of several collectives is private
                 collective = code.co_name
-        elif "/torch/" not in code.co_filename:
+        elif "/torch/" not in code.co_filename and Path(code.co_filename).name != "contextlib.py":
             line = f"{'/'.join(Path(code.co_filename).parts[-2:])}:{frame.f_lineno} {code.co_name}"
         frame = frame.f_back
     return {"collective": collective, "line": line}

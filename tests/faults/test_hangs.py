@@ -2,10 +2,12 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 from support.faults import Job
 
 from emu3_megatron.training.heartbeats import diagnosis, read_heartbeats
+from emu3_megatron.training.watchdog import where_is
 
 
 def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
@@ -26,9 +28,10 @@ def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
     assert "training/loop.py" in stacks
 
 
-def beat(rank, step, collective=None, age=0.0):
+def beat(rank, step, collective=None, age=0.0, ranks=2):
     return {
         "rank": rank,
+        "ranks": ranks,
         "step": step,
         "collective": collective,
         "age": age,
@@ -44,7 +47,9 @@ def test_a_rank_behind_in_steps_is_late():
 
 
 def test_in_one_step_the_rank_outside_of_the_collective_is_late():
-    late = diagnosis([beat(0, 7, "all_reduce"), beat(1, 7), beat(2, 7, "all_reduce")])
+    waiting = [beat(rank, 7, "all_reduce", ranks=3) for rank in (0, 2)]
+
+    late = diagnosis([*waiting, beat(1, 7, ranks=3)])
 
     assert late.startswith("rank 1 ")
     assert "rank 2" not in late
@@ -52,3 +57,29 @@ def test_in_one_step_the_rank_outside_of_the_collective_is_late():
 
 def test_a_silent_rank_is_late_before_all_others():
     assert diagnosis([beat(0, 6), beat(1, 7, age=30.0)]).startswith("rank 1 ")
+
+
+def test_a_rank_that_never_beat_is_named():
+    assert diagnosis([beat(0, 7, ranks=3), beat(2, 7, ranks=3)]) == "1 of 3 ranks never started: 1"
+
+
+def test_a_place_is_the_line_that_called_and_the_collective_it_waits_in():
+    frame = frames_of(
+        ("/lib/torch/distributed/distributed_c10d.py", "_coalescing_manager"),
+        ("/lib/python3.12/contextlib.py", "__exit__"),
+        ("/lib/megatron/core/distributed/param_and_grad_buffer.py", "start_grad_sync"),
+    )
+
+    assert where_is(frame) == {
+        "collective": "_coalescing_manager",
+        "line": "distributed/param_and_grad_buffer.py:1 start_grad_sync",
+    }
+
+
+def frames_of(*places):
+    """Frames as `sys._current_frames` gives them, the innermost first."""
+    frame = None
+    for filename, name in reversed(places):
+        code = SimpleNamespace(co_filename=filename, co_name=name)
+        frame = SimpleNamespace(f_code=code, f_lineno=1, f_back=frame)
+    return frame
