@@ -23,9 +23,9 @@ from emu3_megatron.data.packs import pack_shards
 from emu3_megatron.training.agreement import any_rank
 from emu3_megatron.training.checkpoint import _sharded_state, save_checkpoint
 from emu3_megatron.training.guard import Guard
-from emu3_megatron.training.loop import open_samples
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.replicas import drifted
+from emu3_megatron.training.samples import open_samples
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.watchdog import Watchdog
 

@@ -69,6 +69,14 @@ class DataConfig(Config):
     workers: NonNegativeInt = 2
 
 
+class ValidationConfig(Config):
+    """Held-out loss while training: the same documents every time."""
+
+    every: PositiveInt = Field(description="steps between evaluations; the last step has one too")
+    batches: PositiveInt = Field(description="batches of batch.size sequences an evaluation")
+    sources: list[SourceConfig] = Field(min_length=1)
+
+
 class WeightsConfig(Config):
     """Weight of a label's loss by its class; the loss is the weighted mean."""
 
@@ -188,6 +196,17 @@ class Recipe(Config):
         "auto", description="of head and loss; unfused keeps all logits, to check the others"
     )
     sample: SampleConfig | None = None
+    validation: ValidationConfig | None = None
+
+    @validator(mode="after")
+    def _validation_is_held_out(self) -> "Recipe":
+        trained = {source.pack.resolve() for source in self.data.sources}
+        for source in self.validation.sources if self.validation else ():
+            if source.pack.resolve() in trained:
+                raise ValueError(
+                    f"validation.sources: {source.pack} is among data.sources; hold other packs out"
+                )
+        return self
 
     @validator(mode="after")
     def _schedule_fits(self) -> "Recipe":

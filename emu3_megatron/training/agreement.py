@@ -13,10 +13,16 @@ T = TypeVar("T")
 
 def any_rank(*flags: bool) -> list[bool]:
     """For each flag, whether it is raised on any rank. One small all-reduce."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor(flags, dtype=torch.int32, device=device)
+    votes = torch.tensor(flags, dtype=torch.int32, device=_device())
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return [bool(vote) for vote in votes.tolist()]
+
+
+def greatest_of_ranks(*values: float) -> list[float]:
+    """Of each value the greatest that any rank has. One small all-reduce."""
+    greatest = torch.tensor(values, dtype=torch.float64, device=_device())
+    dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+    return greatest.tolist()
 
 
 def first_of_ranks(value: T | None) -> tuple[int, T] | None:
@@ -45,3 +51,7 @@ def on_first_rank(action: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -8,7 +8,10 @@ from emu3_megatron.config import Recipe
 from emu3_megatron.errors import InputError
 
 # Fields that decide how fast and where a run goes, not what it learns.
-_FREE = ("run", "parallel", "data.workers", "batch.micro_size", "recompute", "sample", "guard")
+_FREE = (
+    *("run", "parallel", "data.workers", "batch.micro_size", "recompute"),
+    *("sample", "validation", "guard"),
+)
 # Of those, what does decide.
 _BOUND = ("run.steps", "run.seed")
 # Without these a step's samples would no longer follow from its number, or weights would not fit.

@@ -1,13 +1,12 @@
 """The training loop, of every stage."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
-from emu3_megatron.data.batches import PackedSamples, step_batches
-from emu3_megatron.data.phases import Phase, PhasedMixture, phases_of
+from emu3_megatron.data.batches import step_batches
+from emu3_megatron.data.phases import Phase, phases_of
 from emu3_megatron.errors import REQUEUE, InputError, RunEnded
 from emu3_megatron.files import write_json
 from emu3_megatron.parallel import Mesh
@@ -30,13 +29,15 @@ from emu3_megatron.training.hooks import (
     PassOverBadSteps,
     Sampler,
     SaveCheckpoints,
+    Validate,
 )
 from emu3_megatron.training.metrics import Waited
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.run import Run, supervised
+from emu3_megatron.training.samples import open_samples
 from emu3_megatron.training.saving import TRACKER
 from emu3_megatron.training.step import TrainStep
-from emu3_megatron.vocabulary import Vocabulary
+from emu3_megatron.training.validation import Validation
 
 
 def train(recipe: Recipe, sampler: Sampler | None = None, accept: bool = False) -> None:
@@ -107,35 +108,6 @@ def _train(recipe: Recipe, mesh: Mesh, run: Run, sampler: Sampler | None, accept
         raise RunEnded(f"{recipe.run.dir}: told to leave after step {step}", REQUEUE)
 
 
-def open_samples(
-    recipe: Recipe, vocabulary: Vocabulary, phases: Sequence[Phase] = (), since: int = 0
-) -> PackedSamples:
-    """The recipe's mixture, as numbered samples.
-
-    Args:
-        phases: of the mixture, where the run has a past.
-        since: the first sample that will be asked for.
-
-    Raises:
-        InputError: packs are missing, damaged, or of another context or vocabulary.
-    """
-    phases = phases or phases_of([], recipe.data.sources, 0)
-    mixture = PhasedMixture(phases, vocabulary, recipe.run.seed, since)
-    for source in mixture.sources:
-        if source.context != recipe.data.context:
-            raise InputError(
-                f"{source.path}: packed for a context of {source.context:,}, data.context is "
-                f"{recipe.data.context:,}; pack again or change the recipe"
-            )
-    return PackedSamples(
-        mixture,
-        vocabulary,
-        recipe.weights.table,
-        recipe.data.reset_at_documents,
-        recipe.parallel.context,
-    )
-
-
 def _hooks(
     recipe: Recipe,
     mesh: Mesh,
@@ -154,14 +126,18 @@ def _hooks(
         }
 
     saves = SaveCheckpoints(recipe, trainable, run.events, memory)
+    log = LogMetrics(recipe, mesh, waited, run.communication)
     hooks = [
-        LogMetrics(recipe, mesh, waited),
+        log,
         PassOverBadSteps(recipe, mesh, trainable, saves, run.events),
         CompareReplicas(recipe, trainable, run.events),
         saves,
     ]
+    if recipe.validation:
+        validation = Validation(recipe, train_step.vocabulary, mesh, train_step)
+        hooks.insert(-1, Validate(recipe, validation, log, run))
     if recipe.sample and sampler:
-        hooks.append(DrawSamples(recipe, trainable, sampler))
+        hooks.append(DrawSamples(recipe, trainable, sampler, log))
     return hooks
 
 

@@ -5,11 +5,13 @@ import json
 import math
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from emu3_megatron.config import ModelConfig, Recipe
@@ -94,13 +96,20 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Writer(Protocol):
-    def write(self, row: dict[str, Any]) -> None: ...
+class Writer:
+    """Takes rows of metrics, and sampled images if it can."""
 
-    def close(self) -> None: ...
+    def write(self, row: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def show(self, step: int, images: Mapping[str, Path]) -> None:
+        """PNG files by their captions."""
+
+    def close(self) -> None:
+        raise NotImplementedError
 
 
-class JsonLines:
+class JsonLines(Writer):
     """`metrics.jsonl`. Rows past the step that a run resumes from are dropped."""
 
     def __init__(self, path: Path, resumed_step: int):
@@ -126,7 +135,7 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-class TensorBoard:
+class TensorBoard(Writer):
     def __init__(self, folder: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -141,16 +150,23 @@ class TensorBoard:
             if name != "step":
                 self.writer.add_scalar(name, value, row["step"])
 
+    def show(self, step: int, images: Mapping[str, Path]) -> None:
+        for caption, path in images.items():
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            self.writer.add_image(f"samples/{caption}", pixels, step, dataformats="HWC")
+
     def close(self) -> None:
         self.writer.close()
 
 
-class WandB:
+class WandB(Writer):
     """One wandb run a run folder, resumed with it."""
 
     def __init__(self, recipe: Recipe):
         try:
             import wandb
+
+            self.image = wandb.Image
         except ImportError:
             raise InputError(
                 "run.wandb needs wandb: pip install 'emu3-megatron[tracking]'"
@@ -167,17 +183,25 @@ class WandB:
     def write(self, row: dict[str, Any]) -> None:
         self.run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
+    def show(self, step: int, images: Mapping[str, Path]) -> None:
+        shown = [self.image(str(path), caption=caption) for caption, path in images.items()]
+        self.run.log({"samples": shown}, step=step)
+
     def close(self) -> None:
         self.run.finish()
 
 
-class ProgressLine:
+class ProgressLine(Writer):
     """Rate, time left, and the numbers one watches."""
 
     def __init__(self, first_step: int, steps: int):
         self.bar = tqdm(initial=first_step, total=steps, unit="step", dynamic_ncols=True)
 
     def write(self, row: dict[str, Any]) -> None:
+        if "validation/loss" in row:
+            self.bar.write(f"step {row['step']}: held-out loss {row['validation/loss']:.4f}")
+        if "lr" not in row:
+            return
         self.bar.set_postfix(
             loss=f"{row.get('loss', math.nan):.4f}",
             lr=f"{row['lr']:.1e}",

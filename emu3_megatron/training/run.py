@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from emu3_megatron.config import Recipe
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.agreement import on_first_rank
+from emu3_megatron.training.communication import Communication, HostClock, StreamClock
 from emu3_megatron.training.events import Events
 from emu3_megatron.training.heartbeats import FOLDER
 from emu3_megatron.training.lock import RunLock
@@ -21,6 +22,7 @@ class Run:
     events: Events
     watchdog: Watchdog
     stop: StopRequest
+    communication: Communication
 
 
 @contextmanager
@@ -34,12 +36,14 @@ def supervised(recipe: Recipe, mesh: Mesh) -> Iterator[Run]:
     locks: list[RunLock] = []  # the first rank's
     on_first_rank(lambda: locks.append(RunLock(folder)))
     beat = locks[0].beat if locks else lambda: None
+    clock = StreamClock() if mesh.device.type == "cuda" else HostClock()
     try:
         with (
             Watchdog(folder, mesh, recipe.run.hang_seconds, beat) as watchdog,
             StopRequest() as stop,
+            Communication(clock) as communication,
         ):
-            yield Run(Events(folder, mesh.is_first), watchdog, stop)
+            yield Run(Events(folder, mesh.is_first), watchdog, stop, communication)
     finally:
         for lock in locks:
             lock.release()

@@ -55,7 +55,7 @@ def _life(folder: Path, events: list[dict[str, Any]]) -> str:
 def _progress(rows: list[dict[str, Any]], steps: int) -> list[str]:
     if not rows:
         return [f"step: none logged yet, of {steps:,}"]
-    last = rows[-1]
+    last = next((row for row in reversed(rows) if "lr" in row), rows[-1])
     line = f"step: {last['step']:,} of {steps:,}"
     if "step_seconds" in last:
         left = (steps - last["step"]) * last["step_seconds"]

@@ -50,6 +50,28 @@ class TrainStep:
         optimizer.zero_grad()
         self.trainable.schedule.step(1)
         weight = global_weight(batches, self.mesh.device)
+        sums = self._run(number, batches, weight)
+        totals = Totals.over_ranks(sums, self.mesh)
+        grad_norm = gradient_norm(optimizer)
+        bad = self.guard.judge(totals.loss, grad_norm)
+        if not bad:
+            take_step(optimizer, grad_norm)
+        trouble = Trouble(bad, totals.loss, grad_norm, _describe(batches, sums)) if bad else None
+        return StepResult(totals, grad_norm, optimizer.param_groups[0]["lr"], trouble)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch]) -> list[LinearCrossEntropy]:
+        """The objective's sums of this rank's micro-batches: nothing moves, nothing is dropped."""
+        self.trainable.model.eval()
+        return self._run(0, batches, torch.ones((), device=self.mesh.device), forward_only=True)
+
+    def _run(
+        self,
+        number: int,
+        batches: Sequence[Batch],
+        weight: torch.Tensor,
+        forward_only: bool = False,
+    ) -> list[LinearCrossEntropy]:
         places = self._dropout_places(number, batches)
 
         def forward_step(
@@ -58,21 +80,15 @@ class TrainStep:
             batch, dropout = next(iterator)
             return self._forward(batch, dropout, model, weight)
 
-        sums = self.run_schedule(
+        return self.run_schedule(
             forward_step_func=forward_step,
             data_iterator=zip(batches, places, strict=True),
-            model=[model],
+            model=[self.trainable.model],
             num_microbatches=len(batches),
             seq_length=batches[0].tokens.shape[1],
             micro_batch_size=batches[0].tokens.shape[0],
+            forward_only=forward_only,
         )
-        totals = Totals.over_ranks(sums, self.mesh)
-        grad_norm = gradient_norm(optimizer)
-        bad = self.guard.judge(totals.loss, grad_norm)
-        if not bad:
-            take_step(optimizer, grad_norm)
-        trouble = Trouble(bad, totals.loss, grad_norm, _describe(batches, sums)) if bad else None
-        return StepResult(totals, grad_norm, optimizer.param_groups[0]["lr"], trouble)
 
     def _forward(
         self, batch: Batch, dropout: DropoutPlace, model: torch.nn.Module, weight: torch.Tensor

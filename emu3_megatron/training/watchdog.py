@@ -22,6 +22,8 @@ from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.heartbeats import FOLDER, diagnosis, read_heartbeats
 
 _BEATS_A_LIMIT = 6
+# What stands between a collective and the line that called it.
+_BETWEEN = ("contextlib.py", "communication.py")
 
 
 class Watchdog:
@@ -124,7 +126,7 @@ def where_is(frame: FrameType | None) -> dict[str, str | None]:
             public = not code.co_name.startswith(("_", "wrapper", "inner"))
             if public or collective is None:  # a manager of several collectives is private
                 collective = code.co_name
-        elif "/torch/" not in code.co_filename and Path(code.co_filename).name != "contextlib.py":
+        elif "/torch/" not in code.co_filename and Path(code.co_filename).name not in _BETWEEN:
             line = f"{'/'.join(Path(code.co_filename).parts[-2:])}:{frame.f_lineno} {code.co_name}"
         frame = frame.f_back
     return {"collective": collective, "line": line}

@@ -65,6 +65,7 @@ def test_a_rank_that_never_beat_is_named():
 
 def test_a_place_is_the_line_that_called_and_the_collective_it_waits_in():
     frame = frames_of(
+        ("/lib/emu3_megatron/training/communication.py", "timed"),
         ("/lib/torch/distributed/distributed_c10d.py", "_coalescing_manager"),
         ("/lib/python3.12/contextlib.py", "__exit__"),
         ("/lib/megatron/core/distributed/param_and_grad_buffer.py", "start_grad_sync"),

@@ -11,7 +11,7 @@ from support.tiny import VOCABULARY
 from emu3_megatron.cli import main
 from emu3_megatron.data.batches import step_batches
 from emu3_megatron.data.phases import Phase
-from emu3_megatron.training.loop import open_samples
+from emu3_megatron.training.samples import open_samples
 
 
 def say(capsys, *arguments):

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from support.faults import Job, events, latest, losses, run_job
+from support.tiny import make_packs
 
 from emu3_megatron.training.hooks import DrawSamples, SaveCheckpoints
 from emu3_megatron.training.status import status
@@ -40,6 +41,10 @@ def usr1_during_step_3():
 
 def term_during_the_save_of_step_2():
     once_in(SaveCheckpoints, "_request", lambda a: a[0], 2, lambda: tell(signal.SIGTERM))
+
+
+def term_in_an_evaluation():
+    once_in(TrainStep, "evaluate", lambda a: 0, 0, lambda: tell(signal.SIGTERM))
 
 
 def term_while_sampling_after_step_2():
@@ -81,6 +86,25 @@ def test_a_signal_at_one_rank_makes_all_save_at_the_same_step(fault, recipe, unt
 
     assert end.code == 0, end.said
     assert losses(folder) == pytest.approx(losses(untroubled), rel=1e-5)
+
+
+def test_a_signal_in_an_evaluation_gives_it_up_and_all_save_at_the_same_step(
+    recipe, untroubled, tmp_path
+):
+    held_out = [{"pack": str(make_packs(tmp_path))}]
+    recipe = recipe(validation={"every": 2, "batches": 2, "sources": held_out})
+    ends = run_job(recipe, ranks=2, fault=term_in_an_evaluation)
+    folder = recipe.run.dir
+
+    assert [end.code for end in ends] == [75, 75], ends[0].said
+    assert latest(folder) == 3
+    assert "validation/loss" not in (folder / "metrics.jsonl").read_text()
+
+    (end,) = run_job(recipe)
+
+    assert end.code == 0, end.said
+    assert losses(folder) == pytest.approx(losses(untroubled), rel=1e-5)
+    assert (folder / "metrics.jsonl").read_text().count("validation/loss") == 3
 
 
 def test_writers_and_readers_outlive_the_signal_that_their_rank_was_sent(recipe):

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 from support.tiny import tiny_recipe
 
 from emu3_megatron.config import ModelConfig, Recipe
@@ -119,7 +120,10 @@ def with_run(recipe, **values):
 
 def write_rows(recipe):
     writers = open_writers(recipe, 0)
+    image = recipe.run.dir / "0.png"
+    Image.new("RGB", (8, 4), "red").save(image)
     for writer in writers:
+        writer.show(1, {"a red square": image})
         writer.write(row(1))
         writer.write(row(2))
         writer.close()
@@ -134,6 +138,8 @@ def test_tensorboard_reads_what_was_written(recipe, tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
     assert "step" not in events.Tags()["scalars"]
+    (image,) = events.Images("samples/a red square")
+    assert (image.step, image.width, image.height) == (1, 8, 4)
 
 
 def test_wandb_writes_a_run_offline(recipe, tmp_path, monkeypatch):
@@ -149,6 +155,8 @@ def test_wandb_writes_a_run_offline(recipe, tmp_path, monkeypatch):
     while b"tokens_per_second" not in log.read_bytes():
         assert time.monotonic() < deadline, log.read_bytes()
         time.sleep(0.1)
+    assert b"a red square" in log.read_bytes()
+    assert len([*run.glob("files/media/images/*.png")]) == 1
 
 
 @pytest.mark.parametrize(
@@ -166,5 +174,5 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, monkeypatch, module, s
 def test_a_run_without_trackers_writes_metrics_alone(recipe, tmp_path):
     write_rows(recipe)
 
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+    assert [path.name for path in (tmp_path / "run").glob("[!0]*")] == ["metrics.jsonl"]
     assert steps_in(tmp_path / "run" / "metrics.jsonl") == [1, 2]
