@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from emu3_megatron.data.index import TOKEN_BYTES
-from emu3_megatron.data.sidecar import Sidecar, shard_file
+from emu3_megatron.data.sidecar import Content, shard_file, stretches
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 from emu3_megatron.vocabulary import Vocabulary
@@ -30,26 +30,28 @@ def write_shard(prefix: str | Path, vocabulary: Vocabulary, blocks: Iterable[Blo
         replacing(sidecar) as new_sidecar,
         replacing(data) as new_data,
     ):
-        lengths, modes, spans = _write_tokens(new_data, vocabulary, blocks)
+        content = Content()
+        lengths, modes, spans = _write_tokens(new_data, vocabulary, blocks, content)
         if not len(spans):
             raise InputError(f"{prefix}: no documents to write")
         _write_index(new_index, lengths, modes, spans)
-        new_sidecar.write_text(Sidecar.describe(new_data, new_index, vocabulary).to_json())
+        new_sidecar.write_text(content.sidecar(new_index, vocabulary).to_json())
         index.unlink(missing_ok=True)  # never an old index beside new tokens
 
 
 def _write_tokens(
-    path: Path, vocabulary: Vocabulary, blocks: Iterable[Block]
+    path: Path, vocabulary: Vocabulary, blocks: Iterable[Block], content: Content
 ) -> tuple[np.ndarray, ...]:
     columns: list[tuple[np.ndarray, ...]] = [
         (np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0, np.int32))
     ]
     with path.open("wb") as file:
         for tokens, *columns_of_block in blocks:
-            # As unsigned numbers negative ids are large: one comparison finds both kinds.
-            if len(tokens) and int(tokens.view(np.uint32).max()) >= vocabulary.size:
+            for chunk in stretches(np.ascontiguousarray(tokens, "<i4")):
+                content.add(chunk)
+                file.write(chunk.data)
+            if content.smallest < 0 or content.largest >= vocabulary.size:
                 raise InputError(f"{path}: ids leave the vocabulary of {vocabulary.size:,}")
-            file.write(np.ascontiguousarray(tokens, "<i4").data)
             columns.append(tuple(columns_of_block))
     return tuple(np.concatenate(column) for column in zip(*columns, strict=True))
 

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from emu3_megatron.data.index import map_index
+from emu3_megatron.data.index import TOKEN_BYTES, map_index
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
 
-_CHUNK = 1 << 24  # bytes
+_CHUNK = 1 << 20  # bytes, which stay in a core's cache while they are looked at
 
 
 def shard_file(prefix: str | Path, suffix: str) -> Path:
@@ -29,32 +30,16 @@ class Sidecar:
     largest_id: int
     bin_bytes: int
     idx_bytes: int
-    content: str  # blake2b of .bin, then .idx
+    content: str  # SHA-256 of .bin, then .idx
 
     @classmethod
     def describe(cls, data: Path, index: Path, vocabulary: Vocabulary) -> "Sidecar":
         """Read both files of a shard from end to end."""
-        digest = hashlib.blake2b(digest_size=32)
-        smallest, largest = 2**31 - 1, -(2**31)
+        content = Content()
         with data.open("rb") as file:
             while block := file.read(_CHUNK):
-                digest.update(block)
-                tokens = np.frombuffer(block, np.int32)
-                smallest = min(smallest, int(tokens.min()))
-                largest = max(largest, int(tokens.max()))
-        digest.update(index.read_bytes())
-        arrays = map_index(index)
-        return cls(
-            vocabulary=vocabulary.fingerprint(),
-            documents=len(arrays.first_sequences) - 1,
-            sequences=len(arrays.lengths),
-            tokens=arrays.num_tokens,
-            smallest_id=smallest,
-            largest_id=largest,
-            bin_bytes=data.stat().st_size,
-            idx_bytes=index.stat().st_size,
-            content=digest.hexdigest(),
-        )
+                content.add(np.frombuffer(block, np.int32))
+        return content.sidecar(index, vocabulary)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -85,3 +70,47 @@ class Sidecar:
                     f"{file}: {actual:,} bytes, expected {expected:,} by {path.name}; "
                     "copy the shard again or make it anew"
                 )
+
+
+class Content:
+    """What tokens a .bin holds, learned from each stretch as it is written or read.
+
+    Attributes:
+        smallest, largest: of the ids so far.
+    """
+
+    def __init__(self) -> None:
+        # Most CPUs have instructions for SHA-256; with them it is twice as fast as BLAKE2b.
+        self._digest = hashlib.sha256()
+        self._tokens = 0
+        self.smallest, self.largest = 2**31 - 1, -(2**31)
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Take the next ids, int32 [n], contiguous."""
+        for chunk in stretches(tokens):
+            self._digest.update(chunk.data)
+            self.smallest = min(self.smallest, int(chunk.min()))
+            self.largest = max(self.largest, int(chunk.max()))
+        self._tokens += len(tokens)
+
+    def sidecar(self, index: Path, vocabulary: Vocabulary) -> Sidecar:
+        """What to write beside the tokens; once, when all are added and the .idx is written."""
+        self._digest.update(index.read_bytes())
+        arrays = map_index(index)
+        return Sidecar(
+            vocabulary=vocabulary.fingerprint(),
+            documents=len(arrays.first_sequences) - 1,
+            sequences=len(arrays.lengths),
+            tokens=arrays.num_tokens,
+            smallest_id=self.smallest,
+            largest_id=self.largest,
+            bin_bytes=self._tokens * TOKEN_BYTES,
+            idx_bytes=index.stat().st_size,
+            content=self._digest.hexdigest(),
+        )
+
+
+def stretches(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """An array of int32 in pieces that a core's cache holds."""
+    step = _CHUNK // TOKEN_BYTES
+    return (tokens[first : first + step] for first in range(0, len(tokens), step))

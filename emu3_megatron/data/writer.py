@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emu3_megatron.data.sidecar import Sidecar, shard_file
+from emu3_megatron.data.sidecar import Content, Sidecar, shard_file
 from emu3_megatron.data.store import CONTEXT, TRAINED, TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
@@ -39,7 +39,7 @@ def store_writer(prefix: str | Path, vocabulary: Vocabulary) -> Iterator["TokenW
             writer.finish(new_index)
         finally:
             writer.close()
-        new_sidecar.write_text(Sidecar.describe(new_data, new_index, vocabulary).to_json())
+        new_sidecar.write_text(writer.content.sidecar(new_index, vocabulary).to_json())
         index.unlink(missing_ok=True)  # never an old index beside new tokens
 
 
@@ -48,6 +48,7 @@ class TokenWriter:
 
     Attributes:
         documents, tokens: added so far.
+        content: of them.
     """
 
     def __init__(self, data: Path, vocabulary: Vocabulary):
@@ -55,6 +56,7 @@ class TokenWriter:
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
         self.documents = self.tokens = 0
+        self.content = Content()
         self._vocabulary = vocabulary
         self._builder = IndexedDatasetBuilder(str(data), np.int32, multimodal=True)
 
@@ -71,6 +73,7 @@ class TokenWriter:
             )
         modes = [TRAINED if span.trained else CONTEXT for span in spans]
         self._builder.add_document(tokens, [len(span.tokens) for span in spans], modes)
+        self.content.add(tokens)
         self.documents += 1
         self.tokens += len(tokens)
 

@@ -1,11 +1,13 @@
 """Token shards: what is written comes back, here and in stock megatron-core; damage is named."""
 
+import hashlib
 import pickle
 
 import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
+from emu3_megatron.data.bulk import write_shard as write_bulk
 from emu3_megatron.data.sidecar import shard_file
 from emu3_megatron.data.store import TokenStore
 from emu3_megatron.data.writer import adopt, store_writer
@@ -41,6 +43,18 @@ def test_documents_come_back_with_their_spans(prefix, documents, vocabulary):
         assert [span.trained for span in read.spans] == [span.trained for span in expected.spans]
         for span, expected_span in zip(read.spans, expected.spans, strict=True):
             np.testing.assert_array_equal(span.tokens, expected_span.tokens)
+
+
+def test_the_sidecar_holds_what_sha256sum_prints(prefix, tmp_path, vocabulary):
+    many = np.arange(300_000, dtype=np.int32) % vocabulary.size  # more than is hashed at once
+    one = np.array([len(many)], np.int32)
+    write_bulk(tmp_path / "bulk", vocabulary, [(many, one, np.zeros(1, np.int8), one // one)] * 2)
+
+    for written in (prefix, tmp_path / "bulk"):
+        files = [shard_file(written, suffix).read_bytes() for suffix in ("bin", "idx")]
+        sidecar = TokenStore(written, vocabulary).check_all()  # reads it anew
+        assert sidecar.content == hashlib.sha256(b"".join(files)).hexdigest()
+        assert sidecar.bin_bytes == len(files[0])
 
 
 def test_stock_megatron_reads_our_tokens_and_modes(prefix, documents):
