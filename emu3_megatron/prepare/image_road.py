@@ -197,11 +197,15 @@ class EncodeImages:
 
     def _documents(self, row: Row, codes_hw: np.ndarray) -> list[Document]:
         """One for each caption, and of some photos also the other way round."""
-        name = Path(row["source"]).name
         documents = [captioned_image(self._vocabulary, text, codes_hw) for text in row["captions"]]
-        if zlib.crc32(name.encode()) < self._config.understanding * 2**32:
+        if is_understood(row["source"], self._config.understanding):
             documents += [understanding(self._vocabulary, codes_hw, t) for t in row["captions"]]
         return documents
+
+
+def is_understood(source: str, share: float) -> bool:
+    """Is this photo one of the share that is also written with the caption behind it?"""
+    return zlib.crc32(Path(source).name.encode()) < share * 2**32
 
 
 def encode_tasks(

@@ -7,7 +7,7 @@ import pytest
 
 from emu3_megatron.cli import main
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.inspecting import write_page
+from emu3_megatron.prepare.inspecting import rows_of_documents, write_page
 from emu3_megatron.prepare.recipe import PrepareRecipe
 from emu3_megatron.prepare.road import prepare
 
@@ -43,7 +43,9 @@ def test_the_page_shows_samples_reasons_and_plots(prepared, tmp_path):
     assert "a &lt;good&gt; photo" in text
     assert "some words" in text
     assert "small.png</td><td>too small: 16x16" in text
-    assert text.count("<svg") >= 4  # lengths of both kinds, quality, colour
+    assert re.search(r"<figcaption>good\.png<br>quality [\d.]+, colour [\d.]+<br>images-", text)
+    for plot in ("fill of packs of 128", "tokens a document", "quality", "colour"):
+        assert f"{plot}</text></svg>" in text
     assert len(re.findall(r"<img", text)) == 1
 
 
@@ -51,6 +53,21 @@ def test_without_a_tokenizer_no_image_is_drawn(prepared, tmp_path):
     write_page(prepared, tmp_path / "data.html", None, samples=4)
 
     assert "<img" not in (tmp_path / "data.html").read_text()
+
+
+def test_a_document_belongs_to_the_row_it_was_made_of():
+    rows = [
+        {"source": "a.png", "kept": True, "captions": ["one", "two"]},
+        {"source": "b.png", "kept": False, "captions": []},
+        {"source": "c.png", "kept": True, "captions": ["three"]},
+    ]
+
+    def sources(share):
+        entry = {"settings": {"understanding": share}}
+        return [row["source"][0] for row in rows_of_documents("images", entry, rows)]
+
+    assert sources(0.0) == ["a", "a", "c"]
+    assert sources(1.0) == ["a", "a", "a", "a", "c", "c"]
 
 
 def test_another_folder_is_refused(tmp_path):
