@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -167,7 +168,7 @@ def start_ray(config: RunConfig) -> None:
     """Join the cluster, or start Ray inside this machine; once.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at that address.
+        InputError: Ray is not installed, does not start, or there is no cluster at that address.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -179,19 +180,41 @@ def start_ray(config: RunConfig) -> None:
         raise InputError("Ray is missing: pip install 'emu3-megatron[prepare]'") from None
     if ray.is_initialized():
         return
+    if config.address is not None:
+        _check_somebody_listens(config.address)
     try:
         ray.init(
-            address=config.address,
+            # Without "local" Ray looks for a cluster first, and waits for one that is long dead.
+            address=config.address or "local",
             include_dashboard=False if config.address is None else None,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except ConnectionError as error:
-        raise InputError(f"run.address={config.address}: no Ray cluster there ({error})") from None
+    except Exception as error:  # of many kinds, as the reason wants it
+        where = (
+            f"run.address={config.address}: no Ray cluster there"
+            if config.address
+            else ("Ray does not start; run.engine=processes does without it")
+        )
+        raise InputError(f"{where} ({' '.join(str(error).split())[:200]})") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody does."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:  # auto, or a scheme of Ray's
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"run.address={address}: no Ray cluster there ({error.strerror or error}); start one "
+            "with ray start --head"
+        ) from None
 
 
 def _cluster_workers(config: RunConfig) -> int:
