@@ -136,7 +136,7 @@ Run = Callable[[], torch.Tensor]
 
 def implementations(problem: Problem, on_gpu: bool) -> dict[str, tuple[Run, Run]]:
     """By name, what computes out, and what computes gradients and returns the queries'."""
-    ours = ["triton"] if on_gpu else ["sdpa", "reference"]
+    ours = ["triton", "flash", "flash_attn", "cudnn"] if on_gpu else ["sdpa", "reference"]
     peers: dict[str, Callable[..., torch.Tensor]]
     if on_gpu:
         peers = {"flash varlen": flash_varlen, "cudnn, by document": cudnn, "flex": flex(problem)}

@@ -23,8 +23,9 @@ int emu3_cross_entropy_gradient(emu3_bf16* logits, int64_t stride, const int64_t
                                 int64_t columns, void* stream);
 
 // `half` says that new_out (gradient, below) is bf16 and not fp32.
-int emu3_merge_attention(float* out, float* lse, const void* new_out, const float* new_lse,
-                         int half, int64_t tokens, int64_t heads, int64_t dim, void* stream);
+int emu3_merge_attention(float* out, float* lse, int64_t lse_stride, const void* new_out,
+                         const float* new_lse, int half, int64_t tokens, int64_t heads, int64_t dim,
+                         void* stream);
 
 int emu3_accumulate(float* accumulator, const void* gradient, int half, int64_t count,
                     void* stream);

@@ -6,10 +6,10 @@
 namespace {
 
 template <class Value>
-int merge(float* out, float* lse, const void* new_out, const float* new_lse, int64_t tokens,
-          int64_t heads, int64_t dim, void* stream) {
+int merge(float* out, float* lse, int64_t lse_stride, const void* new_out, const float* new_lse,
+          int64_t tokens, int64_t heads, int64_t dim, void* stream) {
   return launch(merge_kernel<Value>, merge_blocks(tokens, heads), kRingThreads,
-                kMergeTokens * sizeof(MergeWeights), stream, out, lse,
+                kMergeTokens * sizeof(MergeWeights), stream, out, lse, lse_stride,
                 static_cast<const Value*>(new_out), new_lse, tokens, heads,
                 static_cast<int>(dim));
 }
@@ -30,12 +30,12 @@ int permute(const void* source, const int64_t* index, void* destination, int64_t
 
 }  // namespace
 
-extern "C" int emu3_merge_attention(float* out, float* lse, const void* new_out,
-                                    const float* new_lse, int half, int64_t tokens, int64_t heads,
-                                    int64_t dim, void* stream) {
+extern "C" int emu3_merge_attention(float* out, float* lse, int64_t lse_stride,
+                                    const void* new_out, const float* new_lse, int half,
+                                    int64_t tokens, int64_t heads, int64_t dim, void* stream) {
   if (tokens == 0 || heads == 0) return cudaSuccess;
-  return (half ? merge<uint16_t> : merge<float>)(out, lse, new_out, new_lse, tokens, heads, dim,
-                                                 stream);
+  return (half ? merge<uint16_t> : merge<float>)(out, lse, lse_stride, new_out, new_lse, tokens,
+                                                 heads, dim, stream);
 }
 
 extern "C" int emu3_accumulate(float* accumulator, const void* gradient, int half, int64_t count,

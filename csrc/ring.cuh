@@ -58,16 +58,17 @@ HOST_DEVICE int64_t merge_blocks(int64_t tokens, int64_t heads) {
 
 template <class Value>
 __global__ void __launch_bounds__(kRingThreads)
-    merge_kernel(float* out, float* lse, const Value* new_out, const float* new_lse,
-                 int64_t tokens, int64_t heads, int dim) {
+    merge_kernel(float* out, float* lse, int64_t lse_stride, const Value* new_out,
+                 const float* new_lse, int64_t tokens, int64_t heads, int dim) {
   MergeWeights* weights = reinterpret_cast<MergeWeights*>(shared_memory());
   const int64_t head = block_index() % heads;
   const int64_t first = block_index() / heads * kMergeTokens;
   const int count = static_cast<int>(tokens - first < kMergeTokens ? tokens - first : kMergeTokens);
   if (thread_index() < count) {
-    const int64_t at = head * tokens + first + thread_index();
-    weights[thread_index()] = merge_weights(lse[at], new_lse[at]);
-    lse[at] = weights[thread_index()].lse;
+    const int64_t token = first + thread_index();
+    float* const running = lse + head * lse_stride + token;
+    weights[thread_index()] = merge_weights(*running, new_lse[head * tokens + token]);
+    *running = weights[thread_index()].lse;
   }
   block_barrier();
   const int fours = dim / 4;

@@ -19,7 +19,7 @@ SIGNATURES = {
     "emu3_cross_entropy_rows": "psppfpppssp",
     "emu3_cross_entropy_statistics": "psppppssp",
     "emu3_cross_entropy_gradient": "pspppfssp",
-    "emu3_merge_attention": "ppppisssp",
+    "emu3_merge_attention": "ppsppisssp",
     "emu3_accumulate": "ppisp",
     "emu3_permute_tokens": "pppsssp",
 }
@@ -144,13 +144,18 @@ def merge_attention(
 
     Args:
         out_thd: fp32 [t, h, d], d a multiple of 4; written.
-        lse_ht: fp32 [h, t], log of the sum of exponentials of the scores; written.
+        lse_ht: fp32 [h, t], log of the sum of exponentials of the scores; written. Some queries of
+            a longer one, too: a head's lie side by side, heads at any distance.
         new_out_thd: bf16 or fp32 [t, h, d].
         new_lse_ht: fp32 [h, t].
     """
     tokens, heads, dim = out_thd.shape
     _check("out_thd", out_thd, (tokens, heads, dim), torch.float32)
-    _check("lse_ht", lse_ht, (heads, tokens), torch.float32)
+    if lse_ht.shape != (heads, tokens) or lse_ht.dtype != torch.float32 or lse_ht.stride(1) != 1:
+        raise ValueError(
+            f"lse_ht is {lse_ht.dtype} {list(lse_ht.shape)}, strides {lse_ht.stride()}; needed: "
+            f"torch.float32 {[heads, tokens]}, a head's tokens side by side"
+        )
     _check("new_out_thd", new_out_thd, (tokens, heads, dim), torch.float32, torch.bfloat16)
     _check("new_lse_ht", new_lse_ht, (heads, tokens), torch.float32)
     if dim % 4:
@@ -161,6 +166,7 @@ def merge_attention(
         "emu3_merge_attention",
         out_thd,
         lse_ht,
+        lse_ht.stride(0),
         new_out_thd,
         new_lse_ht,
         half,

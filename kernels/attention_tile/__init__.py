@@ -3,19 +3,20 @@
 import torch
 from emu3_kernels.attention_tile import backends
 from emu3_kernels.attention_tile.backends import Backend
+from emu3_kernels.attention_tile.delta import attention_delta
 from emu3_kernels.attention_tile.dropout import Dropout
-from emu3_kernels.attention_tile.merging import attention_delta, merge
 from emu3_kernels.attention_tile.ranges import KeyRanges, Segment
+from emu3_kernels.attention_tile.tile import Tile
 
 __all__ = [
     "Backend",
     "Dropout",
     "KeyRanges",
     "Segment",
+    "Tile",
     "attention_delta",
     "attention_tile",
     "attention_tile_backward",
-    "merge",
 ]
 
 
@@ -52,9 +53,8 @@ def attention_tile(
     Raises:
         ValueError: shapes, types or a dropout that the backend cannot take.
     """
-    _check(q_thd, k_thd, v_thd, ranges)
-    implementation = backends.choose(backend, q_thd, dropout)
-    return implementation.forward(q_thd, k_thd, v_thd, ranges, scale, running, dropout)
+    tile = Tile(q_thd, k_thd, v_thd, ranges, scale, dropout)
+    return backends.choose(backend, tile).forward(tile, running)
 
 
 def attention_tile_backward(
@@ -87,31 +87,6 @@ def attention_tile_backward(
     Raises:
         ValueError: shapes, types or a dropout that the backend cannot take.
     """
-    _check(q_thd, k_thd, v_thd, ranges)
-    implementation = backends.choose(backend, q_thd, dropout)
-    implementation.backward(
-        dout_thd,
-        q_thd,
-        k_thd,
-        v_thd,
-        delta_ht,
-        lse_ht,
-        ranges,
-        scale,
-        (dq_thd, dk_thd, dv_thd),
-        dropout,
-    )
-
-
-def _check(
-    q_thd: torch.Tensor, k_thd: torch.Tensor, v_thd: torch.Tensor, ranges: KeyRanges
-) -> None:
-    if k_thd.shape != v_thd.shape or q_thd.shape[2] != k_thd.shape[2]:
-        raise ValueError(f"q {[*q_thd.shape]}, k {[*k_thd.shape]}, v {[*v_thd.shape]} do not fit")
-    if q_thd.shape[1] % k_thd.shape[1]:
-        raise ValueError(f"{q_thd.shape[1]} heads cannot share {k_thd.shape[1]} key heads equally")
-    if (ranges.queries, ranges.keys) != (q_thd.shape[0], k_thd.shape[0]):
-        raise ValueError(
-            f"ranges are of {ranges.queries} queries x {ranges.keys} keys, "
-            f"not {q_thd.shape[0]} x {k_thd.shape[0]}"
-        )
+    tile = Tile(q_thd, k_thd, v_thd, ranges, scale, dropout)
+    gradients = (dq_thd, dk_thd, dv_thd)
+    backends.choose(backend, tile).backward(tile, dout_thd, delta_ht, lse_ht, gradients)

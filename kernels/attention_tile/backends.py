@@ -1,22 +1,46 @@
 """Implementations by name, and which of them serves a call.
 
-Each is a module with `forward`, `backward`, and `refusal`: why it cannot take a call, or None.
+Each is a module: an `Implementation`.
 """
 
 from importlib import import_module
-from types import ModuleType
-from typing import Literal, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import torch
-from emu3_kernels.attention_tile.dropout import Dropout
+from emu3_kernels.attention_tile.tile import Tile
 
-Backend = Literal["auto", "reference", "sdpa", "triton", "flash", "flex"]
+Backend = Literal["auto", "reference", "sdpa", "triton", "flash", "flash_attn", "cudnn", "flex"]
 MODULES = {"triton": "triton_tile"}  # the others are named like their modules
 # By device, best first; on GPUs not measured yet.
 PREFERRED = {"cpu": ("sdpa", "reference"), "cuda": ("triton", "reference")}
 
 
-def choose(backend: str, q_thd: torch.Tensor, dropout: Dropout | None) -> ModuleType:
+class Implementation(Protocol):
+    """What a backend's module holds."""
+
+    def refusal(self, tile: Tile) -> str | None:
+        """Why it cannot take a tile, if so."""
+        ...
+
+    def forward(
+        self, tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `attention_tile`."""
+        ...
+
+    def backward(
+        self,
+        tile: Tile,
+        dout_thd: torch.Tensor,
+        delta_ht: torch.Tensor,
+        lse_ht: torch.Tensor,
+        gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> None:
+        """See `attention_tile_backward`; gradients are dq, dk and dv."""
+        ...
+
+
+def choose(backend: str, tile: Tile) -> Implementation:
     """The module that serves a call.
 
     Raises:
@@ -25,14 +49,15 @@ def choose(backend: str, q_thd: torch.Tensor, dropout: Dropout | None) -> Module
     if backend not in get_args(Backend):
         raise ValueError(f"backend: {backend!r} is none of {', '.join(get_args(Backend))}")
     if backend == "auto":
-        names = PREFERRED.get(q_thd.device.type, ())
+        names = PREFERRED.get(tile.q_thd.device.type, ())
         modules = (_module(name) for name in names)
-        return next((m for m in modules if not m.refusal(q_thd, dropout)), _module("reference"))
+        return next((m for m in modules if not m.refusal(tile)), _module("reference"))
     module = _module(backend)
-    if reason := module.refusal(q_thd, dropout):
+    if reason := module.refusal(tile):
         raise ValueError(f"backend {backend}: {reason}")
     return module
 
 
-def _module(name: str) -> ModuleType:
-    return import_module(f"emu3_kernels.attention_tile.{MODULES.get(name, name)}")
+def _module(name: str) -> Implementation:
+    module = import_module(f"emu3_kernels.attention_tile.{MODULES.get(name, name)}")
+    return cast(Implementation, module)

@@ -4,50 +4,39 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from emu3_kernels.attention_tile.dropout import Dropout
-from emu3_kernels.attention_tile.merging import merge, nothing_yet
 from emu3_kernels.attention_tile.ranges import KeyRanges
+from emu3_kernels.attention_tile.tile import Tile
+from emu3_kernels.passes import accumulate, merge
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 BLOCK = 128
 
 
-def refusal(q_thd: torch.Tensor, dropout: Dropout | None) -> str | None:
+def refusal(tile: Tile) -> str | None:
     """Why it cannot take a call."""
-    if q_thd.device.type != "cuda":
-        return f"runs on GPUs, not on {q_thd.device.type}"
-    if q_thd.dtype == torch.float64:
-        return f"does not take {q_thd.dtype}"
-    return None if dropout is None else "cannot drop by global positions"
+    if not tile.q_thd.is_cuda:
+        return f"runs on GPUs, not on {tile.q_thd.device.type}"
+    if tile.q_thd.dtype == torch.float64:
+        return f"does not take {tile.q_thd.dtype}"
+    return None if tile.dropout is None else "cannot drop by global positions"
 
 
 def forward(
-    q_thd: torch.Tensor,
-    k_thd: torch.Tensor,
-    v_thd: torch.Tensor,
-    ranges: KeyRanges,
-    scale: float,
-    running: tuple[torch.Tensor, torch.Tensor] | None,
-    dropout: Dropout | None,
+    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `attention_tile`."""
-    out_thd, lse_ht = running or nothing_yet(q_thd)
-    if ranges.segments:
-        merge(out_thd, lse_ht, *_attend(q_thd, k_thd, v_thd, block_mask(ranges), scale))
+    out_thd, lse_ht = running or tile.nothing_yet()
+    if tile.ranges.segments:
+        merge(out_thd, lse_ht, *_attend(*tile.inputs, block_mask(tile.ranges), tile.scale))
     return out_thd, lse_ht
 
 
 def backward(
+    tile: Tile,
     dout_thd: torch.Tensor,
-    q_thd: torch.Tensor,
-    k_thd: torch.Tensor,
-    v_thd: torch.Tensor,
     delta_ht: torch.Tensor,
     lse_ht: torch.Tensor,
-    ranges: KeyRanges,
-    scale: float,
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    dropout: Dropout | None,
 ) -> None:
     """See `attention_tile_backward`.
 
@@ -55,11 +44,11 @@ def backward(
     this tile's share in the whole makes of it: with share = e^(own lse - lse), probabilities are
     share x own, and a gradient of the own lse swaps the own delta for the whole's.
     """
-    if not ranges.segments:
+    if not tile.ranges.segments:
         return
-    leaves = [t.detach().requires_grad_() for t in (q_thd, k_thd, v_thd)]
+    leaves = [t.detach().requires_grad_() for t in tile.inputs]
     with torch.enable_grad():
-        own_out_thd, own_lse_ht = _attend(*leaves, block_mask(ranges), scale)
+        own_out_thd, own_lse_ht = _attend(*leaves, block_mask(tile.ranges), tile.scale)
     with torch.no_grad():
         share_ht = (own_lse_ht - lse_ht).exp().nan_to_num_(0.0)  # -inf both: nothing is visible
         own_dout_thd = dout_thd * share_ht.T[:, :, None]
@@ -67,7 +56,7 @@ def backward(
     outer = (own_dout_thd.to(own_out_thd.dtype), own_delta_ht - share_ht * delta_ht)
     partial = torch.autograd.grad((own_out_thd, own_lse_ht), leaves, outer)
     for total, part in zip(gradients, partial, strict=True):
-        total += part
+        accumulate(total, part)
 
 
 def block_mask(ranges: KeyRanges) -> BlockMask:

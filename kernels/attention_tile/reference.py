@@ -4,68 +4,60 @@ from collections.abc import Iterator
 
 import torch
 from emu3_kernels.attention_tile.dropout import Dropout
-from emu3_kernels.attention_tile.merging import merge, nothing_yet
 from emu3_kernels.attention_tile.ranges import KeyRanges
+from emu3_kernels.attention_tile.tile import Tile
+from emu3_kernels.passes import accumulate, merge
 
 BLOCK = 512  # queries at a time: memory grows with the keys they see, not with queries x keys
 
 
-def refusal(q_thd: torch.Tensor, dropout: Dropout | None) -> None:
+def refusal(tile: Tile) -> None:
     """Takes everything."""
 
 
 def forward(
-    q_thd: torch.Tensor,
-    k_thd: torch.Tensor,
-    v_thd: torch.Tensor,
-    ranges: KeyRanges,
-    scale: float,
-    running: tuple[torch.Tensor, torch.Tensor] | None,
-    dropout: Dropout | None,
+    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `attention_tile`."""
-    out_thd, lse_ht = running or nothing_yet(q_thd)
-    for queries, keys in _blocks(ranges):
+    q_thd, k_thd, v_thd = tile.inputs
+    out_thd, lse_ht = running or tile.nothing_yet()
+    for queries, keys in _blocks(tile.ranges):
         q_hqd = _by_head(q_thd[queries], out_thd.dtype)
         k_hkd, v_hkd = (_for_all_heads(t[keys], q_hqd) for t in (k_thd, v_thd))
-        score_hqk = _scores(q_hqd, k_hkd, ranges, queries, keys, scale)
+        score_hqk = _scores(q_hqd, k_hkd, tile, queries, keys)
         lse_hq = score_hqk.logsumexp(-1)
         prob_hqk = _probabilities(score_hqk, lse_hq)
-        if dropout is not None:
-            prob_hqk = prob_hqk * _factor(dropout, prob_hqk, queries, keys)
+        if tile.dropout is not None:
+            prob_hqk = prob_hqk * _factor(tile.dropout, prob_hqk, queries, keys)
         new_out_qhd = (prob_hqk @ v_hkd).transpose(0, 1)
         merge(out_thd[queries], lse_ht[:, queries], new_out_qhd, lse_hq)
     return out_thd, lse_ht
 
 
 def backward(
+    tile: Tile,
     dout_thd: torch.Tensor,
-    q_thd: torch.Tensor,
-    k_thd: torch.Tensor,
-    v_thd: torch.Tensor,
     delta_ht: torch.Tensor,
     lse_ht: torch.Tensor,
-    ranges: KeyRanges,
-    scale: float,
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    dropout: Dropout | None,
 ) -> None:
     """See `attention_tile_backward`."""
+    q_thd, k_thd, v_thd = tile.inputs
     dq_thd, dk_thd, dv_thd = gradients
-    for queries, keys in _blocks(ranges):
+    for queries, keys in _blocks(tile.ranges):
         q_hqd, do_hqd = (_by_head(t[queries], lse_ht.dtype) for t in (q_thd, dout_thd))
         k_hkd, v_hkd = (_for_all_heads(t[keys], q_hqd) for t in (k_thd, v_thd))
-        score_hqk = _scores(q_hqd, k_hkd, ranges, queries, keys, scale)
+        score_hqk = _scores(q_hqd, k_hkd, tile, queries, keys)
         prob_hqk = _probabilities(score_hqk, lse_ht[:, queries])
         kept_hqk = prob_hqk
         dprob_hqk = do_hqd @ v_hkd.mT
-        if dropout is not None:
-            factor_hqk = _factor(dropout, prob_hqk, queries, keys)
+        if tile.dropout is not None:
+            factor_hqk = _factor(tile.dropout, prob_hqk, queries, keys)
             kept_hqk, dprob_hqk = prob_hqk * factor_hqk, dprob_hqk * factor_hqk
-        dscore_hqk = prob_hqk * (dprob_hqk - delta_ht[:, queries, None]) * scale
-        dq_thd[queries] += (dscore_hqk @ k_hkd).transpose(0, 1)
-        dk_thd[keys] += _over_group(dscore_hqk.mT @ q_hqd, k_thd.shape[1])
-        dv_thd[keys] += _over_group(kept_hqk.mT @ do_hqd, v_thd.shape[1])
+        dscore_hqk = prob_hqk * (dprob_hqk - delta_ht[:, queries, None]) * tile.scale
+        accumulate(dq_thd[queries], (dscore_hqk @ k_hkd).transpose(0, 1))
+        accumulate(dk_thd[keys], _over_group(dscore_hqk.mT @ q_hqd, k_thd.shape[1]))
+        accumulate(dv_thd[keys], _over_group(kept_hqk.mT @ do_hqd, v_thd.shape[1]))
 
 
 def _blocks(ranges: KeyRanges) -> Iterator[tuple[slice, slice]]:
@@ -92,17 +84,12 @@ def _over_group(gradient_hkd: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def _scores(
-    q_hqd: torch.Tensor,
-    k_hkd: torch.Tensor,
-    ranges: KeyRanges,
-    queries: slice,
-    keys: slice,
-    scale: float,
+    q_hqd: torch.Tensor, k_hkd: torch.Tensor, tile: Tile, queries: slice, keys: slice
 ) -> torch.Tensor:
     key_k = torch.arange(keys.start, keys.stop, device=q_hqd.device)
-    first_q1, last_q1 = ranges.first_q[queries, None], ranges.last_q[queries, None]
+    first_q1, last_q1 = tile.ranges.first_q[queries, None], tile.ranges.last_q[queries, None]
     hidden_qk = (key_k < first_q1) | (key_k >= last_q1)
-    return (q_hqd @ k_hkd.mT * scale).masked_fill_(hidden_qk, -torch.inf)
+    return (q_hqd @ k_hkd.mT * tile.scale).masked_fill_(hidden_qk, -torch.inf)
 
 
 def _probabilities(score_hqk: torch.Tensor, lse_hq: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from emu3_kernels.attention_tile.dropout import Dropout
-from emu3_kernels.attention_tile.ranges import KeyRanges
+from emu3_kernels.attention_tile.tile import Tile
 from emu3_kernels.attention_tile.triton_backward import dkdv_kernel, dq_kernel
 from emu3_kernels.attention_tile.triton_forward import forward_kernel
 
@@ -34,8 +34,9 @@ SINGLE = {
 }
 
 
-def refusal(q_thd: torch.Tensor, dropout: Dropout | None) -> str | None:
+def refusal(tile: Tile) -> str | None:
     """Why it cannot take a call."""
+    q_thd = tile.q_thd
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     dtypes = [torch.float16, torch.float32] + [torch.bfloat16] * (not interpreted)
     dim = q_thd.shape[2]
@@ -49,15 +50,10 @@ def refusal(q_thd: torch.Tensor, dropout: Dropout | None) -> str | None:
 
 
 def forward(
-    q_thd: torch.Tensor,
-    k_thd: torch.Tensor,
-    v_thd: torch.Tensor,
-    ranges: KeyRanges,
-    scale: float,
-    running: tuple[torch.Tensor, torch.Tensor] | None,
-    dropout: Dropout | None,
+    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `attention_tile`."""
+    (q_thd, k_thd, v_thd), ranges = tile.inputs, tile.ranges
     tokens, heads, _ = q_thd.shape
     out_thd, lse_ht = running or (
         torch.empty(q_thd.shape, dtype=torch.float32, device=q_thd.device),
@@ -67,56 +63,52 @@ def forward(
     order = ranges.heaviest_first(launch.block_m)
     forward_kernel[(len(order) * heads,)](
         *(q_thd, k_thd, v_thd, out_thd, lse_ht),
-        *(ranges.first_q, ranges.last_q, order, *_indices(dropout, ranges)),
+        *(ranges.first_q, ranges.last_q, order, *_indices(tile)),
         *_strides(q_thd, k_thd, v_thd, out_thd),
         lse_ht.stride(0),
         tokens,
-        scale * math.log2(math.e),
-        *_dropout(dropout),
+        tile.scale * math.log2(math.e),
+        *_dropout(tile.dropout),
         HEADS=heads,
         RUNNING=running is not None,
-        **_constants(q_thd, k_thd, launch, dropout),
+        **_constants(tile, launch),
     )
     return out_thd, lse_ht
 
 
 def backward(
+    tile: Tile,
     dout_thd: torch.Tensor,
-    q_thd: torch.Tensor,
-    k_thd: torch.Tensor,
-    v_thd: torch.Tensor,
     delta_ht: torch.Tensor,
     lse_ht: torch.Tensor,
-    ranges: KeyRanges,
-    scale: float,
     gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    dropout: Dropout | None,
 ) -> None:
     """See `attention_tile_backward`."""
+    (q_thd, k_thd, v_thd), ranges = tile.inputs, tile.ranges
     dq_thd, dk_thd, dv_thd = gradients
     dout_thd = dout_thd.to(q_thd.dtype)
     inputs = (dout_thd, q_thd, k_thd, v_thd, delta_ht, lse_ht)
     strides = _strides(dout_thd, q_thd, k_thd, v_thd)
     strides += (delta_ht.stride(0), lse_ht.stride(0))
-    indices = _indices(dropout, ranges)
+    indices = _indices(tile)
 
     launch = launches(q_thd)["dq"]
     order = ranges.heaviest_first(launch.block_m)
     dq_kernel[(len(order) * q_thd.shape[1],)](
         *(*inputs, dq_thd, ranges.first_q, ranges.last_q, order, *indices),
         *(*strides, *_strides(dq_thd)),
-        *(ranges.queries, scale, *_dropout(dropout)),
+        *(ranges.queries, tile.scale, *_dropout(tile.dropout)),
         HEADS=q_thd.shape[1],
-        **_constants(q_thd, k_thd, launch, dropout),
+        **_constants(tile, launch),
     )
     launch = launches(q_thd)["dkdv"]
     order = ranges.heaviest_first(launch.block_n, by_key=True)
     dkdv_kernel[(len(order) * k_thd.shape[1],)](
         *(*inputs, dk_thd, dv_thd, ranges.first_q, ranges.last_q, *ranges.by_key, order, *indices),
         *(*strides, *_strides(dk_thd, dv_thd)),
-        *(ranges.keys, scale, *_dropout(dropout)),
+        *(ranges.keys, tile.scale, *_dropout(tile.dropout)),
         KV_HEADS=k_thd.shape[1],
-        **_constants(q_thd, k_thd, launch, dropout),
+        **_constants(tile, launch),
     )
 
 
@@ -125,15 +117,13 @@ def launches(q_thd: torch.Tensor) -> dict[str, Launch]:
     return HALF if q_thd.element_size() == 2 else SINGLE
 
 
-def _constants(
-    q_thd: torch.Tensor, k_thd: torch.Tensor, launch: Launch, dropout: Dropout | None
-) -> dict[str, Any]:
+def _constants(tile: Tile, launch: Launch) -> dict[str, Any]:
     return {
-        "GROUP": q_thd.shape[1] // k_thd.shape[1],
-        "DIM": q_thd.shape[2],
+        "GROUP": tile.q_thd.shape[1] // tile.k_thd.shape[1],
+        "DIM": tile.q_thd.shape[2],
         "BLOCK_M": launch.block_m,
         "BLOCK_N": launch.block_n,
-        "DROPOUT": dropout is not None,
+        "DROPOUT": tile.dropout is not None,
         "PRECISION": "tf32x3",  # of fp32 inputs alone: three tensor core products, near fp32
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
@@ -147,11 +137,11 @@ def _strides(*tensors_thd: torch.Tensor) -> tuple[int, ...]:
     return tuple(stride for t in tensors_thd for stride in t.stride()[:2])
 
 
-def _indices(dropout: Dropout | None, ranges: KeyRanges) -> tuple[torch.Tensor, torch.Tensor]:
+def _indices(tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
     """Global positions; without dropout nobody reads them."""
-    if dropout is None:
-        return ranges.first_q, ranges.first_q
-    return dropout.query_index_t, dropout.key_index_t
+    if tile.dropout is None:
+        return tile.ranges.first_q, tile.ranges.first_q
+    return tile.dropout.query_index_t, tile.dropout.key_index_t
 
 
 def _dropout(dropout: Dropout | None) -> tuple[int, int, int, float]:

@@ -12,6 +12,7 @@ from emu3_kernels.attention_tile import (
     attention_tile,
     attention_tile_backward,
 )
+from emu3_kernels.passes import gather
 from emu3_kernels.ring_attention.hops import Hops
 from emu3_kernels.ring_attention.plan import Hop, RingPlan
 
@@ -131,7 +132,9 @@ class Ring:
         self, hop: Hop, key_thd: torch.Tensor, value_thd: torch.Tensor
     ) -> Callable[[], torch.Tensor]:
         """Begin a hop: only the rows that the target's queries see leave."""
-        outgoing = torch.stack([key_thd[hop.sent_rows], value_thd[hop.sent_rows]])
+        outgoing = key_thd.new_empty(2, len(hop.sent_rows), *key_thd.shape[1:])
+        gather(key_thd, hop.sent_rows, outgoing[0])
+        gather(value_thd, hop.sent_rows, outgoing[1])
         incoming = key_thd.new_empty(2, len(hop.keys_k), *key_thd.shape[1:])
         wait = self.hops.swap(outgoing, hop.target, incoming, hop.source)
 

@@ -32,10 +32,11 @@ void gradient(uint16_t* logits, int64_t stride, const int64_t* labels, const flo
          count * gradient_blocks_per_row(columns), kThreads, 1, 0, seed);
 }
 
-void merge(float* out, float* lse, const void* new_out, const float* new_lse, int half,
-           int64_t tokens, int64_t heads, int64_t dim, unsigned seed) {
+void merge(float* out, float* lse, int64_t lse_stride, const void* new_out, const float* new_lse,
+           int half, int64_t tokens, int64_t heads, int64_t dim, unsigned seed) {
   const auto run = [&](auto* fresh) {
-    launch([=] { merge_kernel(out, lse, fresh, new_lse, tokens, heads, static_cast<int>(dim)); },
+    launch([=] { merge_kernel(out, lse, lse_stride, fresh, new_lse, tokens, heads,
+                              static_cast<int>(dim)); },
            merge_blocks(tokens, heads), kRingThreads, 1, kMergeTokens * sizeof(MergeWeights), seed);
   };
   half ? run(static_cast<const uint16_t*>(new_out)) : run(static_cast<const float*>(new_out));

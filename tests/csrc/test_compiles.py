@@ -73,7 +73,7 @@ def test_the_library_is_what_the_binding_expects(built: Path) -> None:
 
     # No rows need no device.
     assert library.emu3_cross_entropy_statistics(None, 0, *[None] * 4, 0, 8, None) == 0
-    assert library.emu3_merge_attention(*[None] * 4, 0, 0, 8, 64, None) == 0
+    assert library.emu3_merge_attention(None, None, 0, None, None, 0, 0, 8, 64, None) == 0
     too_many = cuda.MAX_COLUMNS + 1
     error = library.emu3_cross_entropy_rows(*arguments_of_rows(1, too_many), None)
     assert b"invalid argument" in library.emu3_error(error)

@@ -9,7 +9,7 @@ INF = torch.inf
 def merge(emulator, out, lse, new_out, new_lse):
     half = int(new_out.dtype == torch.bfloat16)
     tokens, heads, dim = out.shape
-    emulator("merge", out, lse, new_out, new_lse, half, tokens, heads, dim)
+    emulator("merge", out, lse, lse.stride(0), new_out, new_lse, half, tokens, heads, dim)
 
 
 def attention(scores_hts, values_hsd):
@@ -33,6 +33,18 @@ def test_merging_parts_is_attention_over_all_keys(emulator, tokens, heads, dim, 
     eps = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
     torch.testing.assert_close(lse.double(), whole_lse, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(out.double(), whole_out, rtol=eps, atol=eps)
+
+
+def test_some_queries_of_a_longer_lse(emulator):
+    whole_lse = torch.zeros(2, 50)
+    out, new_out = torch.zeros(3, 2, 4), torch.ones(3, 2, 4)
+
+    merge(emulator, out, whole_lse[:, 10:13], new_out, torch.zeros(2, 3))
+
+    expected = torch.zeros(2, 50)
+    expected[:, 10:13] = torch.tensor(2.0).log()
+    torch.testing.assert_close(whole_lse, expected)
+    torch.testing.assert_close(out, new_out / 2)
 
 
 def test_queries_that_saw_nothing(emulator):

@@ -58,8 +58,8 @@ void ring(int64_t tokens, int64_t heads, int64_t dim, int half) {
   float* fp32 = floats(count);
   const void* fresh =
       half ? static_cast<void*>(on_device(std::vector<emu3_bf16>(count, 0x3f80))) : floats(count);
-  must(emu3_merge_attention(fp32, floats(heads * tokens), fresh, floats(heads * tokens), half,
-                            tokens, heads, dim, nullptr), "merge");
+  must(emu3_merge_attention(fp32, floats(heads * tokens), tokens, fresh, floats(heads * tokens),
+                            half, tokens, heads, dim, nullptr), "merge");
   must(emu3_accumulate(fp32, fresh, half, count, nullptr), "accumulate");
   std::vector<int64_t> index(tokens);
   for (int64_t i = 0; i < tokens; ++i) index[i] = tokens - 1 - i;

@@ -1,7 +1,10 @@
 """Attention tiles on a GPU, in bf16 at Emu3's heads, against fp64 and beside plain torch."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
+from emu3_kernels import cuda, passes
 from emu3_kernels.attention_tile import (
     Dropout,
     KeyRanges,
@@ -11,6 +14,9 @@ from emu3_kernels.attention_tile import (
 )
 
 pytestmark = pytest.mark.gpu
+
+NO_PACKAGE = pytest.mark.skipif(not find_spec("flash_attn"), reason="no flash-attn")
+BACKENDS = ["triton", "flash", pytest.param("flash_attn", marks=NO_PACKAGE), "cudnn", "flex"]
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 # Segments, queries, keys.
@@ -60,7 +66,7 @@ def plain(tensors, ranges):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", ["triton", "flash", "flex"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rounding_costs_no_more_than_plain_torchs(backend, layout):
     tensors, ranges = draw(layout)
 
@@ -86,7 +92,7 @@ def test_triton_takes_other_types(dtype):
         assert (result - wanted).norm() <= tolerance * wanted.norm()
 
 
-@pytest.mark.parametrize("backend", ["triton", "flash", "flex"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_running_results_are_merged(backend):
     tensors, ranges = draw("another rank's keys")
     out, lse, *_ = attend(tensors, ranges, backend)
@@ -115,3 +121,22 @@ def test_triton_repeats_bit_by_bit():
     first, second = (attend(tensors, ranges, "triton") for _ in range(2))
 
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("backend", ["flash", "cudnn"])
+def test_csrcs_passes_and_torchs_give_the_same(backend, monkeypatch):
+    assert cuda.available(), "build it first: make csrc"
+    tensors, ranges = draw("documents")
+    called = []
+    merge, add = cuda.merge_attention, cuda.accumulate
+    monkeypatch.setattr(cuda, "merge_attention", lambda *a: (called.append("merge"), merge(*a)))
+    monkeypatch.setattr(cuda, "accumulate", lambda *a: (called.append("add"), add(*a)))
+
+    by_csrc = attend(tensors, ranges, backend)
+    assert set(called) == {"merge", "add"}
+    monkeypatch.setattr(passes, "_on_gpu", lambda tensor: False)
+    by_torch = attend(tensors, ranges, backend)
+
+    for ours, torchs in zip(by_csrc, by_torch, strict=True):
+        # Their backward may add in any order, so bf16 apart.
+        torch.testing.assert_close(ours, torchs, rtol=2**-7, atol=2**-7)

@@ -10,9 +10,9 @@ from emu3_kernels.attention_tile import (
     attention_delta,
     attention_tile,
     attention_tile_backward,
-    merge,
 )
-from emu3_kernels.attention_tile.merging import stand_in_out
+from emu3_kernels.attention_tile.delta import stand_in_out
+from emu3_kernels.passes import merge
 from support.triton_interpreter import DEVICE
 from torch.nn.functional import scaled_dot_product_attention
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from emu3_kernels.attention_tile import KeyRanges, attention_delta, flex, reference
+from emu3_kernels.attention_tile import KeyRanges, Tile, attention_delta, flex, reference
 from torch.nn.attention.flex_attention import AuxOutput, create_block_mask
 
 QUERIES, KEYS = 300, 410
@@ -50,13 +50,14 @@ def test_each_tiles_gradients_are_its_share_of_the_whole(layout, monkeypatch):
     q, k, v, dout = (draw(t, h, 8) for t, h in ((300, 4), (410, 2), (410, 2), (300, 4)))
     earlier = draw(300, 4, 8), draw(4, 300)
 
+    tile = Tile(q, k, v, ranges, scale=0.3)
     results = []
     for backend in (flex, reference):
         running = tuple(t.clone() for t in earlier)
-        out, lse = backend.forward(q, k, v, ranges, 0.3, running, None)
+        out, lse = backend.forward(tile, running)
         gradients = [torch.zeros_like(t) for t in (q, k, v)]
         delta = attention_delta(dout, out)
-        backend.backward(dout, q, k, v, delta, lse, ranges, 0.3, gradients, None)
+        backend.backward(tile, dout, delta, lse, gradients)
         results.append([out, lse, *gradients])
 
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)

@@ -1,0 +1,29 @@
+"""What each tile's backward must know of the whole: sum(dout x out), and an out that has it."""
+
+import torch
+
+
+def attention_delta(dout_thd: torch.Tensor, out_thd: torch.Tensor) -> torch.Tensor:
+    """sum_d(dout * out), what every tile's backward subtracts: [h, t], fp32 or wider.
+
+    Args:
+        dout_thd: gradient of the whole attention, [t, h, d].
+        out_thd: its output, over all keys.
+    """
+    wide = torch.promote_types(out_thd.dtype, torch.float32)
+    return torch.einsum("thd,thd->ht", dout_thd.to(wide), out_thd.to(wide))
+
+
+def stand_in_out(dout_thd: torch.Tensor, delta_ht: torch.Tensor) -> torch.Tensor:
+    """The shortest out with sum_d(dout * out) = delta, [t, h, d] like delta.
+
+    torch's backward kernels want out, and only to compute delta. Being no longer than the real
+    out, it loses no more when it is rounded to bf16.
+    """
+    unit_thd = dout_thd.to(delta_ht.dtype)
+    # Squares of small gradients would underflow.
+    largest_th1 = unit_thd.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(unit_thd.dtype).tiny)
+    unit_thd = unit_thd / largest_th1
+    delta_th1 = delta_ht.T.unsqueeze(-1) / largest_th1
+    squares_th1 = unit_thd.square().sum(-1, keepdim=True)
+    return unit_thd * torch.where(squares_th1 > 0, delta_th1 / squares_th1, 0.0)
