@@ -15,7 +15,7 @@ from emu3_megatron.prepare.captions import Captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.duplicates import content_hash
 from emu3_megatron.prepare.flow import flow_of
-from emu3_megatron.prepare.frames import Frame, is_variable, read_frames, shrink
+from emu3_megatron.prepare.frames import Frame, is_variable, mean_rate, read_frames, shrink
 from emu3_megatron.prepare.image_road import EncodeTask, ScoreTask
 from emu3_megatron.prepare.ocr import TextArea
 from emu3_megatron.prepare.parts import Part
@@ -92,6 +92,7 @@ class ScoreClips:
         flows = [self._flow(a, b) for a, b in itertools.pairwise(samples)]
         areas = [self._text_area(sample) for sample in samples] if self._config.ocr else []
         frames = looked.end - looked.first
+        fps = mean_rate(looked.times, fps)
         return {
             "start_frame": looked.first,
             "end_frame": looked.end,

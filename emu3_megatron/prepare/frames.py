@@ -1,7 +1,7 @@
 """Frames of a video, by number, upright."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +58,17 @@ def is_variable(times: list[float]) -> bool:
     return bool(steps) and max(steps) - min(steps) > 0.25 * (sum(steps) / len(steps)) + 0.002
 
 
+def mean_rate(times: Sequence[float], said: float) -> float:
+    """Frames a second of frames shown at these times; what the container says, if that is so."""
+    span = times[-1] - times[0]
+    rate = (len(times) - 1) / span if span > 0 else said
+    return said if abs(rate - said) < 0.01 * said else rate
+
+
 def shrink(image: Image.Image, side: int) -> Image.Image:
     """The image with its shorter side reduced to `side`; smaller ones stay."""
     scale = side / min(image.size)
     if scale >= 1:
-        return image
+        return image.rotate(turn, expand=True) if turn else image
     size = (round(image.width * scale), round(image.height * scale))
     return image.resize(size, Image.Resampling.BILINEAR)

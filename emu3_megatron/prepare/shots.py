@@ -2,10 +2,16 @@
 
 import itertools
 import os
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.frames import mean_rate
+
+_ROUNDING = 1e-6  # seconds
 
 
 @dataclass(frozen=True)
@@ -13,7 +19,8 @@ class Shots:
     """A video cut at its scene changes.
 
     Attributes:
-        ranges: (first frame, frame after the last) of each shot, in order, without gaps.
+        ranges: (first frame, frame after the last) of each shot, in order, without gaps. Frames
+            are counted; PySceneDetect's own numbers are times where the rate varies.
         fps: frames a second, on average.
     """
 
@@ -34,21 +41,46 @@ def find_shots(
     Raises:
         InputError: the video cannot be read, or has no frames.
     """
-    from scenedetect import ContentDetector, SceneManager, ThresholdDetector, open_video
+    from scenedetect import (
+        ContentDetector,
+        FrameTimecode,
+        SceneDetector,
+        SceneManager,
+        ThresholdDetector,
+        open_video,
+    )
 
+    class Clock(SceneDetector):
+        """Detects nothing, and notes when each frame is shown."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seconds: list[float] = []
+
+        def process_frame(
+            self, timecode: FrameTimecode, frame_img: np.ndarray
+        ) -> list[FrameTimecode]:
+            self.seconds.append(timecode.seconds)
+            return []
+
+    clock = Clock()
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # it says on stderr what we say in a row
     try:
         video = open_video(str(path), backend="pyav")
         manager = SceneManager()
         manager.add_detector(ContentDetector(content_threshold, min_shot_frames))
         manager.add_detector(ThresholdDetector(fade_threshold, min_shot_frames))
-        frames = manager.detect_scenes(video)
+        manager.add_detector(clock)
+        manager.detect_scenes(video)
     except Exception as error:  # of PyAV, OpenCV or PySceneDetect, as the damage wants it
         raise InputError(f"not a readable video ({_line(error)})") from None
-    if not frames:
+    if not clock.seconds:
         raise InputError("a video without frames")
-    scenes = manager.get_scene_list(start_in_scene=True)
-    return Shots([(a.frame_num, b.frame_num) for a, b in scenes], float(video.frame_rate))
+    starts = [scene[0].seconds for scene in manager.get_scene_list(start_in_scene=True)]
+    firsts = [bisect_left(clock.seconds, start - _ROUNDING) for start in starts]
+    borders = [*firsts, len(clock.seconds)]
+    fps = mean_rate(clock.seconds, float(video.frame_rate))
+    return Shots(list(itertools.pairwise(borders)), fps)
 
 
 def _line(error: Exception) -> str:

