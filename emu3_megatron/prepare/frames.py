@@ -69,6 +69,6 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
     """The image with its shorter side reduced to `side`; smaller ones stay."""
     scale = side / min(image.size)
     if scale >= 1:
-        return image.rotate(turn, expand=True) if turn else image
+        return image
     size = (round(image.width * scale), round(image.height * scale))
     return image.resize(size, Image.Resampling.BILINEAR)
