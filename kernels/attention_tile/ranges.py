@@ -122,27 +122,38 @@ class KeyRanges:
 
 def _ranges(rows_m5: torch.Tensor, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
     """first_q and last_q, int32 on the host."""
-    q_start, q_end, k_start, k_end, causal = rows_m5.unbind(1)
+    q_start, q_end, k_start, k_end, _ = rows_m5.unbind(1)
     if (q_end < q_start).any() or (k_end < k_start).any() or (rows_m5 < 0).any():
         raise ValueError("segments: a range that ends before it begins, or begins before 0")
     if (q_start[1:] < q_end[:-1]).any() or (q_end > queries).any() or (k_end > keys).any():
         raise ValueError(f"segments: out of order, or past {queries} queries x {keys} keys")
-
-    query_q = torch.arange(queries)
-    row_q = torch.searchsorted(
-        q_end.contiguous(), query_q, right=True
-    )  # the first that ends past the query
-    inside_q = row_q < rows_m5.shape[0]
-    inside_q[inside_q.clone()] = query_q[inside_q] >= q_start[row_q[inside_q]]
-    row = row_q[inside_q]
-    ends = k_end[row] - torch.where(causal[row] != 0, q_end[row] - 1 - query_q[inside_q], 0)
-
-    last_q = torch.zeros(queries, dtype=torch.int64)
-    last_q[inside_q] = torch.maximum(ends, k_start[row])
-    if queries:
-        last_q = torch.where(inside_q, last_q, last_q.cummax(0).values)
-    first_q = last_q.clone()  # nothing is visible outside of segments
-    first_q[inside_q] = k_start[row]
+    first_q, last_q = _spread(rows_m5[q_end > q_start], queries)
     if (first_q.diff() < 0).any() or (last_q.diff() < 0).any():
         raise ValueError("segments: the keys that queries see must never move back")
-    return first_q.int(), last_q.int()
+    return first_q, last_q
+
+
+def _spread(rows_m5: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """first_q and last_q of segments that all hold queries.
+
+    Before each segment and behind the last one there may be queries that see nothing; for them
+    both are where the keys of the segment before end.
+    """
+    q_start, q_end, k_start, k_end, causal = rows_m5.int().unbind(1)
+    causal = (causal != 0).int()
+    zero, whole = q_end.new_zeros(1), q_end.new_tensor([queries])
+    ended = torch.cat([zero, k_end])
+    gaps = torch.cat([q_start, whole]) - torch.cat([zero, q_end])
+    lengths = _by_turns(gaps, q_end - q_start)
+    spread = lambda gap, segment: _by_turns(gap, segment).repeat_interleave(lengths)
+    first_q = spread(ended, k_start)
+    last_q = spread(ended, k_end - causal * (q_end - 1))  # and one more for each causal query
+    last_q.addcmul_(spread(torch.zeros_like(ended), causal), torch.arange(queries).int())
+    return first_q, torch.maximum(last_q, first_q)
+
+
+def _by_turns(gaps: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """A gap, a segment, a gap ... and the last gap."""
+    both = gaps.new_empty(len(gaps) + len(segments))
+    both[::2], both[1::2] = gaps, segments
+    return both

@@ -5,7 +5,7 @@ Both compute the probabilities again from the global log-sum-exp and add into fp
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import edges, kept, row_salts
+from emu3_kernels.attention_tile.triton_masks import kept, row_salts, stretches
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -71,27 +71,16 @@ def dq_kernel(
     v_ptr += head // GROUP * v_h
 
     dq_md = tl.zeros([BLOCK_M, DIM], tl.float32)
-    full_start, full_end = edges(
-        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), BLOCK_N
+    borders = stretches(
+        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N
     )
-    for j in range(low, full_start, BLOCK_N):
-        dq_md = _dq_step(
-            dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-            scale, salts_m, key_index_ptr, threshold, dropout_factor,
-            DIM, BLOCK_N, True, DROPOUT, PRECISION,
-        )  # fmt: skip
-    for j in range(full_start, full_end, BLOCK_N):
-        dq_md = _dq_step(
-            dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-            scale, salts_m, key_index_ptr, threshold, dropout_factor,
-            DIM, BLOCK_N, False, DROPOUT, PRECISION,
-        )  # fmt: skip
-    for j in range(full_end, high, BLOCK_N):
-        dq_md = _dq_step(
-            dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-            scale, salts_m, key_index_ptr, threshold, dropout_factor,
-            DIM, BLOCK_N, True, DROPOUT, PRECISION,
-        )  # fmt: skip
+    for stretch in tl.static_range(3):
+        for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
+            dq_md = _dq_step(
+                dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high,
+                first_m, last_m, scale, salts_m, key_index_ptr, threshold, dropout_factor,
+                DIM, BLOCK_N, stretch != 1, DROPOUT, PRECISION,
+            )  # fmt: skip
 
     dq_ptrs = dq_ptr + head * dq_h + rows[:, None] * dq_t + dims[None, :]
     mine_m1 = (start + tl.arange(0, BLOCK_M) < end)[:, None]
@@ -192,33 +181,20 @@ def dkdv_kernel(
         index_n = tl.load(key_index_ptr + keys)
     dk_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
     dv_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
-    full_start, full_end = edges(
-        low, tl.load(first_k_ptr + end - 1), tl.load(last_k_ptr + start), BLOCK_M
+    borders = stretches(
+        low, tl.load(first_k_ptr + end - 1), tl.load(last_k_ptr + start), high, BLOCK_M
     )
     for head in range(kv_head * GROUP, (kv_head + 1) * GROUP):
         q_head, do_head = q_ptr + head * q_h, dout_ptr + head * do_h
         lse_head, delta_head = lse_ptr + head * lse_h, delta_ptr + head * delta_h
-        for i in range(low, full_start, BLOCK_M):
-            dk_nd, dv_nd = _dkdv_step(
-                dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head, delta_head,
-                q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
-                first_head + head, query_index_ptr, threshold, dropout_factor,
-                DIM, BLOCK_M, True, DROPOUT, PRECISION,
-            )  # fmt: skip
-        for i in range(full_start, full_end, BLOCK_M):
-            dk_nd, dv_nd = _dkdv_step(
-                dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head, delta_head,
-                q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
-                first_head + head, query_index_ptr, threshold, dropout_factor,
-                DIM, BLOCK_M, False, DROPOUT, PRECISION,
-            )  # fmt: skip
-        for i in range(full_end, high, BLOCK_M):
-            dk_nd, dv_nd = _dkdv_step(
-                dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head, delta_head,
-                q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
-                first_head + head, query_index_ptr, threshold, dropout_factor,
-                DIM, BLOCK_M, True, DROPOUT, PRECISION,
-            )  # fmt: skip
+        for stretch in tl.static_range(3):
+            for i in range(borders[stretch], borders[stretch + 1], BLOCK_M):
+                dk_nd, dv_nd = _dkdv_step(
+                    dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head,
+                    delta_head, q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
+                    first_head + head, query_index_ptr, threshold, dropout_factor,
+                    DIM, BLOCK_M, stretch != 1, DROPOUT, PRECISION,
+                )  # fmt: skip
 
     dk_ptrs = dk_ptr + kv_head * dk_h + rows * dk_t + dims
     dv_ptrs = dv_ptr + kv_head * dv_h + rows * dv_t + dims

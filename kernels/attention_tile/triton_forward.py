@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import edges, kept, row_salts
+from emu3_kernels.attention_tile.triton_masks import kept, row_salts, stretches
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -65,24 +65,16 @@ def forward_kernel(
     max_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_m = tl.zeros([BLOCK_M], tl.float32)
     acc_md = tl.zeros([BLOCK_M, DIM], tl.float32)
-    full_start, full_end = edges(
-        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), BLOCK_N
+    borders = stretches(
+        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N
     )
-    for j in range(low, full_start, BLOCK_N):
-        acc_md, max_m, sum_m = _step(
-            acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-            scale_log2, salts_m, key_index_ptr, threshold, DIM, BLOCK_N, True, DROPOUT, PRECISION,
-        )  # fmt: skip
-    for j in range(full_start, full_end, BLOCK_N):
-        acc_md, max_m, sum_m = _step(
-            acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-            scale_log2, salts_m, key_index_ptr, threshold, DIM, BLOCK_N, False, DROPOUT, PRECISION,
-        )  # fmt: skip
-    for j in range(full_end, high, BLOCK_N):
-        acc_md, max_m, sum_m = _step(
-            acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-            scale_log2, salts_m, key_index_ptr, threshold, DIM, BLOCK_N, True, DROPOUT, PRECISION,
-        )  # fmt: skip
+    for stretch in tl.static_range(3):
+        for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
+            acc_md, max_m, sum_m = _step(
+                acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
+                scale_log2, salts_m, key_index_ptr, threshold,
+                DIM, BLOCK_N, stretch != 1, DROPOUT, PRECISION,
+            )  # fmt: skip
 
     nothing_m = sum_m == 0.0
     sum_m = tl.where(nothing_m, 1.0, sum_m)

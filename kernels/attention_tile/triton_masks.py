@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the hash of dropout, and loops split at the mask's edges."""
+"""What the Triton kernels share: the hash of dropout, and loops split where the mask begins to matter."""
 
 import triton
 import triton.language as tl
@@ -30,7 +30,7 @@ def kept(salts, key_index, threshold):
 
 
 @triton.jit
-def edges(low, full_low, full_high, BLOCK: tl.constexpr):
-    """Where whole blocks begin and end that need no mask, counted from low in steps of BLOCK."""
+def stretches(low, full_low, full_high, high, BLOCK: tl.constexpr):
+    """Borders of three loops in steps of BLOCK: masked, whole blocks that need no mask, masked."""
     start = low + tl.cdiv(full_low - low, BLOCK) * BLOCK
-    return start, start + tl.maximum(full_high - start, 0) // BLOCK * BLOCK
+    return low, start, start + tl.maximum(full_high - start, 0) // BLOCK * BLOCK, high
