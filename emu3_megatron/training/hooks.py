@@ -70,8 +70,7 @@ class LogMetrics(Hook):
         self.skipped = 0
 
     def before_training(self, step: int) -> None:
-        if self.mesh.is_first:
-            self.writers = open_writers(self.recipe, step)
+        on_first_rank(lambda: self.writers.extend(open_writers(self.recipe, step)))
         self.start_clocks(step)
 
     def start_clocks(self, step: int) -> None:

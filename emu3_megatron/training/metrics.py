@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -110,18 +112,31 @@ class Writer:
 
 
 class JsonLines(Writer):
-    """`metrics.jsonl`. Rows past the step that a run resumes from are dropped."""
+    """`metrics.jsonl`. Rows past the step that a run resumes from are dropped.
+
+    Rows that a full disk does not take are kept until it does.
+    """
 
     def __init__(self, path: Path, resumed_step: int):
         lines = path.read_text().splitlines() if path.exists() else []
         with replacing(path) as beside:
             kept = (line for line in lines if _step_of(line) <= resumed_step)
             beside.write_text("".join(f"{line}\n" for line in kept))
-        self.file = path.open("a")
+        self.file = path.open("ab", buffering=0)
+        self.kept = b""
 
     def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        self.kept += (json.dumps(row) + "\n").encode()
+        end = self.file.seek(0, os.SEEK_END)
+        try:
+            written = self.file.write(self.kept)
+        except OSError as error:
+            print(f"{self.file.name}: {error.strerror}; its rows are kept", file=sys.stderr)
+            written = 0
+        if written == len(self.kept):
+            self.kept = b""
+        else:
+            self.file.truncate(end)  # no half rows
 
     def close(self) -> None:
         self.file.close()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import sys
 import time
 
@@ -90,6 +91,25 @@ def test_a_row_that_a_killed_run_left_unfinished_is_dropped(tmp_path):
     JsonLines(path, resumed_step=2).close()
 
     assert steps_in(path) == [1]
+
+
+def test_rows_that_a_full_disk_does_not_take_are_written_when_it_does(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonLines(path, resumed_step=0)
+    writer.write(row(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for room in (7, 0):  # half a row, none
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, hard))
+            writer.write(row(2 if room else 3))
+            assert steps_in(path) == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    writer.write(row(4))
+
+    assert steps_in(path) == [1, 2, 3, 4]
+    assert "metrics.jsonl: File too large; its rows are kept" in capsys.readouterr().err
 
 
 # Rows
