@@ -88,6 +88,7 @@ def _orders(blocks: Blocks, ranks: int) -> Iterator[np.ndarray]:
         yield held_cn
     if not balanced:
         yield swap(blocks, peel(blocks, ranks), enough, limit=8 * ranks)
+        yield swap(blocks, _dealt(blocks, ranks), enough, limit=ranks)
 
 
 def _plain_orders(number: int, ranks: int) -> Iterator[np.ndarray]:
@@ -96,6 +97,13 @@ def _plain_orders(number: int, ranks: int) -> Iterator[np.ndarray]:
     if number % (2 * ranks) == 0:
         chunks = np.arange(number).reshape(2 * ranks, -1)
         yield np.concatenate([chunks[:ranks], chunks[ranks:][::-1]], axis=1)
+
+
+def _dealt(blocks: Blocks, ranks: int) -> np.ndarray:
+    """By work, heaviest first, to and fro over the ranks: even, but documents are scattered."""
+    order_nc = np.argsort(-blocks.work, kind="stable").reshape(-1, ranks)
+    order_nc[1::2] = order_nc[1::2, ::-1]
+    return np.sort(order_nc.T, axis=1)
 
 
 def _allowed(blocks: Blocks, ranks: int, percent: int) -> int:

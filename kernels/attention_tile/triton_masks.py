@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the hash of dropout, and loops split where the mask begins to matter."""
+"""What the Triton kernels share: the hash of dropout, and loops split by where masks matter."""
 
 import triton
 import triton.language as tl

@@ -48,6 +48,13 @@ def test_full_packs_are_balanced(kind, ranks):
         assert Balance.of(boundaries, order_cs).work_max_over_mean <= 1.02
 
 
+@pytest.mark.parametrize("ranks", [32, 64])
+@pytest.mark.parametrize("kind", ["video", "fitted"])
+def test_many_ranks_are_balanced_too(kind, ranks):
+    for boundaries in simulated_packs(kind, 2):
+        assert Balance.of(boundaries, dispatch(boundaries, ranks)).work_max_over_mean <= 1.02
+
+
 @pytest.mark.parametrize(("kind", "most"), [("image", 0.20), ("mixed", 0.75), ("text", 0.30)])
 def test_ranks_exchange_a_part_of_the_ring(kind, most):
     for boundaries in simulated_packs(kind, 4):
