@@ -71,9 +71,7 @@ def dq_kernel(
     v_ptr += head // GROUP * v_h
 
     dq_md = tl.zeros([BLOCK_M, DIM], tl.float32)
-    borders = stretches(
-        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N
-    )
+    borders = stretches(low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N)
     for stretch in tl.static_range(3):
         for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
             dq_md = _dq_step(

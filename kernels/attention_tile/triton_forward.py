@@ -65,9 +65,7 @@ def forward_kernel(
     max_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_m = tl.zeros([BLOCK_M], tl.float32)
     acc_md = tl.zeros([BLOCK_M, DIM], tl.float32)
-    borders = stretches(
-        low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N
-    )
+    borders = stretches(low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N)
     for stretch in tl.static_range(3):
         for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
             acc_md, max_m, sum_m = _step(
