@@ -1,5 +1,6 @@
 """How much a clip moves: mean optical flow over the shorter side."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from emu3_megatron.errors import InputError
 
 Flow = Callable[[np.ndarray, np.ndarray], float]
 """Score of two frames, uint8 [h, w, 3]: mean length of the flow / the shorter side."""
+
+
+_RAFT_SIDE = 128  # its pyramid of correlations needs it
 
 
 def flow_of(raft: Path | None, device: str) -> tuple[str, Flow]:
@@ -36,16 +40,14 @@ class _Raft:
     """RAFT (https://arxiv.org/abs/2003.12039), by torchvision."""
 
     def __init__(self, weights: Path, device: str):
-        try:
-            import torch
-            from torchvision.models.optical_flow import raft_large
+        import torch
 
-            self._network = raft_large()
-            self._network.load_state_dict(torch.load(weights, map_location="cpu"))
-        except ImportError:
-            raise InputError("clips.raft: pip install torchvision to use RAFT") from None
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{weights}: not the weights of raft_large ({error})") from None
+        self._network = _raft_large()
+        try:
+            self._network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
+        except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{weights}: not the weights of raft_large ({reason})") from None
         self._network.eval().to(device)
         self._device = device
 
@@ -58,12 +60,31 @@ class _Raft:
         return _score(flow_chw.norm(dim=0).cpu().numpy())
 
     def _tensor(self, frame_hwc: np.ndarray) -> Any:
-        """[1, 3, h, w] in [-1, 1], sides cut to multiples of 8 as RAFT wants them."""
-        import torch
+        """[1, 3, h, w] in [-1, 1], sides as RAFT wants them: multiples of 8, small ones enlarged.
 
-        height, width = (side - side % 8 for side in frame_hwc.shape[:2])
-        pixels = torch.from_numpy(frame_hwc[:height, :width].copy()).permute(2, 0, 1)
-        return (pixels.float() / 127.5 - 1).unsqueeze(0).to(self._device)
+        The score is relative, so that enlarging changes little.
+        """
+        import torch
+        from torch.nn.functional import interpolate
+
+        pixels = torch.from_numpy(frame_hwc.copy()).permute(2, 0, 1).unsqueeze(0)
+        pixels = pixels.float().to(self._device) / 127.5 - 1
+        if (side := min(pixels.shape[2:])) < _RAFT_SIDE:
+            size = [-(-length * _RAFT_SIDE // side) for length in pixels.shape[2:]]
+            pixels = interpolate(pixels, size, mode="bilinear", align_corners=False)
+        height, width = (length - length % 8 for length in pixels.shape[2:])
+        return pixels[:, :, :height, :width]
+
+
+def _raft_large() -> Any:
+    try:
+        from torchvision.models.optical_flow import raft_large
+    except (ImportError, RuntimeError) as error:  # absent, or built for another torch
+        raise InputError(
+            f"clips.raft: RAFT needs the torchvision that fits this torch ({error}); pip install "
+            "torchvision, or leave clips.raft out"
+        ) from None
+    return raft_large()
 
 
 def _score(lengths_hw: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """How good a picture looks, 0 to 10: LAION's aesthetic score by weights, or a measure of pixels."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,8 +59,11 @@ class _Aesthetic:
 
     def __init__(self, clip: Path, head: Path, device: str):
         import torch
-        from transformers import CLIPImageProcessor, CLIPModel
 
+        try:
+            from transformers import CLIPImageProcessor, CLIPModel
+        except ImportError:
+            raise InputError("quality.clip: pip install transformers to use CLIP") from None
         try:
             self._clip = CLIPModel.from_pretrained(clip, local_files_only=True).eval().to(device)
             self._processor = CLIPImageProcessor.from_pretrained(clip, local_files_only=True)
@@ -67,8 +71,14 @@ class _Aesthetic:
             layers = [
                 (weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"]) for i in (_HEAD_LAYERS)
             ]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"quality: {clip}, {head}: cannot be loaded ({error})") from None
+        except (OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"quality: {clip}, {head}: cannot be loaded ({reason})") from None
+        if (width := layers[0][0].shape[1]) != self._clip.config.projection_dim:
+            raise InputError(
+                f"quality: {head} is a head over {width} values, {clip} gives "
+                f"{self._clip.config.projection_dim}; give the CLIP it was trained on (ViT-L/14)"
+            )
         self._layers, self._device = layers, device
 
     def __call__(self, images: Sequence[Image.Image]) -> list[float]:

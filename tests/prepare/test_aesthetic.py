@@ -1,5 +1,6 @@
 """LAION's aesthetic score over a CLIP of random weights: what transformers makes of it by hand."""
 
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -65,3 +66,27 @@ def test_half_of_the_weights_is_refused(weights):
 def test_missing_weights_are_named(weights, tmp_path):
     with pytest.raises(InputError, match=r"head\.pth"):
         quality_of(QualityConfig(clip=weights[0] / "clip", head=tmp_path / "head.pth"), "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights"])
+def test_other_files_are_refused(weights, tmp_path, content):
+    (tmp_path / "other.pth").write_bytes(content)
+
+    with pytest.raises(InputError, match=r"other\.pth: cannot be loaded"):
+        quality_of(QualityConfig(clip=weights[0] / "clip", head=tmp_path / "other.pth"), "cpu")
+
+
+def test_a_head_over_another_clip_is_refused(weights, tmp_path):
+    head = torch.load(weights[0] / "head.pth")
+    head["layers.0.weight"] = torch.zeros(12, 2 * WIDTH)
+    torch.save(head, tmp_path / "wide.pth")
+
+    with pytest.raises(InputError, match=r"wide\.pth is a head over 32 values, .*clip gives 16"):
+        quality_of(QualityConfig(clip=weights[0] / "clip", head=tmp_path / "wide.pth"), "cpu")
+
+
+def test_without_transformers_it_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    with pytest.raises(InputError, match="pip install transformers"):
+        quality_of(QualityConfig(clip=tmp_path, head=tmp_path / "head.pth"), "cpu")
