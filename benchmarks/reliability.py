@@ -1,45 +1,84 @@
-"""What the guard, the votes, the watchdog and the manifest cost, on the tiny recipe.
+"""What the guard, the votes, the clocks, the watchdog and the manifest cost, on the tiny recipe.
 
-One process: a vote is the call of an all-reduce without its way over a network. A save is compared
+Over one process and over two that share the batch. Whole steps are taken in pairs, one without any
+of it and one with all that a step of a run does; the parts are timed alone. A save is compared
 with Megatron-core's own save of the same state, which hashes nothing and renames nothing.
 """
 
+import os
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from harness import Case, main
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from support.processes import _context, _free_port
 from support.tiny import VOCABULARY, make_packs
 
 from emu3_megatron import manifest, parallel
 from emu3_megatron.config import Recipe, load_recipe
-from emu3_megatron.data.batches import Batch, step_batches
+from emu3_megatron.data.batches import step_batches
 from emu3_megatron.data.packs import pack_shards
+from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.agreement import any_rank
 from emu3_megatron.training.checkpoint import _sharded_state, save_checkpoint
+from emu3_megatron.training.communication import Communication, HostClock
 from emu3_megatron.training.guard import Guard
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.replicas import drifted
 from emu3_megatron.training.samples import open_samples
+from emu3_megatron.training.signals import StopRequest
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.watchdog import Watchdog
 
+PAIRS = 8  # of steps a run
+OFTEN = 100
+LEAVE = -1
 
-def bare_step(step: TrainStep, batches: list[Batch]) -> Callable[[], Any]:
-    """A step that judges nothing and votes on nothing."""
-    judge = lambda loss, grad_norm: None
+Action = Callable[[], Any]
 
-    def run() -> None:
-        step.guard.judge, kept = judge, step.guard.judge  # type: ignore[method-assign]
+
+def step_pairs(step: TrainStep, batches: list, watchdog: Watchdog) -> Action:
+    """Seconds of a step without and with everything, one after the other, `PAIRS` times."""
+    guarded, unguarded = step.guard, type("Unguarded", (), {"judge": lambda *numbers: None})()
+    stop = StopRequest()
+
+    def bare() -> None:
+        step.guard = unguarded
         step(1, batches)
-        step.guard.judge = kept  # type: ignore[method-assign]
 
-    return run
+    def whole() -> None:
+        step.guard = guarded
+        with Communication(HostClock()) as communication:
+            watchdog.at(1, "training")
+            step(1, batches)
+            stop.was_made()
+            watchdog.at(1, "reading data")
+            communication.take_seconds()
+
+    return lambda: [(seconds(bare), seconds(whole)) for _ in range(PAIRS)]
+
+
+def seconds(action: Action) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def in_pairs(found: list[tuple[float, float]], least: float) -> dict[str, Any]:
+    bare, whole = zip(*found, strict=True)
+    return {
+        "bare_ms": 1e3 * statistics.median(bare),
+        "whole_ms": 1e3 * statistics.median(whole),
+        "overhead": statistics.median(w / b - 1 for b, w in found),
+    }
 
 
 def full_guard(recipe: Recipe) -> Guard:
@@ -53,8 +92,9 @@ def full_guard(recipe: Recipe) -> Guard:
 def megatron_save(trainable: Trainable, folder: Path) -> None:
     from megatron.core import dist_checkpointing
 
-    target = Path(tempfile.mkdtemp(dir=folder))
-    dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(target))
+    target = [tempfile.mkdtemp(dir=folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(target)
+    dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(target[0]))
 
 
 def hash_all(path: Path) -> int:
@@ -62,14 +102,16 @@ def hash_all(path: Path) -> int:
     return sum(manifest.describe(file)["bytes"] for file in path.iterdir())
 
 
-def cases(quick: bool) -> Iterator[Case]:
-    folder = Path(tempfile.mkdtemp())
-    make_packs(folder)
-    pack_shards([folder / "shard"], folder / "wide.pack", 704, vocabulary=VOCABULARY)
-    source = f"data.sources=[{{pack: {folder / 'wide.pack'}}}]"
-    codes = f"model.codes={VOCABULARY.num_codes}"
-    recipe = load_recipe(Recipe, "stage1-tiny-cpu", [f"run.dir={folder / 'run'}", source, codes])
-    mesh = parallel.start()
+def repeat(function: Action) -> Action:
+    def run() -> None:
+        for _ in range(OFTEN):
+            function()
+
+    return run
+
+
+def actions(recipe: Recipe, mesh: Mesh, folder: Path) -> dict[tuple[str, str], Action]:
+    """What is timed, by case and implementation; every rank must do it."""
     mesh.seed(0, 0)
     vocabulary = recipe.model.vocabulary()
     trainable = build_trainable(recipe)
@@ -79,38 +121,92 @@ def cases(quick: bool) -> Iterator[Case]:
             open_samples(recipe, vocabulary),
             global_batch=recipe.batch.size,
             micro_batch=recipe.batch.micro_size,
-            data_rank=0,
-            data_size=1,
+            data_rank=mesh.data_rank,
+            data_size=mesh.data_size,
             first_step=0,
             last_step=1,
         )
     )
     watchdog = Watchdog(recipe.run.dir, mesh, recipe.run.hang_seconds)
-    watchdog.folder.mkdir(parents=True)
+    watchdog.folder.mkdir(parents=True, exist_ok=True)
     guard = full_guard(recipe)
-    often = 100
+    return {
+        (f"{PAIRS} pairs of steps", "emu3"): step_pairs(step, batches, watchdog),
+        (f"{OFTEN} judgements, window full", "emu3"): repeat(lambda: guard.judge(4.0, 1.0)),
+        (f"{OFTEN} votes on leaving", "emu3"): repeat(lambda: any_rank(False)),
+        (f"{OFTEN} votes on leaving", "clocked"): clocked(repeat(lambda: any_rank(False))),
+        (f"{OFTEN} heartbeats", "emu3"): repeat(lambda: watchdog._beat("running")),
+        ("comparing replicas", "emu3"): lambda: drifted(trainable.decoder),
+        ("a save", "megatron-core"): lambda: megatron_save(trainable, folder),
+        ("a save", "emu3"): lambda: save_checkpoint(folder / "ours", 1, trainable, recipe),
+    }
 
-    def repeat(function: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(often):
-                function()
 
-        return run
+def clocked(action: Action) -> Action:
+    def run() -> None:
+        with Communication(HostClock()):
+            action()
 
-    yield Case("a step", "without guard", bare_step(step, batches))
-    yield Case("a step", "with guard", lambda: step(1, batches))
-    yield Case(f"{often} judgements, window full", "emu3", repeat(lambda: guard.judge(4.0, 1.0)))
-    yield Case(f"{often} votes on leaving", "emu3", repeat(lambda: any_rank(False)))
-    yield Case(f"{often} heartbeats", "emu3", repeat(lambda: watchdog._beat("running")))
-    yield Case("comparing replicas", "emu3", lambda: drifted(trainable.decoder))
-    ours = folder / "ours"
-    yield Case("a save", "megatron-core", lambda: megatron_save(trainable, folder))
-    yield Case("a save", "emu3", lambda: save_checkpoint(ours, 1, trainable, recipe))
+    return run
+
+
+def follow(recipe: Recipe, folder: Path, port: int) -> None:
+    """The second process: it does what the first is timed at."""
+    enter(1, port)
+    todo = list(actions(recipe, parallel.start(), folder).values())
+    while (number := tell(None)) != LEAVE:
+        todo[number]()
+    parallel.stop()
+
+
+def tell(number: int | None) -> int:
+    """The number of the action to do next, from the first process to the other."""
+    told = [number]
+    dist.broadcast_object_list(told)
+    assert told[0] is not None
+    return told[0]
+
+
+def enter(rank: int, port: int) -> None:
+    place = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+
+
+def led(number: int, action: Action) -> Action:
+    def run() -> Any:
+        tell(number)
+        return action()
+
+    return run
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    folder = Path(tempfile.mkdtemp())
+    make_packs(folder)
+    pack_shards([folder / "shard"], folder / "wide.pack", 704, vocabulary=VOCABULARY)
+    source = f"data.sources=[{{pack: {folder / 'wide.pack'}}}]"
+    given = [f"run.dir={folder / 'run'}", source, f"model.codes={VOCABULARY.num_codes}"]
+    recipe = load_recipe(Recipe, "stage1-tiny-cpu", [*given, "batch.micro_size=1"])
+    for ranks in (1, 2):
+        if ranks == 2:
+            port = _free_port()
+            other = _context.Process(target=follow, args=(recipe, folder, port))
+            other.start()
+            enter(0, port)
+        todo = actions(recipe, parallel.start(), folder)
+        for number, ((case, implementation), action) in enumerate(todo.items()):
+            run = led(number, action) if ranks == 2 else action
+            figures = {"figures": in_pairs} if "pairs" in case else {}
+            yield Case(f"{ranks} ranks: {case}", implementation, run, **figures)
+        if ranks == 2:
+            tell(LEAVE)
+            other.join()
+        parallel.stop()
     yield Case(
         "hashing what a save wrote",
         "emu3",
-        lambda: hash_all(ours / "step-00000001"),
-        lambda size, seconds: {"bytes": size, "gigabytes_per_second": size / seconds / 1e9},
+        lambda: hash_all(folder / "ours" / "step-00000001"),
+        lambda size, least: {"bytes": size, "gigabytes_per_second": size / least / 1e9},
     )
 
 

@@ -27,6 +27,7 @@ def main() -> None:
     ]
     (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n")
     dispatch_section()
+    reliability_section()
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -97,9 +98,10 @@ def _head_and_loss() -> str:
         "([linear-cross-entropy.md](linear-cross-entropy.md)). Peak memory is above what was held "
         "before; the error is the larger of the two gradients', relative to fp64; `products` are "
         "the three matrix products alone. Targets on a CPU, at v 151,936: a quarter of torch's "
-        "memory, 1.1 x its time. On a GPU: not measured."
+        "memory, 1.1 x its time."
     )
-    return "\n\n".join(["## Head and loss", _where(result), text, _timings(result["rows"])])
+    parts = ["## Head and loss", _where(result), text, _timings(result["rows"])]
+    return "\n\n".join([*parts, *_on_a_gpu("linear_cross_entropy")])
 
 
 def _attention() -> str:
@@ -110,9 +112,19 @@ def _attention() -> str:
         "([attention-tiles.md](attention-tiles.md)) and of the ring "
         "([context-parallel.md](context-parallel.md), with errors and dispatch). `torch` is "
         "its attention under a dense mask. In `ring` rows emu3 is one rank of eight, which does an "
-        "eighth of the one call's work. On a GPU: not measured."
+        "eighth of the one call's work."
     )
-    return "\n\n".join(["## Attention", _where(result), text, _timings(rows)])
+    parts = ["## Attention", _where(result), text, _timings(rows)]
+    return "\n\n".join([*parts, *_on_a_gpu("ring_attention")])
+
+
+def _on_a_gpu(name: str) -> list[str]:
+    """What `make gpu` measured, where its results are there; dispatch is no work of a GPU."""
+    if not (RESULTS / f"{name}_gpu.json").exists():
+        return ["On a GPU: not measured."]
+    result = _load(f"{name}_gpu")
+    rows = [row for row in result["rows"] if not row["case"].startswith("dispatch/")]
+    return [_where(result), _timings(rows)]
 
 
 def _timings(rows: Sequence[dict[str, Any]]) -> str:
@@ -135,12 +147,55 @@ def _timing(row: dict[str, Any]) -> list[str]:
 
 def dispatch_section() -> None:
     """Rewrite the measured table in docs/context-parallel.md."""
-    path = ROOT / "docs" / "context-parallel.md"
-    begin, end = "<!-- dispatch table -->", "<!-- end of dispatch table -->"
+    _replace("context-parallel", "dispatch table", _dispatch())
+
+
+def reliability_section() -> None:
+    """Rewrite the measured table in docs/reliability.md."""
+    _replace("reliability", "cost table", _reliability())
+
+
+def _replace(document: str, name: str, table: str) -> None:
+    path = ROOT / "docs" / f"{document}.md"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = path.read_text().partition(begin)
     after = rest.partition(end)[2]
-    table = "\n\n".join([begin, _dispatch(), end])
-    path.write_text(before + table + after)
+    path.write_text(before + "\n\n".join([begin, table, end]) + after)
+
+
+# Part of a run: how many of it a timed case does, and every how many steps the tiny recipe does it.
+_PARTS = {
+    "pairs of steps": (1, 1),
+    "judgements, window full": (100, 1),
+    "votes on leaving": (100, 1),
+    "comparing replicas": (1, 100),
+    "a save": (1, 120),
+}
+
+
+def _reliability() -> str:
+    result = _load("reliability")
+    lines = []
+    for row in result["rows"]:
+        ranks, _, case = row["case"].partition(" ranks: ")
+        part = next((name for name in _PARTS if case.endswith(name)), None)
+        if part is None:
+            continue
+        times, every = _PARTS[part]
+        if "overhead" in row:
+            step = row["bare_ms"]
+            took = f"{step:,.0f} ms bare, {row['whole_ms']:,.0f} ms with all"
+            lines.append([ranks, "a step", "", took, "every step", f"{row['overhead']:+.2%}"])
+            continue
+        one = row["median_ms"] / times
+        share = f"{one / every / step:.3%}"
+        lines.append([ranks, part, row["implementation"], f"{one:,.3g} ms", _every(every), share])
+    heads = ["ranks", "what", "implementation", "median", "when", "share of a step"]
+    return "\n\n".join([_where(result), _table(heads, lines)])
+
+
+def _every(steps: int) -> str:
+    return "every step" if steps == 1 else f"every {steps} steps"
 
 
 def _dispatch() -> str:

@@ -1,6 +1,7 @@
 """How long a rank stands still in collectives."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -68,10 +69,15 @@ class Communication:
     It holds what a rank stands still for: sending, receiving, and waiting for ranks that come late.
     What runs beside computation counts only as far as it is waited for. Torch has a hook for this
     on NCCL alone, so its calls are wrapped, and bare again afterwards.
+
+    Attributes:
+        is_on: whether it counts now; a step of the 8B model has ten thousand collectives, whose
+            marks are too dear for every step.
     """
 
     def __init__(self, clock: Clock):
         self.clock = clock
+        self.is_on = True
         self._spans: list[tuple[Any, Any]] = []
         self._bare: list[tuple[type, str, Any]] = []
 
@@ -89,13 +95,17 @@ class Communication:
         self._bare.clear()
 
     def take_seconds(self) -> float:
-        """Seconds since the last call."""
+        """Seconds since the last call; NaN if it does not count."""
+        if not self.is_on:
+            return math.nan
         spans, self._spans = self._spans, []
         return sum(self.clock.seconds(begin, end) for begin, end in spans)
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def timed(*arguments: Any, **settings: Any) -> Any:
+            if not self.is_on:
+                return call(*arguments, **settings)
             begin = self.clock.mark()
             try:
                 return call(*arguments, **settings)

@@ -78,11 +78,18 @@ class LogMetrics(Hook):
         self.throughput.start(step)
         self.waited.take_seconds()
         self.communication.take_seconds()
+        self.communication.is_on = self._is_due(step + 1)
 
     def after_step(self, step: int, result: StepResult, is_last: bool) -> None:
         self.skipped += result.trouble is not None
-        if step % self.recipe.run.log_every and not (is_last or validates(self.recipe, step)):
-            return
+        if is_last or self._is_due(step):
+            self._log(step, result)
+        self.communication.is_on = self._is_due(step + 1)
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.recipe.run.log_every == 0 or validates(self.recipe, step)
+
+    def _log(self, step: int, result: StepResult) -> None:
         row: dict[str, Any] = {
             "step": step,
             "loss": result.totals.loss,
@@ -104,10 +111,10 @@ class LogMetrics(Hook):
 
     def _measure(self, step: int) -> dict[str, float]:
         """Rates, and of all ranks the greatest times and memory; times are those of one step."""
-        steps = step - self.throughput.step
-        data, communication = self.waited.take_seconds(), self.communication.take_seconds()
+        data = self.waited.take_seconds() / (step - self.throughput.step)
+        communication = self.communication.take_seconds()
         data, most, least, memory = greatest_of_ranks(
-            data / steps, communication / steps, -communication / steps, peak_memory() / 1e9
+            data, communication, -communication, peak_memory() / 1e9
         )
         return {
             **self.throughput.measure(step),
