@@ -49,28 +49,38 @@ def make_shards(
         unit: what the sizes of tasks count.
 
     Raises:
-        InputError: no document came of it, or a task failed.
+        InputError: no document came of it, or a task failed; or with `strict`, something was
+            skipped, by this run or by one before it.
     """
     folder = workspace.out / "shards"
     key = digest(settings, workspace.recipe.shard_bytes, [task.out.name for task in tasks])
     if (done := workspace.finished(kind, key)) is not None:
         made = Made(**done)
+        _refuse_skipped(workspace, made.skipped)
         if all(is_whole(folder / name) for name in made.shards):
             return made
     workspace.run(make, tasks, f"{kind}: tokens/{unit}")
     parts = summarise(task.out for task in tasks)
+    skipped = [line for part in parts for line in part.skipped]
+    _refuse_skipped(workspace, skipped)
     shards = plan_shards(folder, kind, digest(settings), parts, workspace.recipe.shard_bytes)
     if not shards:
-        raise InputError(f"{kind}: nothing to write, every item was set aside")
+        first = f"; the first: {skipped[0]}" if skipped else ""
+        raise InputError(f"{kind}: nothing to write, every item was set aside{first}")
     _write_shards(workspace, kind, folder, shards, vocabulary)
     made = Made(
         shards=[shard.prefix.name for shard in shards],
         documents=sum(int(part.kept.sum()) for part in parts),
         duplicates=sum(int((~part.kept).sum()) for part in parts),
-        skipped=[line for part in parts for line in part.skipped],
+        skipped=skipped,
     )
     workspace.finish(kind, key, asdict(made))
     return made
+
+
+def _refuse_skipped(workspace: Workspace, skipped: Sequence[str]) -> None:
+    if workspace.recipe.strict and skipped:
+        raise InputError(f"{skipped[0]}; mend or remove it")
 
 
 def _write_shards(

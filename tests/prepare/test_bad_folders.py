@@ -1,0 +1,90 @@
+"""Folders that hold nothing usable, and disks that are full: one line, and nothing half-written."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.recipe import PrepareRecipe
+from emu3_megatron.prepare.road import prepare
+
+
+@pytest.fixture
+def recipe(tmp_path, tokenizer):
+    """A function that makes a recipe of one kind over the folder `source`."""
+    (tmp_path / "source").mkdir()
+    tokenizer.save(tmp_path / "tokenizer")
+
+    def make(kind, out=tmp_path / "out", **values):
+        section = {"source": tmp_path / "source"}
+        if kind == "text":
+            section["range_bytes"] = 20_000
+        base = {"out": out, "model": "emu3-tiny", "tokenizer": tmp_path / "tokenizer"}
+        run = {"engine": "local"}
+        return PrepareRecipe.model_validate(
+            {**base, kind: section, "packs": [], "run": run, **values}
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["images", "clips", "text"])
+def test_an_empty_folder_is_named(recipe, tmp_path, kind):
+    (tmp_path / "source" / "notes.md").write_text("of no kind that is read")
+
+    with pytest.raises(InputError, match=str(tmp_path / "source")):
+        prepare(recipe(kind), [kind])
+
+    assert not (tmp_path / "out" / "shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reason"),
+    [
+        ("images", "a.png", "not a readable image"),
+        ("clips", "a.mp4", "not a readable video"),
+        ("text", "a.jsonl", "not JSON"),
+    ],
+)
+def test_strict_names_what_cannot_be_read(recipe, tmp_path, kind, name, reason):
+    (tmp_path / "source" / name).write_bytes(b"neither photo, video nor JSON")
+
+    with pytest.raises(InputError, match="every item was set aside"):
+        prepare(recipe(kind), [kind])
+    with pytest.raises(InputError, match=rf"{name}.*{reason}.*; mend or remove it"):
+        prepare(recipe(kind, strict=True), [kind])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own; a function makes it another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a disk wants root")
+    yield (
+        folder,
+        lambda size: subprocess.run(
+            ["mount", "-o", f"remount,size={size}", str(folder)], check=True
+        ),
+    )
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="no mount")
+def test_a_disk_that_fills_up_stops_the_run_and_nothing_is_lost(recipe, tmp_path, small_disk):
+    folder, resize = small_disk
+    texts = (json.dumps({"text": f"line {i} " + "and words " * 10}) for i in range(2000))
+    (tmp_path / "source" / "a.jsonl").write_text("\n".join(texts))
+
+    with pytest.raises(InputError, match="No space left on device; free some space"):
+        prepare(recipe("text", folder / "out"), ["text"])
+    assert list(folder.rglob("*.tmp")) == []
+    assert not list(folder.rglob("*.idx"))
+    resize("16m")
+
+    again = prepare(recipe("text", folder / "out"), ["text"])
+    assert again == prepare(recipe("text"), ["text"])
