@@ -172,6 +172,7 @@ def start_ray(config: RunConfig) -> None:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
     if config.address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
     try:
@@ -200,7 +201,7 @@ def start_ray(config: RunConfig) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _check_somebody_listens(address: str) -> None:
