@@ -7,6 +7,7 @@ import argparse
 import ctypes
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
             wall, result = _timed(case)
             walls.append(wall)
             cpus.append(time.process_time() - cpu)
-        figures = case.figures(result, min(cpus))
+        figures = case.figures(result, min(walls if _on_gpu(case) else cpus))
     except Exception as error:
         return {**row, "reason": f"{type(error).__name__}: {error}"[:300]}
     return {
@@ -93,9 +94,13 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     }
 
 
+def _on_gpu(case: Case) -> bool:
+    return case.tensors and torch.cuda.is_available()
+
+
 def _timed(case: Case) -> tuple[float, Any]:
     """Seconds of one run, and what it returned."""
-    if case.tensors and torch.cuda.is_available():
+    if _on_gpu(case):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         result = case.run()
@@ -160,6 +165,8 @@ def _cpu() -> str:
 
 def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
     return done.stdout.strip()
 

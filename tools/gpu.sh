@@ -58,7 +58,10 @@ part() {
 }
 
 part build 90 make csrc build/gpu/sanitized
-part tests 180 "$python" -m pytest -q -m gpu tests/gpu
+# A process each: after an illegal access nothing else runs in the same one.
+for file in tests/gpu/test_*.py; do
+  part "$(basename "$file" .py)" 120 "$python" -m pytest -q -m gpu "$file"
+done
 for tool in memcheck racecheck; do
   part $tool 60 compute-sanitizer --tool $tool --error-exitcode 1 build/gpu/sanitized
 done

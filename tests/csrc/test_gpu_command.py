@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "gpu.sh"
-PARTS = ["build", "tests", "memcheck", "racecheck", "linear_cross_entropy", "ring_attention"]
+TESTS = ["test_one", "test_two"]
+PARTS = ["build", *TESTS, "memcheck", "racecheck", "linear_cross_entropy", "ring_attention"]
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The script in a folder of its own; every tool it calls prints its arguments and succeeds."""
-    (tmp_path / "tools").mkdir()
+    for folder in ("tools", "tests/gpu"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in TESTS:
+        (tmp_path / "tests" / "gpu" / f"{name}.py").touch()
     shutil.copy(SCRIPT, tmp_path / "tools")
     for tool in ("python", "make", "compute-sanitizer"):
         stand_in(tmp_path, tool, "exit 0")
@@ -57,7 +61,8 @@ def test_correctness_comes_before_timings(checkout: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [line[4:] for line in done.stdout.splitlines() if line.startswith("===")] == PARTS
     assert "make csrc" in (checkout / "out" / "build.log").read_text()
-    assert "-m pytest -q -m gpu tests/gpu" in (checkout / "out" / "tests.log").read_text()
+    command = "-m pytest -q -m gpu tests/gpu/test_two.py"
+    assert command in (checkout / "out" / "test_two.log").read_text()
     assert "--tool racecheck" in (checkout / "out" / "racecheck.log").read_text()
     assert "linear_cross_entropy_gpu.json" in done.stdout
 
