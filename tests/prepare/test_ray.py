@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -38,16 +40,17 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_died_is_not_waited_for(tmp_path):
-    (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # as `ray start` leaves it
+def test_a_cluster_that_died_is_not_waited_for():
     code = (
         "from emu3_megatron.prepare.engine import start_ray\n"
         "from emu3_megatron.prepare.recipe import RunConfig\n"
         "start_ray(RunConfig())"
     )
-    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path)}
+    with tempfile.TemporaryDirectory() as folder:  # sockets want a shorter path than tmp_path
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        environment = {**os.environ, "RAY_TMPDIR": folder}
 
-    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=100)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=100)
 
     assert done.returncode == 0
