@@ -28,6 +28,7 @@ def main() -> None:
     (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n")
     dispatch_section()
     reliability_section()
+    preparing_section()
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -155,6 +156,11 @@ def reliability_section() -> None:
     _replace("reliability", "cost table", _reliability())
 
 
+def preparing_section() -> None:
+    """Rewrite the measured tables in docs/data.md."""
+    _replace("data", "preparing table", _preparing())
+
+
 def _replace(document: str, name: str, table: str) -> None:
     path = ROOT / "docs" / f"{document}.md"
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -196,6 +202,30 @@ def _reliability() -> str:
 
 def _every(steps: int) -> str:
     return "every step" if steps == 1 else f"every {steps} steps"
+
+
+def _preparing() -> str:
+    result = _load("preparing")
+    heads = ["what", "implementation", "a second", "a core's second", "ms min / median / max"]
+    rates = [_rates(row) for row in result["rows"] if "amount" in row]
+    peaks = [
+        [row["case"], f"{row['peak_bytes'] / 1e6:,.0f}"]
+        for row in result["rows"]
+        if row["case"].startswith("peak")
+    ]
+    return "\n\n".join([_where(result), _table(heads, rates), _table(["what", "MB"], peaks)])
+
+
+def _rates(row: dict[str, Any]) -> list[str]:
+    amount, unit = row["amount"], row["unit"]
+    alone = row["workers"] == 1  # else the work is done where this process's clock does not run
+    return [
+        row["case"],
+        row["implementation"],
+        f"{amount / row['min_ms'] * 1e3:,.1f} {unit}",
+        f"{amount / row['cpu_min_ms'] * 1e3:,.1f} {unit}" if alone else "",
+        " / ".join(f"{row[f'{name}_ms']:,.0f}" for name in ("min", "median", "max")),
+    ]
 
 
 def _dispatch() -> str:
