@@ -23,13 +23,9 @@ from emu3_megatron.training.checkpoint import (
 from emu3_megatron.training.drift import check_drift
 from emu3_megatron.training.hooks import (
     CompareReplicas,
-    DrawSamples,
     Hook,
-    LogMetrics,
     PassOverBadSteps,
-    Sampler,
     SaveCheckpoints,
-    Validate,
 )
 from emu3_megatron.training.metrics import Waited
 from emu3_megatron.training.optimizer import Trainable, build_trainable
@@ -38,6 +34,7 @@ from emu3_megatron.training.samples import open_samples
 from emu3_megatron.training.saving import TRACKER
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.validation import Validation
+from emu3_megatron.training.watching import DrawSamples, LogMetrics, Sampler, Validate
 
 
 def train(recipe: Recipe, sampler: Sampler | None = None, accept: bool = False) -> None:

@@ -8,9 +8,10 @@ import pytest
 from support.faults import Job, events, latest, losses, run_job
 from support.tiny import make_packs
 
-from emu3_megatron.training.hooks import DrawSamples, SaveCheckpoints
+from emu3_megatron.training.hooks import SaveCheckpoints
 from emu3_megatron.training.status import status
 from emu3_megatron.training.step import TrainStep
+from emu3_megatron.training.watching import DrawSamples
 
 
 def once_in(owner, name, step_of, step, action):
