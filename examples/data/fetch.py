@@ -24,16 +24,19 @@ def main() -> None:
     out = Path(sys.argv[1])
     unpacked = out / "packages"
     unpacked.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", "--quiet", *PACKAGES], cwd=unpacked, check=True)
+    # A root's apt would rather be `_apt`, and complains that it cannot write here then.
+    download = ["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", *PACKAGES]
+    subprocess.run(download, cwd=unpacked, check=True)
     for package in unpacked.glob("*.deb"):
         subprocess.run(["dpkg-deb", "--extract", package, unpacked], check=True)
-    stamps(unpacked / "usr/share/tuxpaint/stamps", out)
     handbooks(unpacked / "usr/share/doc/debian-handbook/html", out / "text")
     clip(out / "clips")
+    stamps(unpacked / "usr/share/tuxpaint/stamps", out)
     shutil.rmtree(unpacked)
 
 
 def stamps(source: Path, out: Path) -> None:
+    """Images first: who finds captions.jsonl finds everything."""
     rows = []
     for image in sorted(source.rglob("*.png")):
         if not (file := image.with_suffix(".txt")).is_file():

@@ -2,7 +2,7 @@
 # Debian's stamps and handbooks and a clip: from files to packs, and a page to look at.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[ -d runs/data/stamps ] || python examples/data/fetch.py runs/data
+[ -f runs/data/captions.jsonl ] || python examples/data/fetch.py runs/data
 emu3 tokenizer train tokenizer-tiny-cpu data.images=runs/data/stamps data.clips=null --out runs/data/tokenizer
 emu3 prepare all examples/data/recipe.yaml "$@"
 emu3 check runs/data/prepared --deep
