@@ -16,9 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
@@ -40,6 +38,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.decoder import Decoder, transformer_config
+from emu3_megatron.training.saving import write_common
 
 Place: TypeAlias = ShardedTensor | ShardedTensorFactory
 
@@ -70,8 +69,7 @@ class Frame:
 
     def write(self, folder: Path, parameter: Callable[[str], Tensor]) -> None:
         """Write a checkpoint of these parameters into `folder`; each is asked for once."""
-        TorchCommonSaveStrategy("torch", 1).save_common({}, str(folder))
-        save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+        write_common(folder, {})
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, thread_count=1)
         planner = _OneByOne(self, parameter)
         dcp.save({}, storage_writer=writer, planner=planner)

@@ -5,16 +5,18 @@ leaves the others waiting: here whatever touches a disk is done by a writer or b
 and all ranks hear of it.
 """
 
+import inspect
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from emu3_megatron import manifest
@@ -92,8 +94,17 @@ def request_save(
         on_first_rank(lambda: _prepare(target, common))
     except (OSError, InputError) as error:
         raise SaveError(f"{target}: not saved: {_reason(error)}") from None
-    planned = _Plan().async_save(sharded, str(target.with_name(f".{target.name}.tmp")))
+    planned = _Plan().plan(sharded, target.with_name(f".{target.name}.tmp"))
     return PendingSave(step, target, BackgroundWriter(planned.writer), planned.finish, about)
+
+
+def write_common(folder: Path, common: dict[str, Any]) -> None:
+    """Write what is not sharded, and Megatron's mark of a distributed checkpoint.
+
+    In the form of Megatron-core 0.16, which newer ones read too.
+    """
+    torch.save(common, folder / COMMON_STATE_FNAME)
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 
 def move_tracker(target: Path) -> None:
@@ -114,7 +125,16 @@ class _Plan(TorchDistSaveShardedStrategy):
     def __init__(self) -> None:
         super().__init__("torch_dist", 1, thread_count=1)
 
-    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> _Planned:
+    def plan(self, sharded: dict[str, Any], folder: Path) -> _Planned:
+        """Agree with the other ranks; all must call."""
+        # Newer versions of Megatron-core would take NVIDIA's resiliency extension.
+        takes = inspect.signature(self.async_save).parameters
+        own = {"async_strategy": "mcore"} if "async_strategy" in takes else {}
+        return self.async_save(sharded, str(folder), **own)
+
+    def _get_save_and_finalize_callbacks(
+        self, writer: Any, planned: Any, *strategy: str
+    ) -> _Planned:
         index = planned[1]
 
         def finish(results: list[list[Any]]) -> None:
@@ -130,8 +150,7 @@ def _prepare(target: Path, common: dict[str, Any]) -> None:
     beside = target.with_name(f".{target.name}.tmp")
     beside.mkdir(parents=True)
     try:
-        TorchCommonSaveStrategy("torch", 1).save_common(common, str(beside))
-        save_config(CheckpointingConfig("torch_dist", 1), str(beside))
+        write_common(beside, common)
     except RuntimeError as error:  # how torch.save says that a write failed
         raise SaveError(_reason(error)) from None
 
