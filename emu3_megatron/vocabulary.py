@@ -110,8 +110,10 @@ class QwenEncoding:
 
     def encode(self, text: str) -> list[int]:
         text = unicodedata.normalize("NFC", text)
-        pieces = (text[i : i + _LONGEST_PIECE] for i in range(0, len(text), _LONGEST_PIECE))
-        return [token for piece in pieces for token in self._bpe.encode_ordinary(piece)]
+        ids: list[int] = []
+        for i in range(0, len(text), _LONGEST_PIECE):
+            ids += self._bpe.encode_ordinary(text[i : i + _LONGEST_PIECE])
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._bpe.decode(list(ids), errors="replace")
