@@ -1,5 +1,6 @@
 """The trainable whole: decoder, gradient buffers, AdamW and its schedule, all Megatron's."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from emu3_megatron.config import Recipe
 from emu3_megatron.model import Decoder, build_decoder
+
+_RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,9 @@ def load_states(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
         {name: value for name, value in group.items() if name not in ("params", "step")}
         for group in optimizer.param_groups
     ]
+    for saved in _saved_groups(state):
+        # Megatron-core 0.19 looks for the group of the same rates, which the recipe may change.
+        saved.update({name: settings[0][name] for name in _RATES if name in settings[0]})
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
@@ -147,6 +153,14 @@ def load_states(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
             # The distributed optimizer hands all parameters one tensor, which torch would then
             # increment once for each of them.
             states["step"] = states["step"].clone()
+
+
+def _saved_groups(state: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    for name, value in state.items():
+        if name == "param_groups":
+            yield from value
+        elif isinstance(value, dict):
+            yield from _saved_groups(value)
 
 
 def _torch_adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:

@@ -31,13 +31,22 @@ def test_what_is_learned_may_not_change_unasked(resumed):
 
 
 def test_an_accepted_learning_rate_is_the_one_that_steps_are_taken_at(resumed, recipe):
-    end = resumed(accept=True, run={"steps": 10}, optimizer={"lr": 3e-2})
+    changed = {"lr": 3e-2, "weight_decay": 0.2}
+    end = resumed(accept=True, run={"steps": 10}, optimizer=changed)
 
     assert end.code == 0, end.said
     assert "recipe changed: optimizer.lr: 0.01 → 0.03" in end.said
     rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
     before, after = rows[7]["lr"], rows[8]["lr"]
     assert after > before
+
+
+def test_the_distributed_optimizer_takes_a_new_learning_rate_too(recipe):
+    distributed = {"parallel": {"distributed_optimizer": True}, "precision": "bf16"}
+    run_job(recipe(run={"steps": 2}, **distributed))
+    (end,) = run_job(recipe(run={"steps": 3}, optimizer={"lr": 3e-2}, **distributed), accept=True)
+
+    assert end.code == 0, end.said
 
 
 def test_how_fast_it_goes_may_change(resumed):
