@@ -36,7 +36,7 @@ VOCABULARY = Vocabulary.emu3()
 
 def cases(quick: bool) -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as folder:
-        yield from text(Path(folder), 10**6 if quick else 4 * 10**7)
+        yield from text(Path(folder), 10**6 if quick else 12 * 10**7)
         yield from packed_write(Path(folder), 400 if quick else 8000)
         yield from photos(Path(folder), 8 if quick else 128)
         yield from shots()
