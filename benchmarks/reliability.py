@@ -46,7 +46,11 @@ Action = Callable[[], Any]
 
 
 def step_pairs(step: TrainStep, batches: list, watchdog: Watchdog) -> Action:
-    """Seconds of a step without and with everything, one after the other, `PAIRS` times."""
+    """Seconds of a step without and with everything, one after the other, `PAIRS` times more.
+
+    It returns the pairs of all its runs but the first, which warms up.
+    """
+    found: list[tuple[float, float]] = []
     guarded, unguarded = step.guard, type("Unguarded", (), {"judge": lambda *numbers: None})()
     stop = StopRequest()
 
@@ -69,7 +73,11 @@ def step_pairs(step: TrainStep, batches: list, watchdog: Watchdog) -> Action:
             return seconds(bare), took
         return seconds(bare), seconds(whole)
 
-    return lambda: [pair(number) for number in range(PAIRS)]
+    def run() -> list[tuple[float, float]]:
+        found.extend(pair(number) for number in range(PAIRS))
+        return found[PAIRS:]
+
+    return run
 
 
 def seconds(action: Action) -> float:
@@ -80,10 +88,16 @@ def seconds(action: Action) -> float:
 
 def in_pairs(found: list[tuple[float, float]], least: float) -> dict[str, Any]:
     bare, whole = zip(*found, strict=True)
+    shares = sorted(w / b - 1 for b, w in found)
+    # Order statistics between which the median lies with 95%.
+    middle, half = len(shares) / 2, 0.98 * len(shares) ** 0.5
     return {
         "bare_ms": 1e3 * statistics.median(bare),
         "whole_ms": 1e3 * statistics.median(whole),
-        "overhead": statistics.median(w / b - 1 for b, w in found),
+        "overhead": statistics.median(shares),
+        "overhead_low": shares[max(0, int(middle - half))],
+        "overhead_high": shares[min(len(shares) - 1, int(middle + half))],
+        "pairs": len(shares),
     }
 
 

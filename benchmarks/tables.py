@@ -191,7 +191,8 @@ def _reliability() -> str:
         if "overhead" in row:
             step = row["bare_ms"]
             took = f"{step:,.0f} ms bare, {row['whole_ms']:,.0f} ms with all"
-            lines.append([ranks, "a step", "", took, "every step", f"{row['overhead']:+.2%}"])
+            share = f"{row['overhead']:+.2%} ({row['overhead_low']:+.2%} to {row['overhead_high']:+.2%})"
+            lines.append([ranks, "a step", "", took, "every step", share])
             continue
         one = row["median_ms"] / times
         share = f"{one / every / step:.3%}"
