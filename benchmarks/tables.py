@@ -191,7 +191,7 @@ def _reliability() -> str:
         if "overhead" in row:
             step = row["bare_ms"]
             took = f"{step:,.0f} ms bare, {row['whole_ms']:,.0f} ms with all"
-            share = f"{row['overhead']:+.2%} ({row['overhead_low']:+.2%} to {row['overhead_high']:+.2%})"
+            share = "{overhead:+.2%} ({overhead_low:+.2%} to {overhead_high:+.2%})".format(**row)
             lines.append([ranks, "a step", "", took, "every step", share])
             continue
         one = row["median_ms"] / times
