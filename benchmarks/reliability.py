@@ -155,7 +155,7 @@ def actions(recipe: Recipe, mesh: Mesh, folder: Path) -> dict[tuple[str, str], A
         (f"{OFTEN} judgements, window full", "emu3"): repeat(lambda: guard.judge(4.0, 1.0)),
         (f"{OFTEN} votes on leaving", "emu3"): repeat(lambda: any_rank(False)),
         (f"{OFTEN} votes on leaving", "clocked"): clocked(repeat(lambda: any_rank(False))),
-        (f"{OFTEN} heartbeats", "emu3"): repeat(lambda: watchdog._beat("running")),
+        (f"{OFTEN} heartbeats", "emu3"): repeat(lambda: watchdog._beat()),
         ("comparing replicas", "emu3"): lambda: drifted(trainable.decoder),
         ("a save", "megatron-core"): lambda: megatron_save(trainable, folder),
         ("a save", "emu3"): lambda: save_checkpoint(folder / "ours", 1, trainable, recipe),

@@ -30,6 +30,8 @@ def diagnosis(beats: list[dict[str, Any]]) -> str:
     A rank that never beat is late, or one that no longer beats; else one behind in steps; else one
     that is in no collective while others are in one.
     """
+    if not beats:
+        return "no rank's heartbeat can be read"
     unseen = sorted(set(range(beats[0]["ranks"])) - {beat["rank"] for beat in beats})
     if unseen:
         ranks = ", ".join(str(rank) for rank in unseen[:8])

@@ -1,8 +1,10 @@
-"""A thread beside every rank: it writes down where the rank is, and ends a run that hangs.
+"""Threads beside every rank: they write down where the rank is, and end a run that hangs.
 
 Heartbeats are files, `RUN/ranks/00003.json`: they outlive the rank, need no collective, and are
 what `emu3 status` reads. A rank without progress for the limit writes the stacks of its threads,
 finds out from all heartbeats which rank is late, says so and leaves; its launcher ends the rest.
+What holds the threads up too, a file system that hangs or a call that keeps Python's lock, is ended
+by a timer that needs neither.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 from emu3_megatron.errors import HUNG, InputError
 from emu3_megatron.parallel import Mesh
@@ -44,8 +47,13 @@ class Watchdog:
         self.on_beat = on_beat
         self.interval = min(limit / _BEATS_A_LIMIT, 10.0)
         self._main = threading.get_ident()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # Apart: a file system that hangs must not hold up the one that looks at the clock.
+        self._threads = [
+            threading.Thread(target=self._beat_on, name="heartbeat", daemon=True),
+            threading.Thread(target=self._watch, name="watchdog", daemon=True),
+        ]
         self._ended = threading.Event()
+        self._state = "running"
         self._place = {
             "rank": mesh.rank,
             "ranks": mesh.size,
@@ -60,8 +68,10 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._beat("running")
-        self._thread.start()
+        self._beat()
+        _leave_after(self.limit)
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -71,8 +81,11 @@ class Watchdog:
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join()
-        self._beat("left")
+        for thread in self._threads:
+            thread.join()
+        self._state = "left"
+        self._beat()
+        faulthandler.cancel_dump_traceback_later()
         if isinstance(error, InputError) and self._progress[0] == 0:
             self._path.unlink()  # a run that was refused leaves nothing
 
@@ -80,19 +93,23 @@ class Watchdog:
         """Note progress: a phase of a step begins."""
         self._progress = (step, phase, time.monotonic())
 
-    def _watch(self) -> None:
+    def _beat_on(self) -> None:
         while not self._ended.wait(self.interval):
-            self._beat("running")
+            self._beat()
             with contextlib.suppress(OSError):
                 self.on_beat()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.interval):
+            _leave_after(self.limit)  # unless this thread comes by again
             if time.monotonic() - self._progress[2] > self.limit:
                 self._end_the_hang()
 
-    def _beat(self, state: str) -> None:
+    def _beat(self) -> None:
         step, phase, since = self._progress
         beat = {
             **self._place,
-            "state": state,
+            "state": self._state,
             "step": step,
             "phase": phase,
             "for_seconds": round(time.monotonic() - since, 1),
@@ -105,16 +122,28 @@ class Watchdog:
         except OSError as error:
             print(f"{self._path}: {error.strerror}", file=sys.stderr)
 
-    def _end_the_hang(self) -> None:
+    def _end_the_hang(self) -> NoReturn:
+        _leave_after(4 * self.interval)
+        try:
+            words = self._find_the_late()
+        except Exception as error:  # a full disk is no reason to stay
+            words = f"which rank is late is not known: {error}"
+        message = f"emu3: rank {self._place['rank']}: no progress for {self.limit:.0f} seconds"
+        print(f"{message}: {words}", file=sys.stderr, flush=True)
+        os._exit(HUNG)
+
+    def _find_the_late(self) -> str:
         stacks = self._path.with_suffix(".stacks.txt")
         with stacks.open("w") as file:
             faulthandler.dump_traceback(file=file, all_threads=True)
-        self._beat("hanging")
-        time.sleep(2 * self.interval)  # until the others have written theirs
-        words = diagnosis(read_heartbeats(self.folder.parent))
-        message = f"no progress for {self.limit:.0f} seconds: {words}; stacks: {stacks}"
-        print(f"emu3: rank {self._place['rank']}: {message}", file=sys.stderr, flush=True)
-        os._exit(HUNG)
+        self._state = "hanging"
+        time.sleep(2 * self.interval)  # until the heartbeats of all have been written
+        return f"{diagnosis(read_heartbeats(self.folder.parent))}; stacks: {stacks}"
+
+
+def _leave_after(seconds: float) -> None:
+    """End the process with its stacks on the screen and status 1, unless called again by then."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
 
 
 def where_is(frame: FrameType | None) -> dict[str, str | None]:

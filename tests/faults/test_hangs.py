@@ -1,13 +1,20 @@
 """A rank stops, and nobody in the job would ever say so."""
 
+import ctypes
 import os
+import shutil
 import signal
+import time
 from types import SimpleNamespace
 
+import pytest
+import torch
 from support.faults import Job
+from support.processes import _context
 
+from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.heartbeats import diagnosis, read_heartbeats
-from emu3_megatron.training.watchdog import where_is
+from emu3_megatron.training.watchdog import Watchdog, where_is
 
 
 def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
@@ -26,6 +33,46 @@ def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
     assert "silent for " in line
     stacks = (ranks / "00000.stacks.txt").read_text()
     assert "training/loop.py" in stacks
+
+
+def sleep_with_pythons_lock(watchdog):
+    ctypes.PyDLL(None).sleep(60)
+
+
+def sleep_on_a_file_system_that_hangs(watchdog):
+    watchdog._beat = lambda: time.sleep(60)
+    time.sleep(60)
+
+
+def sleep_on_a_folder_that_is_gone(watchdog):
+    shutil.rmtree(watchdog.folder)
+    time.sleep(60)
+
+
+def hang(how, folder):
+    with (folder / "said").open("w") as file:
+        os.dup2(file.fileno(), 2)
+        with Watchdog(folder, Mesh(*(0, 1) * 4, torch.device("cpu")), limit=0.6) as watchdog:
+            how(watchdog)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        (sleep_with_pythons_lock, 1, "in sleep_with_pythons_lock"),
+        (sleep_on_a_file_system_that_hangs, 77, "no progress for 1 seconds: rank 0 "),
+        (sleep_on_a_folder_that_is_gone, 77, "no progress for 1 seconds: which rank is late is"),
+    ],
+)
+def test_nothing_that_holds_up_the_watchdog_too_keeps_a_hang_alive(how, code, words, tmp_path):
+    process = _context.Process(target=hang, args=(how, tmp_path))
+    process.start()
+    process.join(20)
+    ended = process.exitcode
+    process.kill()
+
+    assert ended == code, (tmp_path / "said").read_text()
+    assert words in (tmp_path / "said").read_text()
 
 
 def beat(rank, step, collective=None, age=0.0, ranks=2):
