@@ -93,122 +93,48 @@ def _tokenizer(verbs: argparse._SubParsersAction) -> None:
     train.set_defaults(run=run)
 
 
+_PREPARED = {
+    "images": "photos: scores, captions, codes, shards, packs",
+    "clips": "videos: shots, scores, captions, codes, shards, packs",
+    "text": ".jsonl, .parquet and .txt: tokens, each text once, shards, packs",
+    "all": "everything that a recipe names",
+}
+
+
 def _prepare(verbs: argparse._SubParsersAction) -> None:
-    verb = verbs.add_parser("prepare", help="photos, clips and text to token shards")
+    verb = verbs.add_parser("prepare", help="photos, clips and text to token shards and packs")
     kinds = verb.add_subparsers(title="kinds", required=True, metavar="KIND")
-    _prepare_images(kinds)
-    _prepare_clips(kinds)
-    _prepare_text(kinds)
-    every = kinds.add_parser("all", help="everything that a recipe names, and its packs")
-    _recipe_arguments(every)
-
-    def run(parsed: argparse.Namespace) -> None:
-        from emu3_megatron import verbs
-
-        verbs.prepare_recipe(parsed.recipe, parsed.overrides, None)
-
-    every.set_defaults(run=run)
+    for kind, what in _PREPARED.items():
+        _prepare_kind(kinds, kind, what)
 
 
-def _prepare_images(kinds: argparse._SubParsersAction) -> None:
-    verb = kinds.add_parser("images", help="photos, each with a .txt caption of the same name")
-    _prepare_arguments(verb)
-    _tokenizer_arguments(verb)
+def _prepare_kind(kinds: argparse._SubParsersAction, kind: str, what: str) -> None:
+    verb = kinds.add_parser(kind, help=what)
     verb.add_argument(
-        "--understanding",
-        type=_share,
-        default=0.0,
-        metavar="SHARE",
-        help="share of photos written once more with the caption behind the image (default: 0)",
+        "recipe", nargs="?", help="a YAML file, or the name of a shipped recipe (default: none)"
+    )
+    _overrides_argument(verb)
+    flags = {"out": verb.add_argument("--out", metavar="FOLDER", help="to make; `out`")}
+    if kind != "all":
+        source = verb.add_argument("--source", metavar="FOLDER", help=f"to read; `{kind}.source`")
+        flags[f"{kind}.source"] = source
+    flags["tokenizer"] = verb.add_argument(
+        "--tokenizer", metavar="FOLDER", help="of the vision tokenizer; `tokenizer`"
+    )
+    flags["strict"] = verb.add_argument(
+        "--strict",
+        action="store_const",
+        const="true",
+        help="stop at the first item that cannot be used, instead of setting it aside; `strict`",
     )
 
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
-        if _by_recipe(parsed, "images", "source", "out", "tokenizer"):
-            return
-        verbs.prepare_images(
-            parsed.source,
-            parsed.out,
-            parsed.tokenizer,
-            verbs.preset_vocabulary(parsed.model, parsed.ranks_file),
-            area=parsed.area,
-            understanding_fraction=parsed.understanding,
-            strict=parsed.strict,
-        )
+        given = {key: getattr(parsed, flag.dest) for key, flag in flags.items()}
+        verbs.prepare(kind, parsed.recipe, parsed.overrides, given)
 
     verb.set_defaults(run=run)
-
-
-def _prepare_clips(kinds: argparse._SubParsersAction) -> None:
-    verb = kinds.add_parser("clips", help="videos, each with a .txt caption of the same name")
-    _prepare_arguments(verb)
-    _tokenizer_arguments(verb)
-    verb.add_argument("--fps", type=float, help="frames a second to take (default: the clip's)")
-    verb.add_argument("--frames", type=_positive, help="at most so many frames (default: all)")
-
-    def run(parsed: argparse.Namespace) -> None:
-        from emu3_megatron import verbs
-
-        if _by_recipe(parsed, "clips", "source", "out", "tokenizer"):
-            return
-        verbs.prepare_clips(
-            parsed.source,
-            parsed.out,
-            parsed.tokenizer,
-            verbs.preset_vocabulary(parsed.model, parsed.ranks_file),
-            area=parsed.area,
-            fps=parsed.fps,
-            num_frames=parsed.frames,
-            strict=parsed.strict,
-        )
-
-    verb.set_defaults(run=run)
-
-
-def _prepare_text(kinds: argparse._SubParsersAction) -> None:
-    verb = kinds.add_parser("text", help=".txt files, or .jsonl lines with a field `text`")
-    _prepare_arguments(verb)
-
-    def run(parsed: argparse.Namespace) -> None:
-        from emu3_megatron import verbs
-
-        if _by_recipe(parsed, "text", "source", "out"):
-            return
-        vocabulary = verbs.preset_vocabulary(parsed.model, parsed.ranks_file)
-        verbs.prepare_text(parsed.source, parsed.out, vocabulary, parsed.strict)
-
-    verb.set_defaults(run=run)
-
-
-def _prepare_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", nargs="?", help="YAML file: filters, captions, shards, packs")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], metavar="dotted.key=value", help="change the recipe"
-    )
-    verb.add_argument("--source", type=Path, help="without a recipe: folder to read, unfiltered")
-    verb.add_argument("--out", type=Path, help="without a recipe: shard to write, without suffix")
-    verb.add_argument("--model", default="emu3-8b", help="whose vocabulary (default: emu3-8b)")
-    _ranks_file_argument(verb)
-    verb.add_argument("--strict", action="store_true", help="refuse bad files, don't skip them")
-
-
-def _by_recipe(parsed: argparse.Namespace, kind: str, *required: str) -> bool:
-    """Prepare as a recipe says, if one is given; without it the flags must be there."""
-    from emu3_megatron import verbs
-
-    if parsed.recipe:
-        verbs.prepare_recipe(parsed.recipe, parsed.overrides, kind)
-        return True
-    missing = [f"--{name}" for name in required if getattr(parsed, name) is None]
-    if missing:
-        raise InputError(f"prepare {kind}: give a recipe, or {', '.join(missing)}")
-    return False
-
-
-def _tokenizer_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
-    verb.add_argument("--area", type=_positive, default=512 * 512, help="pixels (default: 262144)")
 
 
 def _pack(verbs: argparse._SubParsersAction) -> None:
@@ -260,6 +186,10 @@ def _train(verbs: argparse._SubParsersAction) -> None:
 
 def _recipe_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    _overrides_argument(verb)
+
+
+def _overrides_argument(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "overrides", nargs="*", default=[], metavar="dotted.key=value", help="change the recipe"
     )
@@ -372,16 +302,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number of 1 or more")
     return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a share, from 0 to 1")
-    return share
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from emu3_megatron.config import ModelConfig, Recipe, load_recipe
-from emu3_megatron.config.load import shipped_recipes
+from emu3_megatron.config.load import read_recipe, shipped_recipes
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.config.schema import DecoderRecipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
@@ -36,39 +38,29 @@ def train_tokenizer(name: str, overrides: list[str], out: Path) -> None:
     print(f"tokenizer: {out / 'tokenizer'}")
 
 
-def prepare_images(
-    source: Path, out: Path, tokenizer: Path, vocabulary: Vocabulary, **settings: Any
-) -> None:
-    from emu3_megatron.prepare.images import prepare_images
-    from emu3_megatron.vision.tokenizer import VisionTokenizer
+def prepare(kind: str, name: str | None, overrides: list[str], flags: dict[str, Any]) -> None:
+    """Prepare one kind of data, or all that the recipe names; and say what became of it.
 
-    print(prepare_images(source, out, VisionTokenizer.load(tokenizer), vocabulary, **settings))
-
-
-def prepare_clips(
-    source: Path, out: Path, tokenizer: Path, vocabulary: Vocabulary, **settings: Any
-) -> None:
-    from emu3_megatron.prepare.clips import prepare_clips
-    from emu3_megatron.vision.tokenizer import VisionTokenizer
-
-    print(prepare_clips(source, out, VisionTokenizer.load(tokenizer), vocabulary, **settings))
-
-
-def prepare_text(source: Path, out: Path, vocabulary: Vocabulary, strict: bool) -> None:
-    from emu3_megatron.prepare.text import prepare_text
-
-    print(prepare_text(source, out, vocabulary, strict=strict))
-
-
-def prepare_recipe(name: str, overrides: list[str], kind: str | None) -> None:
-    """Prepare one kind of a recipe's data, or all; and say what became of it."""
+    Args:
+        kind: `images`, `clips`, `text` or `all`.
+        name: of the recipe; the defaults alone without it.
+        flags: values of keys of the recipe, where they are given.
+    """
     from emu3_megatron.prepare.recipe import PrepareRecipe
 
-    recipe = load_recipe(PrepareRecipe, name, overrides)
+    if name and "=" in name:  # no recipe: the first override stands in its place
+        overrides, name = [name, *overrides], None
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    if name is None and kind == "all":
+        raise InputError("prepare all: give a recipe")
+    if name is None and None in (flags["out"], flags[f"{kind}.source"]):
+        raise InputError(f"prepare {kind}: give a recipe, or --source and --out")
+    recipe = load_recipe(PrepareRecipe, name, [*overrides, *given])
     from emu3_megatron.prepare.road import prepare, summary
 
-    for line in summary(prepare(recipe, recipe.kinds if kind is None else [kind])):  # type: ignore[list-item]
+    for line in summary(prepare(recipe, recipe.kinds if kind == "all" else [kind])):  # type: ignore[list-item]
         print(line)
+    print(f"every item and its reason: {recipe.out}/KIND.parquet; emu3 inspect data {recipe.out}")
 
 
 def inspect_data(folder: Path, page: Path, tokenizer: Path | None, samples: int) -> None:
@@ -117,12 +109,17 @@ def check(path: str | None, model: str | None, deep: bool = False) -> None:
     print(check(path, _vocabulary_of(path, model), deep=True), "(sound)")
 
 
-def _check_recipe(path: str) -> None:
-    if Path(path).name.startswith("tokenizer"):
-        load_recipe(TokenizerRecipe, path)
-    else:
-        load_recipe(Recipe, path)
-    print(f"{path}: a sound recipe")
+def _check_recipe(name: str) -> None:
+    from emu3_megatron.prepare.recipe import PrepareRecipe
+
+    values = read_recipe(name)
+    schema: type[BaseModel] = Recipe
+    if "network" in values:
+        schema = TokenizerRecipe
+    elif "out" in values:
+        schema = PrepareRecipe
+    load_recipe(schema, name)
+    print(f"{name}: a sound recipe")
 
 
 def _prefix(path: str) -> str:

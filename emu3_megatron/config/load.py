@@ -14,17 +14,32 @@ from emu3_megatron.errors import InputError
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def load_recipe(schema: type[Schema], name: str | Path, overrides: Sequence[str] = ()) -> Schema:
+def load_recipe(
+    schema: type[Schema], name: str | Path | None, overrides: Sequence[str] = ()
+) -> Schema:
     """Read a recipe.
 
     Args:
         schema: what the recipe must fit.
-        name: a YAML file, or the name of one that ships with the package.
+        name: a YAML file, or the name of one that ships with the package; None where overrides and
+            defaults are all there is.
         overrides: `dotted.key=value`, the value read as YAML.
 
     Raises:
         InputError: no such recipe, no such key, or a value that does not fit.
     """
+    values = {} if name is None else read_recipe(name)
+    where = "command line" if name is None else find_recipe(name)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_describe(schema, error)}") from None
+
+
+def read_recipe(name: str | Path) -> dict[str, Any]:
+    """The keys and values of a recipe, as they are written. Raises InputError."""
     path = find_recipe(name)
     try:
         values = yaml.safe_load(path.read_text())
@@ -32,12 +47,7 @@ def load_recipe(schema: type[Schema], name: str | Path, overrides: Sequence[str]
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of keys to values")
-    for override in overrides:
-        _apply(values, override)
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_describe(schema, error)}") from None
+    return values
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.vision.clips import read_clip, write_clip
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,12 @@ CLIP = Source(
 )
 
 
+_CLIP_FPS, _CLIP_FRAMES = 8.0, 16
+
+
 def lay_out(photos: Path, clips: Path, area: int) -> None:
-    """Write the photos, reduced to about `area` pixels, and the clip, each beside its caption."""
+    """Write the photos, reduced to about `area` pixels, and the clip's first two seconds, each
+    beside its caption."""
     photos.mkdir(parents=True, exist_ok=True)
     clips.mkdir(parents=True, exist_ok=True)
     for source in PHOTOS:
@@ -54,6 +59,7 @@ def lay_out(photos: Path, clips: Path, area: int) -> None:
             image.thumbnail((int(2 * area**0.5),) * 2, Image.Resampling.LANCZOS)
             image.convert("RGB").save(photos / f"{path.stem}.png")
         (photos / f"{path.stem}.txt").write_text(source.caption + "\n")
-    clip = CLIP.locate()
-    (clips / clip.name).write_bytes(clip.read_bytes())
-    (clips / f"{clip.stem}.txt").write_text(CLIP.caption + "\n")
+    path = CLIP.locate()
+    clip = read_clip(path, area=area, fps=_CLIP_FPS, num_frames=_CLIP_FRAMES)
+    write_clip(clips / path.name, clip.pixels_tchw, clip.fps)
+    (clips / f"{path.stem}.txt").write_text(CLIP.caption + "\n")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -18,7 +19,6 @@ from emu3_megatron import parallel
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.config.load import find_recipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
-from emu3_megatron.data.packs import pack_shards
 from emu3_megatron.data.store import TokenStore
 from emu3_megatron.demo.material import PHOTOS, lay_out
 from emu3_megatron.demo.report import Generated, Trained, mean_psnr, read_metrics, write_report
@@ -27,18 +27,14 @@ from emu3_megatron.files import write_json
 from emu3_megatron.generation.images import VisionPrompt, caption_images, draw
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Vision, parse
-from emu3_megatron.prepare.clips import prepare_clips
-from emu3_megatron.prepare.images import prepare_images
+from emu3_megatron.prepare.recipe import PrepareRecipe
+from emu3_megatron.prepare.road import manifest_vocabulary, prepare, summary
 from emu3_megatron.training.checkpoint import open_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vision.train import train_tokenizer
-from emu3_megatron.vocabulary import Vocabulary
 
 RECIPE = "stage1-tiny-cpu"
 AREA = 128 * 128
-CLIP_AREA = 64 * 112
-CLIP_FRAMES = 16
-CLIP_FPS = 8.0
 # The likeliest token each time: what the decoder has learnt by heart, nothing drawn by lot.
 GREEDY = SamplingSettings(guidance=1.0, temperature=0.0)
 
@@ -56,12 +52,11 @@ def run_demo(out: Path) -> None:
     _say("2/5 the vision tokenizer learns to code them")
     tokenizer = _train_tokenizer(out)
     _say("3/5 photos and clip become documents, shards and packs")
-    vocabulary = Vocabulary.tiny(tokenizer.network.codebook_size)
-    _prepare(out, tokenizer, vocabulary)
+    data = _prepare(out)
     _say("4/5 the decoder learns the packs: torchrun, 2 processes, stopped halfway and resumed")
-    recipe = _train_decoder(out, vocabulary)
+    recipe = _train_decoder(out, data)
     _say("5/5 images from captions, a caption from an image, a clip from its beginning")
-    made = _generate(out, tokenizer, vocabulary, recipe)
+    made = _generate(out, data, recipe)
     summary = _summary(out, tokenizer, made)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_json(out / "summary.json", summary)
@@ -80,48 +75,36 @@ def _train_tokenizer(out: Path) -> VisionTokenizer:
     return train_tokenizer(recipe, out / "tokenizer-run")
 
 
-def _prepare(out: Path, tokenizer: VisionTokenizer, vocabulary: Vocabulary) -> None:
-    counts = prepare_images(
-        out / "photos",
-        out / "data" / "images",
-        tokenizer,
-        vocabulary,
-        area=AREA,
-        understanding_fraction=1.0,
-        strict=True,
-    )
-    print(counts)
-    counts = prepare_clips(
-        out / "clips",
-        out / "data" / "clips",
-        tokenizer,
-        vocabulary,
-        area=CLIP_AREA,
-        fps=CLIP_FPS,
-        num_frames=CLIP_FRAMES,
-        strict=True,
-    )
-    print(counts)
-    shards = [out / "data" / "images", out / "data" / "clips"]
-    context = load_recipe(Recipe, RECIPE).data.context
-    print(pack_shards(shards, out / "data" / "all.pack", context, vocabulary=vocabulary))
+def _prepare(out: Path) -> dict[str, Any]:
+    """Shards and packs in `out`/data, and their manifest."""
+    overrides = [
+        f"out={out / 'data'}",
+        f"images.source={out / 'photos'}",
+        f"clips.source={out / 'clips'}",
+        f"tokenizer={out / 'tokenizer-run' / 'tokenizer'}",
+        "strict=true",
+    ]
+    recipe = load_recipe(PrepareRecipe, "prepare-tiny-cpu", overrides)
+    manifest = prepare(recipe, recipe.kinds)
+    print("\n".join(summary(manifest)))
+    return manifest
 
 
-def _train_decoder(out: Path, vocabulary: Vocabulary) -> Recipe:
+def _train_decoder(out: Path, data: dict[str, Any]) -> Recipe:
     """Half of the steps, then the other half from the checkpoint, in new processes."""
-    recipe = _write_recipe(out, vocabulary)
+    recipe = _write_recipe(out, data)
     _torchrun(out, "parallel.tensor=2", f"run.stop_after={recipe.run.steps // 2}")
     _torchrun(out, "parallel.tensor=2")
     return recipe
 
 
-def _write_recipe(out: Path, vocabulary: Vocabulary) -> Recipe:
+def _write_recipe(out: Path, data: dict[str, Any]) -> Recipe:
     """The shipped tiny recipe, on this folder's data, with two of its captions to draw."""
     values = yaml.safe_load(find_recipe(RECIPE).read_text())
     values["run"]["dir"] = str(out / "decoder-run")
-    values["model"]["codes"] = vocabulary.num_codes
-    values["data"]["sources"] = [{"pack": str(out / "data" / "all.pack")}]
-    trained = _trained(out, vocabulary, "images")[:2]
+    (pack,) = (p for p in data["packs"] if p["context"] == values["data"]["context"])
+    values["data"]["sources"] = [{"pack": str(out / "data" / pack["path"])}]
+    trained = _trained(out, data, "images")[:2]
     values["sample"] = {
         "every": values["run"]["steps"] // 2,
         "tokenizer": str(out / "tokenizer-run" / "tokenizer"),
@@ -143,9 +126,11 @@ def _torchrun(out: Path, *overrides: str) -> None:
         raise InputError("the decoder's training failed; its own line is above")
 
 
-def _trained(out: Path, vocabulary: Vocabulary, shard: str) -> list[Trained]:
+def _trained(out: Path, data: dict[str, Any], kind: str) -> list[Trained]:
     """The documents that begin with their caption."""
-    store = TokenStore(out / "data" / shard, vocabulary)
+    vocabulary = manifest_vocabulary(data)
+    (shard,) = data["kinds"][kind]["shards"]
+    store = TokenStore(out / "data" / "shards" / shard["name"], vocabulary)
     documents = [parse(vocabulary, store.document(i).tokens) for i in range(len(store))]
     return [
         Trained(parts[0], parts[1])
@@ -154,19 +139,18 @@ def _trained(out: Path, vocabulary: Vocabulary, shard: str) -> list[Trained]:
     ]
 
 
-def _generate(
-    out: Path, tokenizer: VisionTokenizer, vocabulary: Vocabulary, recipe: Recipe
-) -> Generated:
+def _generate(out: Path, data: dict[str, Any], recipe: Recipe) -> Generated:
     """Everything greedy, from the last checkpoint, on one process."""
+    vocabulary = manifest_vocabulary(data)
     mesh = parallel.start()
     mesh.seed(recipe.run.seed, 0)
     decoder, _ = open_decoder(out / "decoder-run", mesh)
-    images = _trained(out, vocabulary, "images")
+    images = _trained(out, data, "images")
     prompts = [VisionPrompt(t.caption, t.vision.meta) for t in images]
     drawn = draw(decoder, vocabulary, prompts, GREEDY, progress=True)
     codes = [t.vision.codes[0] for t in images]
     captions = caption_images(decoder, vocabulary, codes, GREEDY, max_tokens=80)
-    clip = _trained(out, vocabulary, "clips")[0]
+    clip = _trained(out, data, "clips")[0]
     beginning = clip.vision.codes[: clip.vision.meta.frames // 2]
     prompt = VisionPrompt(clip.caption, clip.vision.meta, first_frames=beginning)
     continued = draw(decoder, vocabulary, [prompt], GREEDY)[0]

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.duplicates import content_hash
-from emu3_megatron.prepare.writing import check_tokenizer
 from emu3_megatron.vision.images import resize_to_area, to_pixels
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ class Coder:
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, device: str):
         self._tokenizer = VisionTokenizer.load(folder).to(device)
-        check_tokenizer(self._tokenizer, vocabulary)
+        refuse_other_codes(self._tokenizer.network, vocabulary)
         self._device = device
 
     def images(self, images: Sequence[Image.Image], area: int) -> list[np.ndarray]:
@@ -57,10 +57,17 @@ class Coder:
         return encoded.squeeze(0).cpu().numpy()
 
 
-def tokenizer_hash(folder: Path | None) -> str:
+def refuse_other_codes(network: TokenizerNetwork, vocabulary: Vocabulary) -> None:
+    """Raises InputError when the tokenizer has other codes than the vocabulary."""
+    if network.codebook_size != vocabulary.num_codes:
+        raise InputError(
+            f"tokenizer: it has {network.codebook_size:,} codes, the model's vocabulary "
+            f"{vocabulary.num_codes:,}; use the tokenizer that belongs to the model"
+        )
+
+
+def tokenizer_hash(folder: Path) -> str:
     """Hash of the tokenizer's files. Raises InputError when there are none."""
-    if folder is None:
-        raise InputError("tokenizer: name the folder of the vision tokenizer")
     try:
         return content_hash(
             b"".join((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))

@@ -18,7 +18,7 @@ from emu3_megatron.prepare.clip_road import (
     decide_clips,
     score_clips,
 )
-from emu3_megatron.prepare.codes import tokenizer_hash
+from emu3_megatron.prepare.codes import refuse_other_codes, tokenizer_hash
 from emu3_megatron.prepare.engine import Stage, line_of
 from emu3_megatron.prepare.image_road import (
     EncodeImages,
@@ -32,6 +32,7 @@ from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text_road import text_tasks, tokenise
 from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
+from emu3_megatron.vision.tokenizer import read_network
 from emu3_megatron.vocabulary import Vocabulary
 
 _CLIPS_A_TASK = 4  # a clip is a hundred times an image
@@ -50,14 +51,25 @@ def prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
         InputError: nothing usable; or with `strict` something that is not; or what a task could not
             do. What was finished stays.
     """
-    for kind in kinds:
-        if getattr(recipe, kind) is None:
-            raise InputError(f"the recipe has no section {kind}")
+    _refuse_unready(recipe, kinds)
     try:
         with only_run(recipe.out):
             return _prepare(recipe, kinds)
     except OSError as error:
         raise InputError(line_of(error)) from None
+
+
+def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
+    """What all items need is looked at before the first of them is."""
+    for kind in kinds:
+        if getattr(recipe, kind) is None:
+            raise InputError(f"the recipe has no section {kind}")
+    vocabulary = vocabulary_of(recipe)
+    vocabulary.encode("a")  # reads the ranks
+    if set(kinds) - {"text"}:
+        if recipe.tokenizer is None:
+            raise InputError("tokenizer: name the folder of the vision tokenizer")
+        refuse_other_codes(read_network(recipe.tokenizer / "config.json"), vocabulary)
 
 
 def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
@@ -143,6 +155,7 @@ def _encode(
     refuse_unusable(rows, recipe.strict)
     refuse_nothing(kind, rows)
     vocabulary = vocabulary_of(recipe)
+    assert recipe.tokenizer is not None, "refused at the beginning"
     tokenizer = tokenizer_hash(recipe.tokenizer)
     settings = {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
     tasks = encode_tasks(workspace, kind, rows, digest(settings), items)

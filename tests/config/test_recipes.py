@@ -7,6 +7,7 @@ from emu3_megatron.config import ModelConfig, Recipe, load_recipe
 from emu3_megatron.config.load import shipped_recipes
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.recipe import PrepareRecipe
 
 SOUND = {
     "run": {"dir": "run", "steps": 10},
@@ -34,7 +35,8 @@ def load(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipes_load(name):
-    load_recipe(TokenizerRecipe if name.startswith("tokenizer") else Recipe, name)
+    schemas = {"tokenizer": TokenizerRecipe, "prepare": PrepareRecipe}
+    load_recipe(schemas.get(name.partition("-")[0], Recipe), name)
 
 
 @pytest.mark.parametrize(
