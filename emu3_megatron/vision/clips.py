@@ -60,12 +60,13 @@ def read_clip(
     return Clip(torch.stack(frames), rate)
 
 
-def clip_seconds(path: str | Path) -> float:
-    """How long the clip says it is. Raises InputError like `read_clip`."""
+def last_frame_time(path: str | Path) -> float:
+    """Seconds at which the last frame begins, by what the clip says. Raises like `read_clip`."""
     with _opened(path) as (container, stream):
+        seconds = (container.duration or 0) / av.time_base
         if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        return (container.duration or 0) / av.time_base
+            seconds = float(stream.duration * stream.time_base)
+        return seconds - 1 / float(stream.average_rate or 1)
 
 
 @contextmanager

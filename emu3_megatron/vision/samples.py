@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from emu3_megatron.config.tokenizer import TokenizerData
 from emu3_megatron.errors import InputError
-from emu3_megatron.vision.clips import CLIP_SUFFIXES, clip_seconds, read_clip
+from emu3_megatron.vision.clips import CLIP_SUFFIXES, last_frame_time, read_clip
 from emu3_megatron.vision.images import IMAGE_SUFFIXES, load_image, resize_to_area, to_pixels
 
 _KEPT = 256  # decoded photos and pieces of clips in memory: a small folder is decoded once
@@ -55,8 +55,8 @@ class Samples(Dataset[Tensor | Broken]):
         return _crop(pixels.float().div(127.5).sub(1), self.data.crop, draw)
 
     def _clip(self, path: Path, draw: torch.Generator) -> Tensor:
-        seconds = self.data.clip_frames / self.data.clip_fps
-        windows = max(1, int(clip_seconds(path) / seconds))
+        frames = int(last_frame_time(path) * self.data.clip_fps + 0.01) + 1  # rounded times
+        windows = max(1, frames // self.data.clip_frames)
         window = int(torch.randint(windows, (), generator=draw))
         return _window(path, self.data.area, self.data.clip_frames, self.data.clip_fps, window)
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.vision.clips import clip_seconds, read_clip, write_clip
+from emu3_megatron.vision.clips import last_frame_time, read_clip, write_clip
 from emu3_megatron.vision.images import (
     load_image,
     resize_to_area,
@@ -79,7 +79,7 @@ def test_clip_written_and_read(clip_path):
     assert clip.pixels_tchw.shape == (20, 3, 48, 64)
     brightness = clip.pixels_tchw.mean((1, 2, 3))
     torch.testing.assert_close(brightness, torch.linspace(-0.9, 0.9, 20), atol=0.05, rtol=0)
-    assert clip_seconds(clip_path) == pytest.approx(2)
+    assert last_frame_time(clip_path) == pytest.approx(1.9)
 
 
 def test_clip_at_another_rate_and_start(clip_path):

@@ -106,10 +106,11 @@ def test_training_goes_on_from_a_tokenizer(trained, photos, tmp_path):
     assert reached == pytest.approx(reconstruction_psnr(tokenizer, photos), abs=0.5)
 
 
-def test_clips_are_trained_on(photos, tmp_path):
+@pytest.mark.parametrize("clip_fps", [8, 12])
+def test_clips_are_trained_on_to_their_last_frame(photos, tmp_path, clip_fps):
     write_clip(tmp_path / "clips" / "clip.mp4", torch.rand(8, 3, 32, 32), fps=8)
     data = {"images": photos, "clips": tmp_path / "clips", "area": 1024, "crop": 16}
-    data |= {"clip_share": 0.5, "clip_frames": 4, "clip_fps": 8}
+    data |= {"clip_share": 0.5, "clip_frames": 4, "clip_fps": clip_fps}
     samples = Samples(recipe(photos, data=data).data, seed=0, length=20)
     shapes = {tuple(samples[i].shape) for i in range(len(samples))}
     assert shapes == {(3, 16, 16), (4, 3, 16, 16)}
