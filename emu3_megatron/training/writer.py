@@ -46,21 +46,26 @@ class Written:
 class BackgroundWriter:
     """Writes a writer's buckets; the tensors are as they were when this was made.
 
-    The forked process sees a copy of host memory, so only GPU tensors are copied beforehand.
+    The forked process sees a copy of host memory, so only GPU tensors are copied beforehand: into
+    pinned memory, which it shares with this one, so that it must not be used again before the end.
     """
 
     def __init__(self, writer: FileSystemWriterAsync):
         buckets = writer.preload_tensors(writer.write_buckets, non_blocking=True)
+        self._held = [tensor for bucket in buckets for _, tensor in bucket[2][1]]
         transforms = [writer.transforms] if hasattr(writer, "transforms") else []
         context = multiprocessing.get_context("fork")
         self._answer, theirs = context.Pipe(duplex=False)
         self._process = context.Process(
             target=_write, args=(transforms, buckets, theirs, os.getpid()), name="checkpoint writer"
         )
-        self._process.start()
+        try:
+            self._process.start()
+        except OSError as error:  # no memory for one more process
+            theirs.send(Written([], {}, f"no process to write it: {error.strerror}"))
         theirs.close()
         # A rank that fails must not wait for a write that nobody will commit.
-        self._kill_at_exit = Finalize(None, self._process.kill, exitpriority=10)
+        self._kill_at_exit = Finalize(None, self._end, exitpriority=10)
 
     def is_done(self) -> bool:
         """Whether it has finished, failed or died."""
@@ -74,9 +79,15 @@ class BackgroundWriter:
             self._process.join()
             code = self._process.exitcode
             written = Written([], {}, f"the process that wrote it died (exit code {code})")
-        self._process.join()
+        self._end()
         self._kill_at_exit.cancel()
         return written
+
+    def _end(self) -> None:
+        """End the process, which has said what it had to say."""
+        if self._process.pid:
+            self._process.kill()
+            self._process.join()
 
 
 def _write(transforms: list[Any], buckets: list[Any], answer: Any, parent: int) -> None:

@@ -1,5 +1,6 @@
 """A job dies, or its disk does, while a checkpoint is being written."""
 
+import errno
 import os
 import signal
 import time
@@ -143,6 +144,32 @@ def writer_of_step_4_dies() -> None:
 
     writer._write = once
     writer.BackgroundWriter.__init__ = counted
+
+
+def rank_1_has_no_memory_for_a_writer_of_step_4() -> None:
+    if os.environ["RANK"] == "0":
+        return
+    fork = os.fork
+
+    def refuse() -> int:
+        os.fork = fork
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    os.fork = refuse
+
+
+def test_a_writer_that_cannot_be_started_on_one_rank_is_reported_and_the_save_is_tried_again(
+    recipe,
+):
+    ends = run_job(
+        recipe(run={"save_every": 4}), ranks=2, fault=rank_1_has_no_memory_for_a_writer_of_step_4
+    )
+    folder = recipe().run.dir
+
+    assert [end.code for end in ends] == [0, 0], ends[0].said
+    assert "rank 1: no process to write it: Cannot allocate memory" in ends[0].said
+    assert 4 not in steps_of(folder)
+    assert latest(folder) == 8
 
 
 def test_requested_and_durable_are_told_apart(recipe):
