@@ -151,19 +151,23 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard(Writer):
-    def __init__(self, folder: Path):
+    """Event files. Those of an earlier start are hidden past the step that a run resumes from."""
+
+    def __init__(self, folder: Path, resumed_step: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError(
                 "run.tensorboard=true needs tensorboard: pip install 'emu3-megatron[tracking]'"
             ) from None
-        self.writer = SummaryWriter(str(folder))
+        # Without a step to purge from, TensorBoard would show steps that were taken anew twice.
+        self.writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "step":
                 self.writer.add_scalar(name, value, row["step"])
+        self.writer.flush()  # a run that is killed keeps its last rows
 
     def show(self, step: int, images: Mapping[str, Path]) -> None:
         for caption, path in images.items():
@@ -234,7 +238,7 @@ def open_writers(recipe: Recipe, resumed_step: int) -> list[Writer]:
     recipe.run.dir.mkdir(parents=True, exist_ok=True)
     writers: list[Writer] = [JsonLines(recipe.run.dir / "metrics.jsonl", resumed_step)]
     if recipe.run.tensorboard:
-        writers.append(TensorBoard(recipe.run.dir / "tensorboard"))
+        writers.append(TensorBoard(recipe.run.dir / "tensorboard", resumed_step))
     if recipe.run.wandb:
         writers.append(WandB(recipe))
     writers.append(ProgressLine(resumed_step, recipe.run.steps))

@@ -162,6 +162,20 @@ def test_tensorboard_reads_what_was_written(recipe, tmp_path):
     assert (image.step, image.width, image.height) == (1, 8, 4)
 
 
+def test_tensorboard_hides_the_steps_that_a_resumed_run_takes_anew(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = with_run(recipe, tensorboard=True)
+    for first, last in ((0, 4), (2, 3)):
+        _, board, _ = open_writers(recipe, first)
+        for step in range(first + 1, last + 1):
+            board.write(row(step))  # and not closed: the run is killed
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
 def test_wandb_writes_a_run_offline(recipe, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
