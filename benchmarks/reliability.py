@@ -1,4 +1,4 @@
-"""What the guard, the votes, the clocks, the watchdog and the manifest cost, on the tiny recipe.
+"""What the guard, its vote, the clocks, the watchdog and the manifest cost, on the tiny recipe.
 
 Over one process and over two that share the batch. Whole steps are taken in pairs, one without any
 of it and one with all that a step of a run does; the parts are timed alone. A save is compared
@@ -27,14 +27,12 @@ from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.data.batches import step_batches
 from emu3_megatron.data.packs import pack_shards
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.agreement import any_rank
 from emu3_megatron.training.checkpoint import _sharded_state, save_checkpoint
 from emu3_megatron.training.communication import Communication, HostClock
 from emu3_megatron.training.guard import Guard
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.replicas import drifted
 from emu3_megatron.training.samples import open_samples
-from emu3_megatron.training.signals import StopRequest
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.watchdog import Watchdog
 
@@ -51,8 +49,8 @@ def step_pairs(step: TrainStep, batches: list, watchdog: Watchdog) -> Action:
     It returns the pairs of all its runs but the first, which warms up.
     """
     found: list[tuple[float, float]] = []
-    guarded, unguarded = step.guard, type("Unguarded", (), {"judge": lambda *numbers: None})()
-    stop = StopRequest()
+    sound = lambda *numbers: (None, False)
+    guarded, unguarded = step.guard, type("Unguarded", (), {"judge": sound})()
 
     def bare() -> None:
         step.guard = unguarded
@@ -63,7 +61,6 @@ def step_pairs(step: TrainStep, batches: list, watchdog: Watchdog) -> Action:
         with Communication(HostClock()) as communication:
             watchdog.at(1, "training")
             step(1, batches)
-            stop.was_made()
             watchdog.at(1, "reading data")
             communication.take_seconds()
 
@@ -150,11 +147,11 @@ def actions(recipe: Recipe, mesh: Mesh, folder: Path) -> dict[tuple[str, str], A
     watchdog = Watchdog(recipe.run.dir, mesh, recipe.run.hang_seconds)
     watchdog.folder.mkdir(parents=True, exist_ok=True)
     guard = full_guard(recipe)
+    judge = lambda: guard.judge(4.0, 1.0)
     return {
         (f"{PAIRS} pairs of steps", "emu3"): step_pairs(step, batches, watchdog),
-        (f"{OFTEN} judgements, window full", "emu3"): repeat(lambda: guard.judge(4.0, 1.0)),
-        (f"{OFTEN} votes on leaving", "emu3"): repeat(lambda: any_rank(False)),
-        (f"{OFTEN} votes on leaving", "clocked"): clocked(repeat(lambda: any_rank(False))),
+        (f"{OFTEN} judgements, window full", "emu3"): repeat(judge),
+        (f"{OFTEN} judgements, window full", "clocked"): clocked(repeat(judge)),
         (f"{OFTEN} heartbeats", "emu3"): repeat(lambda: watchdog._beat()),
         ("comparing replicas", "emu3"): lambda: drifted(trainable.decoder),
         ("a save", "megatron-core"): lambda: megatron_save(trainable, folder),

@@ -108,6 +108,14 @@ def find_checkpoint(path: Path) -> Path:
     raise InputError(f"{path}: no checkpoint here; give a run's folder or a step-… folder")
 
 
+def tracked(folder: Path) -> Path | None:
+    """The checkpoint that the tracker of a folder names, or None without a tracker.
+
+    As the first rank sees it: a file system may show other hosts an older tracker for a while.
+    """
+    return on_first_rank(lambda: find_checkpoint(folder) if (folder / TRACKER).is_file() else None)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What the manifest says: step, recipe, vocabulary, files and what else was given."""
     return manifest.read(path)
@@ -162,7 +170,9 @@ def _prune(folder: Path, keep: int) -> None:
     # What is newer than the tracker was written before a fall back, and will be written again.
     durable = sorted(path for path in folder.glob("step-*") if path.name <= latest)
     for path in durable[:-keep]:
-        shutil.rmtree(path)
+        # Not under its name while it goes; what stays of it, the next save removes.
+        gone = path.rename(path.with_name(f".{path.name}.gone.tmp"))
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _fault(path: Path) -> str | None:

@@ -45,18 +45,26 @@ class Guard:
         self.losses: deque[float] = deque(maxlen=config.window)
         self.grad_norms: deque[float] = deque(maxlen=config.window)
 
-    def judge(self, loss: float, grad_norm: float) -> Reason | None:
-        """Why this step must not be taken, or None. A vote: every rank must ask."""
+    def judge(
+        self, loss: float, grad_norm: float, told: bool = False
+    ) -> tuple[Reason | None, bool]:
+        """Why this step must not be taken, or None; and whether the run is to leave after it.
+
+        The one vote of a step: every rank must ask.
+
+        Args:
+            told: this rank was told to leave.
+        """
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         is_spike = is_finite and self._is_spike(loss, grad_norm)
-        not_finite, spike = any_rank(not is_finite, is_spike)
+        not_finite, spike, leaves = any_rank(not is_finite, is_spike, told)
         if not_finite:
-            return "not finite"
+            return "not finite", leaves
         if spike:
-            return "spike"
+            return "spike", leaves
         self.losses.append(loss)
         self.grad_norms.append(grad_norm)
-        return None
+        return None, leaves
 
     def state(self) -> dict[str, list[float]]:
         """For a checkpoint: with it a resumed run judges as the one that was stopped."""

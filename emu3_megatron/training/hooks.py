@@ -12,17 +12,17 @@ from emu3_megatron.files import write_json
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.agreement import on_first_rank
 from emu3_megatron.training.checkpoint import (
-    find_checkpoint,
     load_checkpoint,
     prune,
     request_checkpoint,
+    tracked,
     verify,
 )
 from emu3_megatron.training.events import Events
 from emu3_megatron.training.guard import Trouble
 from emu3_megatron.training.optimizer import Trainable, set_schedule
 from emu3_megatron.training.replicas import drifted
-from emu3_megatron.training.saving import TRACKER, PendingSave, SaveError
+from emu3_megatron.training.saving import PendingSave, SaveError
 from emu3_megatron.training.step import StepResult
 
 
@@ -172,9 +172,9 @@ class PassOverBadSteps(Hook):
     def _roll_back(self, step: int) -> None:
         """Weights and Adam's states of the last checkpoint; step, data and schedule go on."""
         self.saves.finish(step)
-        if not (self.saves.folder / TRACKER).is_file():
+        path = tracked(self.saves.folder)
+        if path is None:
             return
-        path = find_checkpoint(self.saves.folder)
         verify(path)
         back_to = load_checkpoint(path, self.trainable)
         set_schedule(self.trainable.schedule, step)

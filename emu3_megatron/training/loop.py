@@ -1,11 +1,12 @@
 """The training loop, of every stage."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
-from emu3_megatron.data.batches import step_batches
+from emu3_megatron.data.batches import Batch, step_batches
 from emu3_megatron.data.phases import Phase, phases_of
 from emu3_megatron.errors import REQUEUE, InputError, RunEnded
 from emu3_megatron.files import write_json
@@ -18,6 +19,7 @@ from emu3_megatron.training.checkpoint import (
     load_decoder,
     newest_sound,
     read_checkpoint,
+    tracked,
     verify,
 )
 from emu3_megatron.training.drift import check_drift
@@ -31,9 +33,9 @@ from emu3_megatron.training.metrics import Waited
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.run import Run, supervised
 from emu3_megatron.training.samples import open_samples
-from emu3_megatron.training.saving import TRACKER
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.validation import Validation
+from emu3_megatron.training.watchdog import Watchdog
 from emu3_megatron.training.watching import DrawSamples, LogMetrics, Sampler, Validate
 
 
@@ -81,28 +83,39 @@ def _train(recipe: Recipe, mesh: Mesh, run: Run, sampler: Sampler | None, accept
             workers=recipe.data.workers,
         )
     )
-    train_step = TrainStep(recipe, vocabulary, mesh, trainable)
+    train_step = TrainStep(recipe, vocabulary, mesh, trainable, run.stop)
     train_step.guard.load(about.get("guard", {}))
     hooks = _hooks(recipe, mesh, run, train_step, phases, batches, sampler)
+    if left := _loop(train_step, batches, hooks, run.watchdog, first, last):
+        run.events.add("left", left, "told to leave: saved, and ready to be started again")
+        raise RunEnded(f"{recipe.run.dir}: told to leave after step {left}", REQUEUE)
 
-    leaves = False
+
+def _loop(
+    train_step: TrainStep,
+    batches: Iterable[list[Batch]],
+    hooks: list[Hook],
+    watchdog: Watchdog,
+    first: int,
+    last: int,
+) -> int | None:
+    """Take the steps after `first` up to `last`; the step after which it was told to leave."""
+    left = None
     for hook in hooks:
         hook.before_training(first)
     for step, micro_batches in enumerate(batches, start=first + 1):
-        run.watchdog.at(step, "training")
+        watchdog.at(step, "training")
         result = train_step(step, micro_batches)
-        leaves = run.stop.was_made()
         for hook in hooks:
-            run.watchdog.at(step, hook.phase)
-            hook.after_step(step, result, is_last=leaves or step == last)
-        run.watchdog.at(step, "reading data")
-        if leaves:
+            watchdog.at(step, hook.phase)
+            hook.after_step(step, result, is_last=result.leaves or step == last)
+        watchdog.at(step, "reading data")
+        if result.leaves:
+            left = step
             break
     for hook in hooks:
         hook.after_training()
-    if leaves:
-        run.events.add("left", step, "told to leave: saved, and ready to be started again")
-        raise RunEnded(f"{recipe.run.dir}: told to leave after step {step}", REQUEUE)
+    return left
 
 
 def _hooks(
@@ -141,11 +154,7 @@ def _hooks(
 def _checkpoint(recipe: Recipe, accept: bool) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint to resume from, proven sound and of this recipe, and its manifest."""
     folder = recipe.run.dir / "checkpoints"
-    path: Path | None = None
-    if recipe.run.resume == "auto":
-        path = newest_sound(folder)
-    elif (folder / TRACKER).is_file():
-        path = find_checkpoint(folder)
+    path = newest_sound(folder) if recipe.run.resume == "auto" else tracked(folder)
     if path is None:
         return None, {}
     about = read_checkpoint(path)
@@ -161,7 +170,8 @@ def _start(recipe: Recipe) -> Path | None:
     """The checkpoint whose weights a new run starts from, proven sound and of this model."""
     if recipe.run.init_from is None:
         return None
-    path = find_checkpoint(recipe.run.init_from)
+    init_from = recipe.run.init_from
+    path = on_first_rank(lambda: find_checkpoint(init_from))
     check_model(path, read_checkpoint(path), recipe.model)
     verify(path)
     return path

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Remembers a signal until all ranks ask about it together, between two steps.
+    """Remembers a signal until all ranks ask about it together, once a step.
 
     Used as a context manager: handlers are put in place, and put back at the end. A second signal
     is no different from the first; SIGKILL is what ends a run at once. A run that ends for a reason
@@ -21,7 +21,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self._was_told = False
+        self.was_told = False  # this rank alone
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -40,8 +40,8 @@ class StopRequest:
 
     def was_made(self) -> bool:
         """Whether any rank was told to leave. A vote: every rank must ask."""
-        (told,) = any_rank(self._was_told)
+        (told,) = any_rank(self.was_told)
         return told
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._was_told = True
+        self.was_told = True

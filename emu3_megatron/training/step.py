@@ -17,6 +17,7 @@ from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.guard import Guard, Trouble
 from emu3_megatron.training.objective import Totals, global_weight
 from emu3_megatron.training.optimizer import Trainable, gradient_norm, take_step
+from emu3_megatron.training.signals import StopRequest
 from emu3_megatron.vocabulary import Vocabulary
 
 
@@ -26,18 +27,31 @@ class StepResult:
     grad_norm: float
     lr: float
     trouble: Trouble | None = None  # why the step was not taken
+    leaves: bool = False  # a rank was told to leave
 
 
 class TrainStep:
-    """Runs Megatron's schedule over a step's micro-batches."""
+    """Runs Megatron's schedule over a step's micro-batches.
 
-    def __init__(self, recipe: Recipe, vocabulary: Vocabulary, mesh: Mesh, trainable: Trainable):
+    Args:
+        stop: asked in every step whether this rank was told to leave.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        vocabulary: Vocabulary,
+        mesh: Mesh,
+        trainable: Trainable,
+        stop: StopRequest | None = None,
+    ):
         self.mesh = mesh
         self.trainable = trainable
         self.vocabulary = vocabulary
         self.z_loss = recipe.z_loss
         self.seed = recipe.run.seed
         self.guard = Guard(recipe.guard)
+        self.stop = stop or StopRequest()
         self.hops = _hops(mesh)
         self.run_schedule = get_forward_backward_func()
 
@@ -53,11 +67,12 @@ class TrainStep:
         sums = self._run(number, batches, weight)
         totals = Totals.over_ranks(sums, self.mesh)
         grad_norm = gradient_norm(optimizer)
-        bad = self.guard.judge(totals.loss, grad_norm)
+        # Before the weights move: what waits for the GPU from here on would leave it idle.
+        bad, leaves = self.guard.judge(totals.loss, grad_norm, self.stop.was_told)
         if not bad:
             take_step(optimizer, grad_norm)
         trouble = Trouble(bad, totals.loss, grad_norm, _describe(batches, sums)) if bad else None
-        return StepResult(totals, grad_norm, optimizer.param_groups[0]["lr"], trouble)
+        return StepResult(totals, grad_norm, optimizer.param_groups[0]["lr"], trouble, leaves)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> list[LinearCrossEntropy]:

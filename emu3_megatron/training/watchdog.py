@@ -143,7 +143,7 @@ class Watchdog:
 
 def _leave_after(seconds: float) -> None:
     """End the process with its stacks on the screen and status 1, unless called again by then."""
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 
 def where_is(frame: FrameType | None) -> dict[str, str | None]:

@@ -94,6 +94,10 @@ class LogMetrics(Hook):
         }
 
     def after_training(self) -> None:
+        # On all ranks together: a launcher that sees one leave gives the others little time.
+        on_first_rank(self._close)
+
+    def _close(self) -> None:
         for writer in self.writers:
             writer.close()
 
@@ -132,7 +136,10 @@ class Validate(Hook):
 
 
 class DrawSamples(Hook):
-    """Images from the recipe's captions, drawn from the live weights."""
+    """Images from the recipe's captions, drawn from the live weights.
+
+    A run that is told to leave draws none: its launcher gave it little time.
+    """
 
     phase = "sampling"
 
@@ -142,7 +149,7 @@ class DrawSamples(Hook):
 
     def after_step(self, step: int, result: StepResult, is_last: bool) -> None:
         assert self.recipe.sample is not None
-        if step % self.recipe.sample.every == 0 or is_last:
+        if not result.leaves and (step % self.recipe.sample.every == 0 or is_last):
             folder = self.recipe.run.dir / "samples" / f"step-{step:08d}"
             self.sampler(self.trainable.decoder, folder)
             prompts = enumerate(self.recipe.sample.prompts)

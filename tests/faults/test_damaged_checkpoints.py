@@ -1,9 +1,12 @@
 """A checkpoint that is not what was written is refused by name, or passed over when asked to."""
 
+import os
 import shutil
 
 import pytest
 from support.faults import latest, losses, run_job, steps_of
+
+from emu3_megatron.training import checkpoint
 
 
 def flip_a_byte(checkpoint, other):
@@ -108,3 +111,28 @@ def test_retention_never_removes_the_last_durable_checkpoint(stopped, recipe):
     assert end.code == 0, end.said
     assert steps_of(stopped.run.dir) == [5]
     assert latest(stopped.run.dir) == 5
+
+
+def test_a_checkpoint_that_is_being_removed_is_not_half_there_under_its_name(stopped, monkeypatch):
+    checkpoints = stopped.run.dir / "checkpoints"
+    monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **settings: None)  # killed before
+    checkpoint._prune(checkpoints, keep=1)
+
+    assert steps_of(stopped.run.dir) == [6]
+    assert all((gone / "manifest.json").is_file() for gone in checkpoints.glob(".step-*.tmp"))
+
+
+def rank_1_sees_an_older_tracker():
+    """As a file system with a cache may show it for a while."""
+    from emu3_megatron.training import loop
+
+    if os.environ["RANK"] == "1":
+        for module in (checkpoint, loop):
+            module.find_checkpoint = lambda folder: folder / "step-00000004"
+
+
+def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_sees(stopped, untroubled):
+    ends = run_job(stopped, ranks=2, fault=rank_1_sees_an_older_tracker)
+
+    assert [end.code for end in ends] == [0, 0], ends[0].said
+    assert losses(stopped.run.dir) == pytest.approx(losses(untroubled), rel=1e-5)

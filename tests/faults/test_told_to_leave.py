@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from support.faults import Job, events, latest, losses, run_job
@@ -132,3 +133,16 @@ def writers_take_half_a_second():
         return write_bucket(*arguments)
 
     writer._write_bucket = slow
+
+
+@pytest.mark.parametrize(("leaves", "drawn"), [(False, [1]), (True, [])])
+def test_a_run_that_is_told_to_leave_draws_no_samples_first(leaves, drawn, recipe):
+    cat = {"caption": "a cat", "height": 2, "width": 2}
+    recipe = recipe(sample={"every": 1, "tokenizer": "none", "prompts": [cat]})
+    steps = []
+    log = SimpleNamespace(show=lambda step, images: steps.append(step))
+    hook = DrawSamples(recipe, SimpleNamespace(decoder=None), lambda *arguments: None, log)
+
+    hook.after_step(1, SimpleNamespace(leaves=leaves), is_last=True)
+
+    assert steps == drawn
