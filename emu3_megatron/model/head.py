@@ -71,17 +71,11 @@ class OutputHead(ColumnParallelLinear):
         )
 
     def _main_grad(self) -> torch.Tensor | None:
-        """Megatron's buffer for the weight's gradient, where there is one to add to.
-
-        Its hook then finds the flag set and adds nothing; each step begins by taking the flag back.
-        """
+        """Megatron's buffer for the weight's gradient, where there is one to add to."""
         recording = torch.is_grad_enabled() and self.weight.requires_grad
         if not recording or self.loss_backend == "unfused":
             return None
-        main_grad_vh = getattr(self.weight, "main_grad", None)
-        if main_grad_vh is not None:
-            self.weight.grad_added_to_main_grad = True
-        return main_grad_vh
+        return getattr(self.weight, "main_grad", None)
 
     def logits(self, hidden_sbh: torch.Tensor) -> torch.Tensor:
         """Logits over the whole vocabulary, without padding: [b, s, vocab_size]."""
@@ -109,7 +103,8 @@ class OutputHead(ColumnParallelLinear):
 class _AddedElsewhere(torch.autograd.Function):
     """A weight whose gradient is added to its buffer; autograd gets a tensor of no meaning.
 
-    Megatron's hook waits for a gradient to know that the buffer is ready to be reduced.
+    Megatron's hook waits for a gradient to know that the buffer is ready to be reduced, and finds
+    by the flag that it has nothing to add; each step begins by taking the flag back.
     """
 
     @staticmethod
@@ -121,6 +116,7 @@ class _AddedElsewhere(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: None) -> torch.Tensor:  # type: ignore[override]
         assert gradient is None
+        ctx.weight.grad_added_to_main_grad = True
         return torch.empty_like(ctx.weight)
 
 

@@ -1,0 +1,82 @@
+"""The head's gradient in Megatron's buffer, and what Megatron's hooks are told of it."""
+
+import pytest
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from support.tiny import VOCABULARY
+
+from emu3_megatron.config import ModelConfig
+from emu3_megatron.model import build_decoder
+
+MODEL = ModelConfig(
+    layers=1, hidden=32, heads=4, kv_heads=2, ffn=48, text="bytes", codes=VOCABULARY.num_codes
+)
+TOKENS = 24
+
+
+@pytest.fixture
+def model(mesh):
+    """A decoder with gradient buffers that are reduced while the backward pass goes on."""
+    decoder = build_decoder(MODEL)
+    settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=True)
+    model = DistributedDataParallel(decoder.config, settings, decoder)
+    model.zero_grad_buffer()
+    return model
+
+
+@pytest.fixture
+def hidden_sbh():
+    return torch.randn(TOKENS, 1, MODEL.hidden, generator=torch.Generator().manual_seed(0))
+
+
+def loss(model, hidden_sbh, backend="auto"):
+    model.module.head.loss_backend = backend
+    labels_bs = torch.arange(TOKENS)[None] * 40
+    weights_bs = torch.tensor([1.0, 0.5, 0.0, 2.0]).repeat(TOKENS // 4)[None]
+    return model.module.head.loss(hidden_sbh, labels_bs, weights_bs, labels_bs % 3, 1e-3).loss
+
+
+def main_grad(model, hidden_sbh, backend):
+    """The head's, after two micro-batches under different scales."""
+    model.zero_grad_buffer()
+    with model.no_sync():
+        for scale in (2.0, 0.25):
+            (scale * loss(model, hidden_sbh, backend)).backward()
+    return model.module.head.weight.main_grad.clone()
+
+
+def test_megatrons_buffer_holds_what_autograd_would_have_put_there(model, hidden_sbh):
+    unfused = main_grad(model, hidden_sbh, "unfused")
+    assert not model.module.head.weight.grad_added_to_main_grad
+
+    fused = main_grad(model, hidden_sbh, "auto")
+
+    assert model.module.head.weight.grad_added_to_main_grad
+    assert model.module.head.weight.grad is None
+    assert unfused.abs().max() > 0.1
+    torch.testing.assert_close(fused, unfused, rtol=1e-5, atol=1e-6)
+
+
+def test_the_buffers_hook_learns_that_the_gradient_is_there(model, hidden_sbh, monkeypatch):
+    weight, ready = model.module.head.weight, []
+    group = model.param_to_bucket_group[weight]
+    note = lambda parameter, *_: ready.append((parameter is weight, weight.main_grad.any().item()))
+    monkeypatch.setattr(group, "register_grad_ready", note)
+
+    loss(model, hidden_sbh).backward()
+
+    assert ready == [(True, True)]
+
+
+def test_a_loss_that_nobody_follows_back_leaves_no_trace(model, hidden_sbh):
+    head = model.module.head
+    with torch.no_grad():
+        loss(model, hidden_sbh)
+    loss(model, hidden_sbh)
+
+    with model.no_sync():
+        head.logits(hidden_sbh).sum().backward()
+
+    assert not head.weight.grad_added_to_main_grad
+    expected = hidden_sbh.sum((0, 1)).expand(VOCABULARY.size, -1)
+    torch.testing.assert_close(head.weight.main_grad[: VOCABULARY.size], expected)
