@@ -75,7 +75,10 @@ def linear_cross_entropy(
         ValueError: shapes or types do not fit together, or the backend cannot take them.
     """
     exchange = exchange or NoExchange()
-    _check(hidden_nh, weight_vh, labels_n, weights_n, classes_n, exchange)
+    _check_tokens(hidden_nh, labels_n, weights_n, classes_n, exchange)
+    _check_head(hidden_nh, weight_vh, main_grad_vh, vocab_size, exchange)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; at least one token is needed")
     wide = torch.promote_types(hidden_nh.dtype, torch.float32)
     kept_n = labels_n != IGNORE
     valid_n = ~kept_n | ((labels_n >= 0) & (labels_n < vocab_size))
@@ -108,12 +111,27 @@ def linear_cross_entropy(
     )
 
 
-def _check(
+def _check_tokens(
     hidden_nh: torch.Tensor,
-    weight_vh: torch.Tensor,
     labels_n: torch.Tensor,
     weights_n: torch.Tensor,
     classes_n: torch.Tensor,
+    exchange: Exchange,
+) -> None:
+    tokens = labels_n.shape[0]
+    if {tensor.shape for tensor in (labels_n, weights_n, classes_n)} != {(tokens,)}:
+        raise ValueError("labels, weights and classes must be [n], all of one length")
+    if {labels_n.dtype, classes_n.dtype} != {torch.int64}:
+        raise ValueError(f"labels are {labels_n.dtype}, classes {classes_n.dtype}; needed: int64")
+    if hidden_nh.shape[0] * (exchange.size if exchange.tokens_divided else 1) != tokens:
+        raise ValueError(f"{hidden_nh.shape[0]} hidden states do not fit {tokens} labels")
+
+
+def _check_head(
+    hidden_nh: torch.Tensor,
+    weight_vh: torch.Tensor,
+    main_grad_vh: torch.Tensor | None,
+    vocab_size: int,
     exchange: Exchange,
 ) -> None:
     if hidden_nh.dtype != weight_vh.dtype or hidden_nh.shape[1:] != weight_vh.shape[1:]:
@@ -121,8 +139,10 @@ def _check(
             f"hidden states are {hidden_nh.dtype} {list(hidden_nh.shape)}, the head's weight "
             f"{weight_vh.dtype} {list(weight_vh.shape)}: types and second sizes must be equal"
         )
-    tokens = labels_n.shape[0]
-    if {tensor.shape for tensor in (labels_n, weights_n, classes_n)} != {(tokens,)}:
-        raise ValueError("labels, weights and classes must be [n], all of one length")
-    if hidden_nh.shape[0] * (exchange.size if exchange.tokens_divided else 1) != tokens:
-        raise ValueError(f"{hidden_nh.shape[0]} hidden states do not fit {tokens} labels")
+    rows = exchange.size * weight_vh.shape[0]
+    if rows < vocab_size:
+        raise ValueError(f"{rows} rows over all ranks do not fit a vocabulary of {vocab_size}")
+    if main_grad_vh is not None and main_grad_vh.shape != weight_vh.shape:
+        raise ValueError(
+            f"main_grad_vh is {list(main_grad_vh.shape)}, the weight {list(weight_vh.shape)}"
+        )

@@ -8,6 +8,7 @@ from emu3_kernels.linear_cross_entropy import IGNORE, backends, linear_cross_ent
 from support.heads import HeadCase, error
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 TOKENS, HIDDEN, VOCAB = 12, 6, 21
 FP64 = {"rtol": 1e-12, "atol": 1e-12}
@@ -179,6 +180,24 @@ def test_a_label_outside_the_vocabulary_is_not_overlooked(case, label):
 # What is computed when.
 
 
+def test_nothing_is_computed_twice():
+    tokens, vocabulary, hidden = 300, 1000, 16
+    case = HeadCase.random(tokens, vocabulary, hidden)
+    product = 2 * tokens * hidden * vocabulary
+
+    inputs = case.hidden.clone().requires_grad_(), case.head.clone().requires_grad_()
+    with FlopCounterMode(display=False) as forward:
+        loss = case.sums(*inputs, chunk_size=128).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    with torch.no_grad(), FlopCounterMode(display=False) as evaluation:
+        case.sums(*inputs, chunk_size=128)
+
+    assert forward.get_total_flops() == 3 * product
+    assert backward.get_total_flops() == 0
+    assert evaluation.get_total_flops() == product
+
+
 def test_backward_scales_by_what_comes(case):
     _, by_hidden, by_head = case(scale=3.0)
 
@@ -198,6 +217,16 @@ def test_a_gradient_that_nobody_wants_is_not_computed(case, frozen):
 
     expected = case.by_torch()[2 if frozen == "hidden" else 1]
     torch.testing.assert_close(wanted.grad, expected, **FP64)
+
+
+def test_a_second_derivative_is_refused(case):
+    hidden, head = case.hidden.clone().requires_grad_(), case.head
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    (first,) = torch.autograd.grad(scale * case.sums(hidden, head).loss, hidden, create_graph=True)
+
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 def test_evaluation_computes_no_gradient(case, monkeypatch):
@@ -266,11 +295,25 @@ def test_logits_exist_for_one_chunk_only():
         ({"head": torch.zeros(VOCAB, HIDDEN)}, "types and second sizes must be equal"),
         ({"weights": torch.zeros(3)}, "all of one length"),
         ({"hidden": torch.zeros(3, HIDDEN, dtype=torch.float64)}, "3 hidden states do not fit 12"),
+        ({"labels": torch.zeros(TOKENS, dtype=torch.int32)}, "labels are torch.int32"),
+        ({"vocab_size": VOCAB + 1}, "21 rows over all ranks do not fit a vocabulary of 22"),
     ],
 )
 def test_what_does_not_fit_is_refused(case, change, message):
     with pytest.raises(ValueError, match=message):
         replace(case, **change)()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"main_grad_vh": torch.zeros(VOCAB, 1)}, r"main_grad_vh is \[21, 1\]"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(case, setting, message):
+    with pytest.raises(ValueError, match=message):
+        case(**setting)
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda", "best"])

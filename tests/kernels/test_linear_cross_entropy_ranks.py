@@ -69,6 +69,31 @@ def test_processes_agree_with_one(ranks, backend, tokens_divided):
     assert_as_one_rank(results, bordered_case(rows), tokens_divided)
 
 
+def sums_before_and_after_no_tokens(backend):
+    """Of a rank, for both kinds of exchange: what no tokens give, then what tokens give."""
+    dist.init_process_group("gloo")
+    results = []
+    for tokens_divided in (False, True):
+        exchange = GroupExchange(dist.group.WORLD, tokens_divided=tokens_divided)
+        whole = bordered_case(11).padded(1)
+        for case in (whole.take(slice(0)), whole):
+            parts = call_as_rank(case, exchange, tokens_divided, backend=backend)
+            results.append([part.detach().numpy() for part in parts])
+    dist.destroy_process_group()
+    return results
+
+
+@pytest.mark.parametrize("backend", ["reference", "unfused"])
+def test_no_tokens_leave_processes_in_step(backend):
+    by_rank = run_processes(sums_before_and_after_no_tokens, 2, backend)
+
+    case = bordered_case(11)
+    for call, tokens_divided in enumerate([False, False, True, True]):
+        of_call = [results[call] for results in by_rank]
+        expected = case if call % 2 else case.take(slice(0))
+        assert_as_one_rank(of_call, expected, tokens_divided)
+
+
 @pytest.mark.parametrize("tokens_divided", [False, True], ids=["tokens whole", "tokens divided"])
 @pytest.mark.parametrize(
     ("ranks", "rows"),
