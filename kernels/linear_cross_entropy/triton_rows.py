@@ -15,9 +15,9 @@ WARPS = 8
 def _merge_block(logits, maximum, sum_exp):
     """Take a block of logits into the running maximum and the running sum of exponentials."""
     larger = tl.maximum(maximum, tl.max(logits))
-    # Before the first logit both are -inf, and their difference would be NaN.
-    before = tl.where(maximum == float("-inf"), 0.0, tl.exp(maximum - larger))
-    return larger, sum_exp * before + tl.sum(tl.exp(logits - larger))
+    # While all logits are -inf their exponentials are 0; -inf less itself would be NaN.
+    shift = tl.where(larger == float("-inf"), 0.0, larger)
+    return larger, sum_exp * tl.exp(maximum - shift) + tl.sum(tl.exp(logits - shift))
 
 
 @triton.jit

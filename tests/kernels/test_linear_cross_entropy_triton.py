@@ -71,6 +71,16 @@ def test_shares_of_the_columns_merge_to_the_whole(case):
     torch.testing.assert_close(merge(torch.stack(found)), torch.stack(wanted))
 
 
+@pytest.mark.usefixtures("block")
+def test_a_block_of_nothing_counts_nothing(case):
+    logits = case.hidden @ case.head.T
+    logits[:, :256] = -torch.inf
+
+    statistics = triton_rows.statistics(logits, case.labels)
+
+    torch.testing.assert_close(merge(statistics[None])[1], logits.logsumexp(1))
+
+
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
