@@ -7,11 +7,13 @@ import numpy as np
 from emu3_megatron.errors import InputError
 from emu3_megatron.parallel.blocks import Blocks
 from emu3_megatron.parallel.peeling import peel
+from emu3_megatron.parallel.spreading import spread
 from emu3_megatron.parallel.swaps import swap
 
 _BLOCK = 2048  # tokens; longer ones balance worse, shorter ones scatter documents over the ranks
 _LEAST_A_RANK = 8  # blocks
 _MOST_BLOCKS = 1024  # of a pack: the time to solve grows with them
+_MOST_GROUPS = 8  # of ranks, that blocks are solved for
 
 
 def dispatch(boundaries: Sequence[int] | np.ndarray, context_size: int) -> np.ndarray:
@@ -78,7 +80,7 @@ def _block_sizes(share: int, ranks: int) -> list[int]:
 
 
 def _orders(blocks: Blocks, ranks: int) -> Iterator[np.ndarray]:
-    """Candidates, blocks by rank. Few swaps suffice where a plain order is nearly balanced."""
+    """Candidates, blocks by rank, until one is even; those that exchange least come first."""
     enough = _allowed(blocks, ranks, percent=1)
     balanced = False
     for held_cn in _plain_orders(len(blocks.work), ranks):
@@ -86,9 +88,11 @@ def _orders(blocks: Blocks, ranks: int) -> Iterator[np.ndarray]:
             held_cn = swap(blocks, held_cn, enough, limit=8)
             balanced |= blocks.loads(held_cn).max() <= enough
         yield held_cn
-    if not balanced:
-        yield swap(blocks, peel(blocks, ranks), enough, limit=8 * ranks)
-        yield swap(blocks, _dealt(blocks, ranks), enough, limit=ranks)
+    for groups in range(_MOST_GROUPS, 0, -1):
+        if ranks % groups == 0 and not balanced:
+            held_cn = _by_groups(blocks, groups, ranks)
+            balanced = blocks.loads(held_cn).max() <= _allowed(blocks, ranks, percent=2)
+            yield held_cn
 
 
 def _plain_orders(number: int, ranks: int) -> Iterator[np.ndarray]:
@@ -99,11 +103,18 @@ def _plain_orders(number: int, ranks: int) -> Iterator[np.ndarray]:
         yield np.concatenate([chunks[:ranks], chunks[ranks:][::-1]], axis=1)
 
 
-def _dealt(blocks: Blocks, ranks: int) -> np.ndarray:
-    """By work, heaviest first, to and fro over the ranks: even, but documents are scattered."""
-    order_nc = np.argsort(-blocks.work, kind="stable").reshape(-1, ranks)
-    order_nc[1::2] = order_nc[1::2, ::-1]
-    return np.sort(order_nc.T, axis=1)
+def _by_groups(blocks: Blocks, groups: int, ranks: int) -> np.ndarray:
+    """Peeled for equal groups of ranks, in longer blocks, and then spread inside each group.
+
+    That a rank sees what its group sees costs little beside the time it takes to peel for many.
+    """
+    parts = ranks // groups
+    joined = max(n for n in range(1, parts + 1) if parts % n == 0 and n * blocks.size <= _BLOCK)
+    longer = blocks.joined(joined)
+    enough = _allowed(longer, groups, percent=1)
+    held_gm = swap(longer, peel(longer, groups), enough, limit=8 * groups)
+    held_gn = (held_gm[:, :, None] * joined + np.arange(joined)).reshape(groups, -1)
+    return spread(blocks, held_gn, parts, _allowed(blocks, ranks, percent=1))
 
 
 def _allowed(blocks: Blocks, ranks: int, percent: int) -> int:

@@ -49,16 +49,17 @@ def test_full_packs_are_balanced(kind, ranks):
 
 
 @pytest.mark.parametrize("ranks", [32, 64])
-@pytest.mark.parametrize("kind", ["video", "fitted"])
+@pytest.mark.parametrize("kind", ["image", "mixed", "video", "text", "fitted"])
 def test_many_ranks_are_balanced_too(kind, ranks):
-    for boundaries in simulated_packs(kind, 2):
+    for boundaries in simulated_packs(kind, 4):
         assert Balance.of(boundaries, dispatch(boundaries, ranks)).work_max_over_mean <= 1.02
 
 
-@pytest.mark.parametrize(("kind", "most"), [("image", 0.20), ("mixed", 0.75), ("text", 0.30)])
-def test_ranks_exchange_a_part_of_the_ring(kind, most):
+@pytest.mark.parametrize("ranks", [2, 8, 64])
+@pytest.mark.parametrize(("kind", "most"), [("image", 0.20), ("mixed", 0.75), ("text", 0.32)])
+def test_ranks_exchange_a_part_of_the_ring(kind, most, ranks):
     for boundaries in simulated_packs(kind, 4):
-        assert Balance.of(boundaries, dispatch(boundaries, 8)).exchange_fraction <= most
+        assert Balance.of(boundaries, dispatch(boundaries, ranks)).exchange_fraction <= most
 
 
 def test_one_long_document_is_a_zigzag():
@@ -85,10 +86,16 @@ def test_a_pack_that_does_not_divide_is_refused():
         dispatch([0, 102], 4)
 
 
-def test_a_full_pack_takes_milliseconds():
-    packs = simulated_packs("mixed", 4)
-    begin = time.process_time()
-    for boundaries in packs:
-        dispatch(boundaries, 8)
-    # About 2 on a calm machine; the rest is for busy ones.
-    assert (time.process_time() - begin) / len(packs) < 0.03
+@pytest.mark.parametrize("ranks", [8, 64])
+@pytest.mark.parametrize("kind", ["mixed", "video"])
+def test_a_full_pack_takes_milliseconds(kind, ranks):
+    packs = simulated_packs(kind, 4)
+
+    def seconds():
+        begin = time.process_time()
+        for boundaries in packs:
+            dispatch(boundaries, ranks)
+        return time.process_time() - begin
+
+    # About 1 on a calm machine; the rest is for busy ones.
+    assert min(seconds() for _ in range(3)) / len(packs) < 0.008
