@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from emu3_kernels import cuda
-from emu3_kernels.exchange import simulate
+from emu3_kernels.exchange import GroupExchange, simulate
 from emu3_kernels.linear_cross_entropy import IGNORE
+from emu3_kernels.linear_cross_entropy.backends import choose
+from emu3_kernels.linear_cross_entropy.fused import merge
 from support.heads import HeadCase, error
 
 pytestmark = pytest.mark.gpu
@@ -35,7 +38,8 @@ def test_errors_are_no_more_than_twice_those_of_torch(backend, tokens, vocabular
 
     exact = case.to(torch.float64).by_torch()
     plain = case.by_torch()
-    torch.testing.assert_close(sums.loss.detach().double(), exact[0], rtol=1e-3, atol=1e-3)
+    # A bf16 logit below 16 is off by 1/32 at most; many tokens even that out, one does not.
+    torch.testing.assert_close(sums.loss.detach().double(), exact[0], rtol=1e-3, atol=2 / 32)
     for ours, torchs, wanted in zip(found, plain[1:3], exact[1:3], strict=True):
         assert error(ours, wanted) <= max(2 * error(torchs, wanted), 2.5e-3)
 
@@ -101,13 +105,55 @@ def test_eight_simulated_ranks_agree_with_one(backend):
     assert not gathered[case.vocab_size :].any()
 
 
+@pytest.fixture
+def group():
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("tokens_divided", [False, True], ids=["tokens whole", "tokens divided"])
+def test_a_process_group_of_one_changes_nothing(group, tokens_divided):
+    case = bf16_case(515, 9_311)
+    exchange = GroupExchange(group, tokens_divided=tokens_divided)
+
+    found = case(backend="triton", chunk_size=128, exchange=exchange)
+
+    alone = case(backend="triton", chunk_size=128)
+    for one, other in zip([*found[0], *found[1:]], [*alone[0], *alone[1:]], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_past_two_billion_logits(backend):
+    tokens, columns = 12_000, 184_622
+    space = torch.zeros(tokens, 184_704, dtype=torch.bfloat16, device="cuda")
+    assert space.numel() > 1 << 31
+    logits = space[:, :columns]
+    logits[-1] = 4 * torch.randn(columns, device="cuda")
+    exact = logits[-1].double()
+    labels = torch.full((tokens,), columns - 1, device="cuda")
+    rows = choose(backend, logits)
+
+    statistics = rows.statistics(logits, labels)
+    lse = merge(statistics[None])[1]
+    rows.gradient(logits, labels, torch.ones(tokens, device="cuda"), statistics, lse, 0.0)
+
+    torch.testing.assert_close(lse[-1].double(), exact.logsumexp(0), rtol=1e-6, atol=4e-6)
+    expected = exact.softmax(0)
+    expected[-1] -= 1
+    assert error(logits[-1], expected) < 2**-8
+
+
 def test_the_main_gradient_is_kept_in_fp32():
     case = bf16_case(600, 1000)
     main_grad = torch.zeros(1000, 256, device="cuda")
 
     case(backend="triton", scale=0.5, main_grad_vh=main_grad)
 
-    assert error(main_grad, 0.5 * case.to(torch.float64).by_torch()[2]) < 2.5e-3
+    _, _, by_head = case(backend="triton")
+    assert torch.equal((2 * main_grad).bfloat16(), by_head)
+    assert not torch.equal(2 * main_grad, by_head.float())
 
 
 def test_peak_memory_is_that_of_one_chunk():
