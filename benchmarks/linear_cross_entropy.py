@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from emu3_kernels.exchange import NoExchange
 from emu3_kernels.linear_cross_entropy import linear_cross_entropy
 from harness import Case, main
 from linear_cross_entropy_peers import PEERS
@@ -22,30 +23,49 @@ Gradients = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Sizes:
-    """`whole`: with the others' implementations too, not ours and torch's alone."""
+    """One case.
+
+    Attributes:
+        vocabulary: rows of the head, or of one rank's share of it.
+        ranks: that share the vocabulary.
+        whole: with the others' implementations too, not ours and torch's alone.
+    """
 
     tokens: int
     vocabulary: int
     hidden: int
-    note: str = ""
+    ranks: int = 1
     whole: bool = False
 
     def __str__(self) -> str:
         sizes = f"n {self.tokens:,}, v {self.vocabulary:,}, h {self.hidden:,}"
-        return f"{sizes} ({self.note})" if self.note else sizes
+        return f"{sizes} (TP {self.ranks})" if self.ranks > 1 else sizes
+
+
+class AmongSilent(NoExchange):
+    """One of `size` ranks. The others answer at once, and hold nothing but padding.
+
+    So ours does what a rank does, without the time of a network, and its gradients are those of
+    the share alone, as everybody else's here.
+    """
+
+    def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        nothing = torch.zeros_like(tensor)
+        nothing[0] = -torch.inf
+        return lambda: torch.stack([tensor] + [nothing] * (self.size - 1))
 
 
 # Emu3's head, and the shares of four and of eight ranks.
 GPU = [
     Sizes(8192, 184_622, 4096, whole=True),
-    Sizes(8192, 46_208, 4096, "TP 4"),
-    Sizes(8192, 23_168, 4096, "TP 8"),
+    Sizes(8192, 46_208, 4096, ranks=4),
+    Sizes(8192, 23_168, 4096, ranks=8),
     Sizes(5120, 184_622, 4096),
     Sizes(32_768, 184_622, 4096, whole=True),
 ]
 GPU_QUICK = [Sizes(1024, 32_000, 1024, whole=True)]
-CPU = [Sizes(4096, 151_936, 256), Sizes(4096, 23_168, 256, "TP 8", whole=True)]
-CPU_QUICK = [Sizes(512, 8000, 64, whole=True)]
+CPU = [Sizes(4096, 151_936, 256), Sizes(4096, 23_168, 256, ranks=8, whole=True)]
+CPU_QUICK = [Sizes(512, 8000, 64, ranks=8, whole=True)]
 
 
 class Inputs:
@@ -61,6 +81,7 @@ class Inputs:
         self.labels = torch.randint(sizes.vocabulary, (sizes.tokens,), device=DEVICE)
         self.weights = torch.ones(sizes.tokens, device=DEVICE)
         self.classes = self.labels % 3
+        self.exchange = AmongSilent(size=sizes.ranks) if sizes.ranks > 1 else NoExchange()
         self.exact: list[torch.Tensor] = []
 
     def gradients(self, loss: Callable[..., torch.Tensor]) -> Gradients:
@@ -106,6 +127,7 @@ def ours(inputs: Inputs, backend: Literal["auto", "cuda"]) -> Gradients:
             inputs.weights,
             inputs.classes,
             vocab_size=len(head),
+            exchange=inputs.exchange,
             backend=backend,
         )
         return sums.loss / len(hidden)
