@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
 from emu3_kernels.linear_cross_entropy import Backend, LinearCrossEntropy, linear_cross_entropy
+from emu3_kernels.linear_cross_entropy.backends import choose
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -15,6 +16,8 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer import TransformerConfig
 from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 
+from emu3_megatron.errors import InputError
+
 
 class OutputHead(ColumnParallelLinear):
     """Untied head over the vocabulary, its rows divided among tensor parallel ranks.
@@ -23,6 +26,9 @@ class OutputHead(ColumnParallelLinear):
         vocab_size: ids; rows past it pad the ranks to equal shares and never enter the softmax.
         padded_size: rows over all ranks.
         loss_backend: of `linear_cross_entropy`; "unfused" is the check of the others.
+
+    Raises:
+        InputError: the backend cannot take weights of this type on this device.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class OutputHead(ColumnParallelLinear):
             init_method=config.init_method,
             bias=False,
         )
+        _check_backend(loss_backend, self.weight)
         self.vocab_size = vocab_size
         self.loss_backend = loss_backend
 
@@ -118,6 +125,15 @@ class _AddedElsewhere(torch.autograd.Function):
         assert gradient is None
         ctx.weight.grad_added_to_main_grad = True
         return torch.empty_like(ctx.weight)
+
+
+def _check_backend(backend: Backend, weight_vh: torch.Tensor) -> None:
+    if backend == "unfused":
+        return
+    try:
+        choose(backend, weight_vh)
+    except ValueError as error:
+        raise InputError(f"loss_{error}; or set loss_backend=auto") from error
 
 
 def _vocabulary_exchange(tokens_divided: bool) -> Exchange:

@@ -1,4 +1,4 @@
-"""The head's gradient in Megatron's buffer, and what Megatron's hooks are told of it."""
+"""The head's gradient in Megatron's buffer, what its hooks are told of it, and backends."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from support.tiny import VOCABULARY
 
 from emu3_megatron.config import ModelConfig
+from emu3_megatron.errors import InputError
 from emu3_megatron.model import build_decoder
 
 MODEL = ModelConfig(
@@ -80,3 +81,8 @@ def test_a_loss_that_nobody_follows_back_leaves_no_trace(model, hidden_sbh):
     assert not head.weight.grad_added_to_main_grad
     expected = hidden_sbh.sum((0, 1)).expand(VOCABULARY.size, -1)
     torch.testing.assert_close(head.weight.main_grad[: VOCABULARY.size], expected)
+
+
+def test_a_backend_that_cannot_serve_is_refused_before_the_first_step(mesh):
+    with pytest.raises(InputError, match=r"loss_backend cuda: .* on cpu; .* loss_backend=auto"):
+        build_decoder(MODEL, loss_backend="cuda")
