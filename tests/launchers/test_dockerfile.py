@@ -4,9 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -35,6 +38,24 @@ def test_it_pins_what_the_constraints_say() -> None:
     pins = dict(PIN.findall(DOCKERFILE))
     assert {"torch", "megatron-core", "deepspeed"} <= pins.keys() & constraints.keys()
     assert {n: v for n, v in pins.items() if constraints.get(n, v) != v} == {}
+
+
+def test_every_dependency_has_a_pin_that_the_project_takes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["tracking"]]
+    lines = (ROOT / "tools/docker-constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, lines[1:])}
+    for wants in map(Requirement, wanted):
+        pinned = pins[canonicalize_name(wants.name)].removeprefix("==")
+        assert wants.specifier.contains(pinned), f"{wants} but {pinned} in the image"
+
+
+def test_what_is_installed_by_name_is_pinned() -> None:
+    for step in instructions("RUN"):
+        for package in re.findall(r"pip install ([^&]+)", step):
+            names = [word.strip('"') for word in package.split() if not word.startswith("--")]
+            loose = [name for name in names if not re.search(r"==|@\$APEX_COMMIT$|^\.", name)]
+            assert loose == []
 
 
 def test_it_does_not_run_as_root() -> None:
