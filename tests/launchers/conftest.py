@@ -86,10 +86,12 @@ class Slurm:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    if missing := [name for name in DAEMONS if not _where(name)]:
-        pytest.skip(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")
     if os.geteuid():
         pytest.skip("Slurm's daemons want root here")
+    if missing := [name for name in DAEMONS if not _where(name)]:
+        # Where one command would install it, its absence is no reason to pass.
+        leave = pytest.fail if shutil.which("apt-get") else pytest.skip
+        leave(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")
     folder = tmp_path_factory.mktemp("slurm")
     cluster = Slurm(folder)
     ports = [_free_port() for _ in range(3)]
