@@ -1,7 +1,8 @@
 // The machine of csrc/machine.cuh on a host: every CUDA thread is a coroutine, and all threads of
-// a cluster take turns in an order drawn from a seed, warps sleeping now and then. Barriers, shuffles and copies block as they
-// do on the chip, copies arrive late, shared memory starts as NaN. A kernel that lacks a barrier
-// gives different results for different seeds; one that waits for what never comes fails.
+// a cluster take turns in an order drawn from a seed, warps sleeping now and then. Barriers,
+// shuffles and copies block as they do on the chip, copies arrive late, shared memory starts as
+// NaN. A kernel that lacks a barrier gives different results for different seeds; one that waits
+// for what never comes fails.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
