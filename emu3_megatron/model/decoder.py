@@ -1,12 +1,12 @@
 """The decoder: Megatron-core's embedding and transformer block, our norm, attention and head."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from emu3_kernels.linear_cross_entropy import Backend, LinearCrossEntropy
 from megatron.core.enums import ModelType
+from megatron.core.extensions import transformer_engine
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -150,14 +150,13 @@ def _core_attention(attention: str) -> type[torch.nn.Module]:
     """TransformerEngine's has the whole row as its document: the recipe sees to that."""
     if attention == "auto":
         return DocumentAttention
-    if find_spec("transformer_engine") is None:
+    # Where it does not import, Megatron puts mocks in the place of its classes.
+    if not transformer_engine.HAVE_TE:
         raise InputError(
-            "parallel.attention=transformer_engine: TransformerEngine is not installed; install "
-            "it, or set parallel.attention=auto"
+            "parallel.attention=transformer_engine: TransformerEngine does not import here; "
+            "install it, or set parallel.attention=auto"
         )
-    from megatron.core.extensions.transformer_engine import TEDotProductAttention
-
-    return TEDotProductAttention
+    return transformer_engine.TEDotProductAttention
 
 
 def transformer_config(
