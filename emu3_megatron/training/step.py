@@ -67,7 +67,7 @@ class TrainStep:
         sums = self._run(number, batches, weight)
         totals = Totals.over_ranks(sums, self.mesh)
         grad_norm = gradient_norm(optimizer)
-        # Before the weights move: what waits for the GPU from here on would leave it idle.
+        # Before the weights move: the GPU is waited for here anyway, and would idle later.
         bad, leaves = self.guard.judge(totals.loss, grad_norm, self.stop.was_told)
         if not bad:
             take_step(optimizer, grad_norm)
