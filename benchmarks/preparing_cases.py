@@ -63,9 +63,10 @@ def text(folder: Path, size: int) -> Iterator[Case]:
     yield Case(case, "loop like Megatron's", loop, of_all)
 
     def compared(result: Any, seconds: float) -> dict[str, Any]:
-        (path,) = (ours / "shards").glob("*.bin")
-        same = path.read_bytes() == (folder / "loop.bin").read_bytes()
-        assert same, "not the bytes of the loop"
+        for suffix in ("bin", "idx"):
+            (path,) = (ours / "shards").glob(f"*.{suffix}")
+            same = path.read_bytes() == (folder / f"loop.{suffix}").read_bytes()
+            assert same, f"not the .{suffix} of the loop"
         return {**of_all(result, seconds), "error": 0.0}
 
     yield Case(case, "emu3", partial(_our_text, source, ours), compared)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, Protocol
 
@@ -124,6 +125,8 @@ def _processes(
         yield from _local(make, tasks, config)
         return
     context = get_context("forkserver")
+    if isinstance(make, partial):  # the first pool's stage is imported once, for all workers
+        context.set_forkserver_preload(["__main__", make.func.__module__])
     workers = min(workers_of(config), len(tasks))
     with ProcessPoolExecutor(workers, context, _start_worker, (make,)) as pool:
         futures = [pool.submit(_work, task) for task in tasks]

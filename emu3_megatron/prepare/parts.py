@@ -46,22 +46,15 @@ class Part:
     skipped: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        documents: Sequence[Document],
-        inputs: str,
-        hashes: Sequence[bytes] = (),
-        skipped: Sequence[str] = (),
-    ) -> "Part":
+    def of(cls, documents: Sequence[Document], inputs: str) -> "Part":
         spans = [span for document in documents for span in document.spans]
         return cls(
             tokens=np.concatenate([np.empty(0, np.int32), *(span.tokens for span in spans)]),
             lengths=np.array([len(span.tokens) for span in spans], np.int32),
             modes=np.array([TRAINED if span.trained else CONTEXT for span in spans], np.int8),
             spans=np.array([len(document.spans) for document in documents], np.int32),
-            hashes=np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES),
+            hashes=np.empty((0, HASH_BYTES), np.uint8),
             inputs=inputs,
-            skipped=tuple(skipped),
         )
 
     def write(self, path: Path) -> None:
@@ -84,12 +77,6 @@ class Part:
             names = ("tokens", "lengths", "modes", "spans", "hashes")
             values = {name: arrays[name] for name in names}
         return cls(**values, inputs=about["inputs"], skipped=tuple(about["skipped"]))
-
-    @property
-    def document_tokens(self) -> np.ndarray:
-        """Tokens of each document, int64 [documents]."""
-        firsts = np.cumsum(self.spans) - self.spans
-        return np.add.reduceat(self.lengths.astype(np.int64), firsts) if len(firsts) else firsts
 
     def select(self, kept: np.ndarray) -> "Part":
         """The documents for which `kept`, bool [documents], says so."""
@@ -125,16 +112,27 @@ class PartSummary:
 def summarise(paths: Iterable[Path]) -> list[PartSummary]:
     """Look at parts in order; of equal documents the first is kept."""
     seen: set[bytes] = set()
-    summaries = []
-    for path in paths:
-        part = Part.read(path)
-        kept = np.ones(len(part.spans), bool)
-        for i, digest in enumerate(part.hashes):
-            key = digest.tobytes()
-            kept[i] = key not in seen
+    return [_summarise(path, seen) for path in paths]
+
+
+def _summarise(path: Path, seen: set[bytes]) -> PartSummary:
+    with np.load(path) as arrays:  # reads those that are named
+        about = json.loads(arrays["about"].tobytes())
+        document_tokens = _document_tokens(arrays["lengths"], arrays["spans"])
+        hashes = arrays["hashes"]
+    kept = np.ones(len(document_tokens), bool)
+    for number, key in enumerate(hashes.view(f"V{HASH_BYTES}").ravel().tolist()):
+        if key in seen:
+            kept[number] = False
+        else:
             seen.add(key)
-        summaries.append(PartSummary(path, part.inputs, part.skipped, part.document_tokens, kept))
-    return summaries
+    return PartSummary(path, about["inputs"], tuple(about["skipped"]), document_tokens, kept)
+
+
+def _document_tokens(lengths: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Tokens of each document, int64 [documents]."""
+    firsts = np.cumsum(spans) - spans
+    return np.add.reduceat(lengths.astype(np.int64), firsts) if len(firsts) else firsts
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
+
+from emu3_megatron.data.store import TRAINED
 from emu3_megatron.errors import InputError
-from emu3_megatron.grammar import Document, plain_text
 from emu3_megatron.prepare.parts import HASH_BYTES, Part
 from emu3_megatron.prepare.recipe import TextConfig
 from emu3_megatron.prepare.sources import find_files
@@ -18,6 +20,9 @@ from emu3_megatron.prepare.workspace import Workspace, digest, file_state
 from emu3_megatron.vocabulary import Vocabulary
 
 TEXT_SUFFIXES = frozenset({".jsonl", ".parquet", ".txt"})
+
+Decode = Callable[[Any], str]
+"""Raises UnicodeError or InputError when there is no text."""
 
 
 @dataclass(frozen=True)
@@ -50,63 +55,85 @@ class TokeniseText:
         vocabulary.encode("a")  # ranks that cannot be read are no fault of the texts
 
     def __call__(self, task: TextTask) -> None:
-        self._documents: list[Document] = []
-        self._hashes: list[bytes] = []
-        self._skipped: list[str] = []
-        inputs = hashlib.blake2b(digest_size=HASH_BYTES)
-        for part in task.ranges:
-            for where, data in read_texts(self._config, part):
-                self._add(where, data)
-        for value in self._hashes:
-            inputs.update(value)
-        Part.of(self._documents, inputs.hexdigest(), self._hashes, self._skipped).write(task.out)
+        texts: list[np.ndarray] = []
+        hashes: list[bytes] = []
+        skipped: list[str] = []
+        for where, decode, data in self._found(task):
+            try:
+                text, utf8 = self._text(decode, data)
+            except InputError as error:
+                if self._strict:
+                    raise InputError(f"{where}: {error}; mend or remove it") from None
+                skipped.append(f"{where}: {error}")
+                continue
+            texts.append(self._vocabulary.encode(text))
+            hashes.append(hashlib.blake2b(utf8, digest_size=HASH_BYTES).digest())
+        _part(self._vocabulary, texts, hashes, skipped).write(task.out)
 
-    def _add(self, where: str, data: bytes | str) -> None:
+    def _found(self, task: TextTask) -> Iterator[tuple[str, Decode, Any]]:
+        return (found for part in task.ranges for found in read_texts(self._config, part))
+
+    def _text(self, decode: Decode, data: Any) -> tuple[str, bytes]:
+        """A text in NFC, and its UTF-8. Raises InputError when there is none, or too little."""
         try:
-            text = self._text(where, data)
-        except (ValueError, KeyError, TypeError) as error:
-            line = f"{where}: {_why(error, self._config.column)}"
-            if self._strict:
-                raise InputError(f"{line}; mend or remove it") from None
-            self._skipped.append(line)
-            return
-        self._hashes.append(hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest())
-        self._documents.append(plain_text(self._vocabulary, text))
-
-    def _text(self, where: str, data: bytes | str) -> str:
-        """The text in NFC. Raises ValueError, KeyError or TypeError when there is none."""
-        if isinstance(data, bytes):
-            data = data.decode()
-        if ".jsonl:" in where:
-            data = json.loads(data)[self._config.column]
-        if not isinstance(data, str):
-            raise TypeError
-        text = unicodedata.normalize("NFC", data)
+            text = unicodedata.normalize("NFC", decode(data))
+            utf8 = text.encode()  # a lone surrogate, which JSON can spell, is no text
+        except UnicodeError:
+            raise InputError("not UTF-8 text") from None
         if len(text.strip()) < self._config.min_characters:
             raise InputError(f"{len(text.strip())} characters, too short")
-        text.encode()  # a lone surrogate, which JSON can spell, is no text
-        return text
+        return text, utf8
 
 
-def _why(error: Exception, column: str) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, UnicodeError):
-        return "not UTF-8 text"
-    return f"not JSON with a text in {column!r}"
+def _part(
+    vocabulary: Vocabulary, texts: list[np.ndarray], hashes: list[bytes], skipped: list[str]
+) -> Part:
+    """Documents of texts, all at once: as `grammar.plain_text` lays out each, BOS text EOS."""
+    bos, eos = np.array([vocabulary.bos], np.int32), np.array([vocabulary.eos], np.int32)
+    tokens = [piece for text in texts for piece in (bos, text, eos)]
+    every_hash = b"".join(hashes)
+    return Part(
+        tokens=np.concatenate([np.empty(0, np.int32), *tokens]),
+        lengths=np.array([2 + len(text) for text in texts], np.int32),
+        modes=np.full(len(texts), TRAINED, np.int8),
+        spans=np.ones(len(texts), np.int32),
+        hashes=np.frombuffer(every_hash, np.uint8).reshape(-1, HASH_BYTES),
+        inputs=hashlib.blake2b(every_hash, digest_size=HASH_BYTES).hexdigest(),
+        skipped=tuple(skipped),
+    )
 
 
-def read_texts(config: TextConfig, part: Range) -> Iterator[tuple[str, bytes | str]]:
-    """Where each text of a range stands, and the text: a line of .jsonl, a value, a whole file."""
+def read_texts(config: TextConfig, part: Range) -> Iterator[tuple[str, Decode, Any]]:
+    """Where each text of a range stands, and what makes a text of what stands there.
+
+    A text is a line of .jsonl, a value of .parquet, or a whole .txt.
+    """
     path = config.source / part.source if config.source.is_dir() else config.source
-    if path.suffix == ".parquet":
-        yield from _row_groups(path, config.column, part)
-    elif path.suffix == ".jsonl":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        for where, value in _row_groups(path, config.column, part):
+            yield where, partial(_checked, config.column), value
+    elif suffix == ".jsonl":
+        decode = partial(_json_field, config.column)
         with path.open("rb") as file:
             for offset, line in lines_between(file, part.start, part.end):
-                yield f"{part.source}:byte {offset}", line
+                yield f"{part.source}:byte {offset}", decode, line
     else:
-        yield part.source, path.read_bytes()
+        yield part.source, bytes.decode, path.read_bytes()
+
+
+def _json_field(column: str, line: bytes) -> str:
+    text = line.decode()
+    try:
+        return _checked(column, json.loads(text)[column])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"not JSON with a text in {column!r}") from None
+
+
+def _checked(column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"no text in {column!r}")
+    return value
 
 
 def lines_between(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -137,43 +164,56 @@ def _row_groups(path: Path, column: str, part: Range) -> Iterator[tuple[str, str
 
 def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[TextTask]:
     """Ranges of all files, in order, about `range_bytes` a task."""
-    source = config.source
-    folder = source if source.is_dir() else source.parent
-    paths = find_files(source, TEXT_SUFFIXES) if source.is_dir() else [source]
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
+    folder, paths = _files(config.source)
+    found = (
+        pair
+        for path in paths
+        for pair in _ranges(path, path.relative_to(folder).as_posix(), config.range_bytes)
+    )
     tasks: list[TextTask] = []
-    waiting: list[tuple[Range, int]] = []
-    for path in paths:
-        for found in _ranges(path, path.relative_to(folder).as_posix(), config.range_bytes):
-            waiting.append(found)
-            if sum(size for _, size in waiting) >= config.range_bytes:
-                tasks.append(_task(workspace, folder, waiting, config, settings))
-                waiting = []
+    waiting: list[Range] = []
+    size = 0
+    for part, part_bytes in found:
+        waiting.append(part)
+        size += part_bytes
+        if size >= config.range_bytes:
+            tasks.append(_task(workspace, folder, waiting, size, config, settings))
+            waiting, size = [], 0
     if waiting:
-        tasks.append(_task(workspace, folder, waiting, config, settings))
+        tasks.append(_task(workspace, folder, waiting, size, config, settings))
     return tasks
+
+
+def _files(source: Path) -> tuple[Path, list[Path]]:
+    """The folder, and the files in it: all of a folder, or the one that is named."""
+    if source.is_dir():
+        return source, find_files(source, TEXT_SUFFIXES)
+    if not source.is_file():
+        raise InputError(f"{source}: no such file or folder")
+    if source.suffix.lower() not in TEXT_SUFFIXES:
+        raise InputError(f"{source}: ends in none of {', '.join(sorted(TEXT_SUFFIXES))}")
+    return source.parent, [source]
 
 
 def _task(
     workspace: Workspace,
     folder: Path,
-    found: Sequence[tuple[Range, int]],
+    ranges: list[Range],
+    size: int,
     config: TextConfig,
     settings: str,
 ) -> TextTask:
-    ranges = [part for part, _ in found]
     states = [(file_state(folder, part.source), part.start, part.end) for part in ranges]
     name = digest(settings, states, config.column, config.min_characters)
     out = workspace.work("text", "parts") / f"{name}.npz"
-    return TextTask(out, ranges, sum(size for _, size in found))
+    return TextTask(out, ranges, size)
 
 
 def _ranges(path: Path, source: str, range_bytes: int) -> Iterator[tuple[Range, int]]:
     size = path.stat().st_size
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _parquet_ranges(path, source)
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         for start in range(0, size, range_bytes):
             end = min(size, start + range_bytes)
             yield Range(source, start, end), end - start

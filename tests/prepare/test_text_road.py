@@ -112,6 +112,36 @@ def test_parquet_is_read_by_row_groups(run, texts, vocabulary):
     assert found(recipe, manifest, vocabulary)[-3:] == ["eins", "zwei", "drei"]
 
 
+def test_a_value_of_parquet_that_is_no_text_is_set_aside(run, texts):
+    pq.write_table(pa.table({"text": ["eins", None]}), texts / "b.parquet")
+
+    recipe, _ = run()
+
+    (row,) = read_table(recipe.out / "text.parquet")
+    assert row["reason"] == "b.parquet: row group 0, row 1: no text in 'text'"
+
+
+def test_a_suffix_may_be_in_capitals(run, texts, vocabulary):
+    (texts / "a.jsonl").rename(texts / "A.JSONL")
+
+    recipe, manifest = run()
+
+    assert found(recipe, manifest, vocabulary) == LINES
+
+
+def test_a_file_may_stand_for_the_folder(run, texts, vocabulary):
+    recipe, manifest = run(source=texts / "a.jsonl")
+
+    assert found(recipe, manifest, vocabulary) == LINES
+
+
+def test_a_file_of_another_kind_is_named(run, texts):
+    (texts / "notes.md").write_text("notes")
+
+    with pytest.raises(InputError, match=r"notes\.md: ends in none of \.jsonl, \.parquet, \.txt"):
+        run(source=texts / "notes.md")
+
+
 def test_a_parquet_file_without_the_column_is_named(run, texts):
     pq.write_table(pa.table({"body": ["eins"]}), texts / "b.parquet")
 
@@ -128,6 +158,7 @@ def test_a_parquet_file_without_the_column_is_named(run, texts):
         (b'{"text": " "}', "0 characters, too short"),
         (b"\xff", "not UTF-8 text"),
         (b'{"text": "\\ud800"}', "not UTF-8 text"),
+        (b"[" * 100_000, "not JSON with a text in 'text'"),
     ],
 )
 def test_bad_lines_are_set_aside_or_refused(run, texts, line, reason):
