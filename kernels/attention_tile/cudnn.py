@@ -16,10 +16,7 @@ aten = torch.ops.aten
 
 def refusal(tile: Tile) -> str | None:
     """Why it cannot take a call."""
-    if reason := parts.half_on_gpu(tile):
-        return reason
-    dim = tile.q_thd.shape[2]
-    return f"head dimension {dim} is no multiple of 8 up to 128" if dim % 8 or dim > 128 else None
+    return parts.half_on_gpu(tile, largest_dim=128)
 
 
 def forward(

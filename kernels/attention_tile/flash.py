@@ -10,7 +10,7 @@ aten = torch.ops.aten
 
 def refusal(tile: Tile) -> str | None:
     """Why it cannot take a call."""
-    return parts.half_on_gpu(tile)
+    return parts.half_on_gpu(tile, largest_dim=256)
 
 
 def forward(

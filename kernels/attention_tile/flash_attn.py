@@ -12,7 +12,7 @@ from emu3_kernels.attention_tile.tile import Tile
 
 def refusal(tile: Tile) -> str | None:
     """Why it cannot take a call."""
-    if reason := parts.half_on_gpu(tile):
+    if reason := parts.half_on_gpu(tile, largest_dim=256):
         return reason
     try:
         _package()

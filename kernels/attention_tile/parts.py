@@ -66,10 +66,13 @@ def backward(
             accumulate(total[rows], share)
 
 
-def half_on_gpu(tile: Tile) -> str | None:
+def half_on_gpu(tile: Tile, largest_dim: int) -> str | None:
     """Why kernels for GPUs and 16-bit values, without our dropout, cannot take a tile."""
+    dim = tile.q_thd.shape[2]
     if not tile.q_thd.is_cuda:
         return f"runs on GPUs, not on {tile.q_thd.device.type}"
     if tile.q_thd.element_size() != 2:
         return f"does not take {tile.q_thd.dtype}"
+    if dim % 8 or dim > largest_dim:
+        return f"head dimension {dim} is no multiple of 8 up to {largest_dim}"
     return None if tile.dropout is None else "cannot drop by global positions"

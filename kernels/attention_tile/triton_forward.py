@@ -127,7 +127,7 @@ def _step(
 
 @triton.jit
 def _merge(out_md, lse_m, new_out_md, new_lse_m):
-    """merging.merge, in registers."""
+    """passes.merge, in registers."""
     larger_m = tl.maximum(lse_m, new_lse_m)
     shift_m = tl.where(larger_m == float("-inf"), 0.0, larger_m)
     weight_m, new_weight_m = tl.exp(lse_m - shift_m), tl.exp(new_lse_m - shift_m)

@@ -102,7 +102,7 @@ class SimulatedHops:
 def simulate(size: int, function: Callable[[SimulatedHops], T]) -> list[T]:
     """Call `function` for each of `size` ranks at once; return their results in order.
 
-    On a GPU call `ring_forward` and `ring_backward`: autograd has one thread a device, in which
+    On a GPU call `Ring.forward` and `Ring.backward`: autograd has one thread a device, in which
     ranks that wait for each other would wait for ever.
     """
     mail: dict[tuple[int, int], Any] = {

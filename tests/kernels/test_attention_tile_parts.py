@@ -179,6 +179,7 @@ def test_what_they_cannot_take_is_refused(backend):
     ("name", "dtype", "dim", "reason"),
     [
         ("flash", torch.float32, 16, "does not take torch.float32"),
+        ("flash", torch.bfloat16, 12, "head dimension 12 is no multiple of 8 up to 256"),
         ("flash_attn", torch.bfloat16, 16, "the package does not import"),
         ("cudnn", torch.bfloat16, 12, "head dimension 12 is no multiple of 8 up to 128"),
     ],
