@@ -31,25 +31,40 @@ class Frame:
         return image.rotate(turn, expand=True) if turn else image
 
 
+def open_video(path: Path) -> av.container.InputContainer:
+    """Open a file that holds a video stream.
+
+    Raises:
+        InputError: it cannot be read, or holds none.
+    """
+    av.logging.set_libav_level(av.logging.PANIC)  # FFmpeg says on stderr what a row says already
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"not a readable video ({error.strerror})") from None
+    if not container.streams.video:
+        container.close()
+        raise InputError("holds no video")
+    return container
+
+
 def read_frames(path: Path, first: int = 0, end: int | None = None) -> Iterator[Frame]:
     """Frames from `first` up to, not including, `end`; all before are decoded and passed over.
 
     Raises:
         InputError: the file cannot be read, or holds no video.
     """
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError("holds no video")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        try:
             for number, frame in enumerate(container.decode(stream)):
                 if end is not None and number >= end:
                     return
                 if number >= first:
                     yield Frame(number, float(frame.time or 0), frame)
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"not a readable video ({error})") from None
+        except (av.FFmpegError, OSError) as error:
+            raise InputError(f"not a readable video ({error.strerror})") from None
 
 
 def is_variable(times: list[float]) -> bool:

@@ -1,7 +1,6 @@
 """Shots of a video: where PySceneDetect's content and threshold detectors find cuts and fades."""
 
 import itertools
-import os
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.frames import mean_rate
+from emu3_megatron.prepare.frames import mean_rate, open_video
 
 _ROUNDING = 1e-6  # seconds
 
@@ -47,7 +46,7 @@ def find_shots(
         SceneDetector,
         SceneManager,
         ThresholdDetector,
-        open_video,
+        VideoStreamAv,
     )
 
     class Clock(SceneDetector):
@@ -64,15 +63,15 @@ def find_shots(
             return []
 
     clock = Clock()
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # it says on stderr what we say in a row
+    open_video(path).close()  # refuses in our words what cannot be opened
     try:
-        video = open_video(str(path), backend="pyav")
+        video = VideoStreamAv(str(path))
         manager = SceneManager()
         manager.add_detector(ContentDetector(content_threshold, min_shot_frames))
         manager.add_detector(ThresholdDetector(fade_threshold, min_shot_frames))
         manager.add_detector(clock)
         manager.detect_scenes(video)
-    except Exception as error:  # of PyAV, OpenCV or PySceneDetect, as the damage wants it
+    except Exception as error:  # of PyAV or PySceneDetect, as the damage wants it
         raise InputError(f"not a readable video ({_line(error)})") from None
     if not clock.seconds:
         raise InputError("a video without frames")

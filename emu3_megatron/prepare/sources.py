@@ -15,7 +15,8 @@ def find_files(source: str | Path, suffixes: Iterable[str]) -> list[Path]:
     source, suffixes = Path(source), sorted(suffixes)
     if not source.is_dir():
         raise InputError(f"{source}: no such folder")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+    named = (path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+    paths = sorted(path for path in named if path.is_file())
     if not paths:
         raise InputError(f"{source}: no file ends in one of {', '.join(suffixes)}")
     return paths

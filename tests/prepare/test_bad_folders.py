@@ -33,6 +33,9 @@ def recipe(tmp_path, tokenizer):
 @pytest.mark.parametrize("kind", ["images", "clips", "text"])
 def test_an_empty_folder_is_named(recipe, tmp_path, kind):
     (tmp_path / "source" / "notes.md").write_text("of no kind that is read")
+    for suffix in ("png", "mp4", "txt"):
+        (tmp_path / "source" / f"folder.{suffix}").mkdir()
+        (tmp_path / "source" / f"link.{suffix}").symlink_to("gone")
 
     with pytest.raises(InputError, match=str(tmp_path / "source")):
         prepare(recipe(kind), [kind])

@@ -110,12 +110,34 @@ def test_a_video_gets_a_row_for_each_shot(videos):
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all"])
-def test_a_broken_video_is_a_row_that_says_so(videos, content):
+def test_a_broken_video_is_a_row_that_says_so_and_nothing_else_does(videos, content, capfd):
     (videos / "broken.mp4").write_bytes(content)
 
     (row,) = ScoreClips(config(videos), "cpu").score("broken.mp4")
 
+    reason = "Invalid data found when processing input"
+    assert row["error"] == f"not a readable video ({reason})"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_truncated_video_is_a_row(videos):
+    whole = (videos / "two.mp4").read_bytes()
+    (videos / "two.mp4").write_bytes(whole[: len(whole) // 2])
+
+    (row,) = ScoreClips(config(videos), "cpu").score("two.mp4")
+
     assert row["error"].startswith("not a readable video")
+
+
+def test_a_video_without_frames_is_a_row(videos):
+    with av.open(str(videos / "none.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        container.start_encoding()
+
+    (row,) = ScoreClips(config(videos), "cpu").score("none.avi")
+
+    assert row["error"] == "a video without frames"
 
 
 def test_sound_alone_is_no_video(videos):
@@ -128,7 +150,7 @@ def test_sound_alone_is_no_video(videos):
 
     (row,) = ScoreClips(config(videos), "cpu").score("sound.mp4")
 
-    assert row["error"]
+    assert row["error"] == "holds no video"
 
 
 @pytest.mark.parametrize("rotation", [0, 90, -90, 180])
