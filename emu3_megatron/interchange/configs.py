@@ -43,6 +43,9 @@ _NETWORK = (
 class HubConfig:
     """`config.json` of a Hugging Face folder.
 
+    A field that is not there has the value of the published models: transformers 4 leaves out of
+    `text_config` and `vq_config` what its classes have by default.
+
     Raises:
         InputError: not JSON, or of another model.
     """
@@ -57,43 +60,51 @@ class HubConfig:
     def decoder(self, ranks_file: Path | None) -> ModelConfig:
         """The decoder that it describes."""
         values = self._part("text_config")
-        sizes = {ours: self._field(values, theirs) for ours, theirs in _SIZES.items()}
         self._refuse_other_mathematics(values)
-        rope = values.get("rope_parameters") or values
+        rope = self._dictionary(values, "rope_parameters") or values
         text, codes = self._vocabulary(values)
         model = {
-            **sizes,
+            **PRESETS["emu3-8b"],
+            **{ours: values[theirs] for ours, theirs in _SIZES.items() if theirs in values},
             "rope_base": rope.get("rope_theta", 1_000_000),
             "text": text,
             "codes": codes,
             "ranks_file": ranks_file,
         }
-        return self._validated(ModelConfig, {**model, "preset": _preset_of(model)})
+        return self._validated(ModelConfig, {**model, "preset": _preset_of(model)}, _SIZES)
 
     def max_positions(self) -> int:
-        return self._field(self._part("text_config"), "max_position_embeddings")
+        return self._count(self._part("text_config"), "max_position_embeddings", 9216)
 
     def vision(self) -> TokenizerNetwork:
         """The vision tokenizer that it describes."""
         values = self._part("vq_config")
         baai = values.get("model_type") == "Emu3VisionVQ"
-        fields = {ours: self._field(values, a if baai else b) for ours, a, b in _NETWORK}
-        return self._validated(TokenizerNetwork, fields)
+        names = {ours: a if baai else b for ours, a, b in _NETWORK}
+        fields = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
+        return self._validated(TokenizerNetwork, fields, names)
 
     def _part(self, name: str) -> dict[str, Any]:
         if self._values["model_type"] != _BOTH:
             return self._values
-        if not isinstance(self._values.get(name), dict):
+        if name not in self._values:
             raise InputError(f"{self.path}: no {name}")
-        return self._values[name]
+        return self._dictionary(self._values, name)
 
-    def _field(self, values: dict[str, Any], name: str) -> Any:
-        if name not in values:
-            raise InputError(f"{self.path}: no {name}")
-        return values[name]
+    def _dictionary(self, values: dict[str, Any], name: str) -> dict[str, Any]:
+        value = values.get(name) or {}
+        if not isinstance(value, dict):
+            raise InputError(f"{self.path}: {name} is {value!r}, not a dictionary")
+        return value
+
+    def _count(self, values: dict[str, Any], name: str, default: int) -> int:
+        value = values.get(name, default)
+        if not isinstance(value, int):
+            raise InputError(f"{self.path}: {name} is {value!r}, not a number")
+        return value
 
     def _vocabulary(self, values: dict[str, Any]) -> tuple[str, int]:
-        size = self._field(values, "vocab_size")
+        size = self._count(values, "vocab_size", Vocabulary.emu3().size)
         text = "qwen" if size > Vocabulary.emu3().first_code else "bytes"
         base = Vocabulary.emu3() if text == "qwen" else Vocabulary.tiny()
         expected = {"pad_token_id": base.pad, "bos_token_id": base.bos}
@@ -106,7 +117,7 @@ class HubConfig:
         return text, size - base.first_code
 
     def _refuse_other_mathematics(self, values: dict[str, Any]) -> None:
-        rope = values.get("rope_parameters") or {}
+        rope = self._dictionary(values, "rope_parameters")
         expected = {
             "hidden_act": (values.get("hidden_act", "silu"), "silu"),
             "tie_word_embeddings": (values.get("tie_word_embeddings", False), False),
@@ -117,13 +128,13 @@ class HubConfig:
             if given != needed:
                 raise InputError(f"{self.path}: {name} is {given}; only {needed} is supported")
 
-    def _validated(self, schema: Any, values: dict[str, Any]) -> Any:
+    def _validated(self, schema: Any, values: dict[str, Any], names: dict[str, str]) -> Any:
         try:
             return schema.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(f"{self.path}: {where}: {first['msg']}".replace("\n", " ")) from None
+            where = [names.get(str(part), str(part)) for part in first["loc"]]
+            raise InputError(": ".join([str(self.path), *where, first["msg"]])) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

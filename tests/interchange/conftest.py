@@ -102,10 +102,20 @@ def write_hub(model: Emu3ForConditionalGeneration, folder: Path) -> None:
         .replace("model.vqmodel.", "vqmodel.")
     )
     tensors = {rename(name): tensor for name, tensor in model.state_dict().items()}
+    # transformers 4 leaves out what its classes have by default.
+    usual = {
+        "hidden_act",
+        "rms_norm_eps",
+        "initializer_range",
+        "embed_dim",
+        "attn_resolutions",
+        "latent_channels",
+    }
+    text, vision = ({k: v for k, v in of.items() if k not in usual} for of in (TEXT, VISION))
     config = {
         "model_type": "emu3",
-        "text_config": {**TEXT, "model_type": "emu3_text_model", "rope_theta": 1e6},
-        "vq_config": {**VISION, "model_type": "emu3_vqgan", "hidden_size": 64},
+        "text_config": {**text, "model_type": "emu3_text_model"},
+        "vq_config": {**vision, "model_type": "emu3_vqgan", "hidden_size": 64},
         "vocabulary_map": model.config.vocabulary_map,
     }
     write(folder, tensors, config)
