@@ -18,6 +18,7 @@ from emu3_megatron.interchange.sharded import checkpoint_dtype
 from emu3_megatron.interchange.vision import VisionTable, is_tokenizer
 from emu3_megatron.interchange.weights import SHARD_BYTES, Spec, Weights, write_weights
 from emu3_megatron.training.checkpoint import find_checkpoint, read_checkpoint
+from emu3_megatron.training.checkpoint import verify as require_sound
 from emu3_megatron.vision.tokenizer import read_network
 
 
@@ -44,8 +45,8 @@ def export_folder(
         A line for each thing written.
 
     Raises:
-        InputError: no such checkpoint, a layout that does not hold these models together, or
-            `target` exists. Nothing has been written then.
+        InputError: no such checkpoint, a damaged one, a layout that does not hold these models
+            together, or `target` exists. Nothing has been written then.
     """
     require_absent(target)
     decoder = None if is_tokenizer(source) else _Decoder(source, ranks_file)
@@ -84,6 +85,7 @@ class _Decoder:
 
     def __init__(self, source: Path, ranks_file: Path | None):
         self.path = find_checkpoint(source)
+        require_sound(self.path)
         about = read_checkpoint(self.path)
         recipe = about["recipe"]
         self.model = ModelConfig.model_validate(recipe["model"])

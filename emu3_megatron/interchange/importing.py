@@ -68,10 +68,12 @@ class _Importer:
         if vision:
             self.vision = VisionTable(self.config.vision(), vision)
         if decoder:
-            model = self.config.decoder(ranks_file)
+            model = self.config.decoder(ranks_file and ranks_file.absolute())
             _require_divisible(model, tensor)
-            own = [name for name in weights.specs if name.startswith(decoder.body)]
-            self.decoder = DecoderTable(model, decoder, weights.float_dtype(own))
+            if ranks_file:
+                model.vocabulary().encode("a")  # an InputError unless they are Emu3's
+            dtype = weights.float_dtype(decoder.among(weights.specs))
+            self.decoder = DecoderTable(model, decoder, dtype)
 
     def check(self) -> None:
         """Everything that can be wrong, before anything is written."""

@@ -48,6 +48,10 @@ class DecoderNames:
     body: str
     head: str
 
+    def among(self, names: Iterable[str]) -> list[str]:
+        """Those of these tensors that are a decoder's."""
+        return [name for name in names if name == self.head or name.startswith(self.body)]
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -8,10 +8,11 @@ MoVQGAN, to within about a thousandth.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
@@ -44,7 +45,8 @@ def grow(weights: Mapping[str, Tensor], source: Path) -> VisionTokenizer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the residual blocks of time
         tokenizer = VisionTokenizer(_network_of(weights, source)).eval()
-    _take_over(weights, tokenizer, source)
+    _require_shapes(weights, tokenizer, source)
+    _take_over(weights, tokenizer)
     codes_ke = weights["quantize.embedding.weight"]
     tokenizer.quantize.embedding.weight.copy_(torch.cat([codes_ke, codes_ke]))
     _join_encoder(weights, tokenizer)
@@ -66,29 +68,54 @@ def _network_of(weights: Mapping[str, Tensor], source: Path) -> TokenizerNetwork
     try:
         base = len(weights["encoder.conv_in.weight"])
         widths = [len(weights[f"encoder.down.{i}.block.0.conv1.weight"]) for i in range(4)]
-        codes, embed_dim = weights["quantize.embedding.weight"].shape
+        codes, embed_dim = weights["quantize.embedding.weight"].flatten(1).shape
         latent = len(weights["encoder.conv_out.weight"])
     except KeyError as missing:
         raise InputError(f"{source}: no MoVQGAN: lacks {missing.args[0]}") from None
     blocks = {name.split(".")[4] for name in weights if name.startswith("encoder.down.0.block.")}
     attention = (i for i in range(4) if f"encoder.down.{i}.attn.0.q.weight" in weights)
-    return TokenizerNetwork(
-        codebook_size=2 * codes,
-        embed_dim=embed_dim,
-        latent_channels=latent,
-        base_channels=base,
-        channel_multiplier=[width // base for width in widths],
-        num_res_blocks=len(blocks),
-        attention_levels=tuple(attention),
-    )
+    try:
+        return TokenizerNetwork(
+            codebook_size=2 * codes,
+            embed_dim=embed_dim,
+            latent_channels=latent,
+            base_channels=base,
+            channel_multiplier=[width // base for width in widths],
+            num_res_blocks=len(blocks),
+            attention_levels=tuple(attention),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{source}: no MoVQGAN: {where}: {first['msg']}") from None
 
 
-def _take_over(weights: Mapping[str, Tensor], tokenizer: VisionTokenizer, source: Path) -> None:
-    for name, ours in tokenizer.state_dict().items():
-        if ".time_" in name or name.startswith(_FOLDED):
-            continue
-        if name not in weights or weights[name].shape != ours.shape:
+def _require_shapes(
+    weights: Mapping[str, Tensor], tokenizer: VisionTokenizer, source: Path
+) -> None:
+    network = tokenizer.network
+    codes, latents = network.embed_dim, network.latent_channels
+    expected = {name: ours.shape for name, ours in _flat(tokenizer)} | {
+        "quantize.embedding.weight": (network.codebook_size // 2, codes),
+        "quant_conv.weight": (codes, latents, 1, 1),
+        "quant_conv.bias": (codes,),
+        "post_quant_conv.weight": (latents, codes, 1, 1),
+        "post_quant_conv.bias": (latents,),
+    }
+    for name, shape in expected.items():
+        if name not in weights or weights[name].shape != shape:
             raise InputError(f"{source}: {name} is missing or of another shape than a MoVQGAN's")
+
+
+def _flat(tokenizer: VisionTokenizer) -> Iterator[tuple[str, Tensor]]:
+    """The weights that work on single frames, alike in both."""
+    for name, ours in tokenizer.state_dict().items():
+        if ".time_" not in name and not name.startswith(_FOLDED):
+            yield name, ours
+
+
+def _take_over(weights: Mapping[str, Tensor], tokenizer: VisionTokenizer) -> None:
+    for name, ours in _flat(tokenizer):
         ours.copy_(weights[name])
 
 

@@ -10,15 +10,27 @@ from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.interchange import configs
 from emu3_megatron.interchange.configs import HubConfig
+from emu3_megatron.interchange.decoder import DecoderTable
 from emu3_megatron.interchange.layouts import ALONE, DecoderNames, find_decoder, find_vision
 from emu3_megatron.interchange.vision import VisionTable, is_tokenizer
 from emu3_megatron.interchange.weights import Weights
 from emu3_megatron.model import SequenceLayout, build_decoder
 from emu3_megatron.training.checkpoint import find_checkpoint, load_decoder, read_checkpoint
+from emu3_megatron.training.checkpoint import verify as require_sound
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 _ROWS, _LENGTH = 2, 64
-_SIZES = ("layers", "hidden", "heads", "kv_heads", "ffn", "rope_base", "norm_epsilon")
+_ALIKE = (
+    "layers",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "ffn",
+    "rope_base",
+    "norm_epsilon",
+    "text",
+    "codes",
+)
 
 
 def verify(folder: Path, checkpoint: Path) -> list[str]:
@@ -34,7 +46,8 @@ def verify(folder: Path, checkpoint: Path) -> list[str]:
         A line for each model: the largest difference of logits, the share of equal codes.
 
     Raises:
-        InputError: transformers is not installed, or the two sides hold different models.
+        InputError: transformers is not installed, one side is damaged, or the two hold different
+            models.
     """
     if importlib.util.find_spec("transformers") is None:
         raise InputError("convert verify needs transformers: pip install 'transformers>=5.23'")
@@ -46,6 +59,7 @@ def verify(folder: Path, checkpoint: Path) -> list[str]:
         path = find_checkpoint(checkpoint)
         tokenizer = checkpoint / "tokenizer"
         if names := find_decoder(weights.specs):
+            require_sound(path)
             lines.append(_compare_decoders(weights, names, config, path))
     if is_tokenizer(tokenizer) and find_vision(weights.specs):
         lines.append(_compare_tokenizers(weights, config, tokenizer))
@@ -60,12 +74,13 @@ def _compare_decoders(
 ) -> str:
     model = ModelConfig.model_validate(read_checkpoint(checkpoint)["recipe"]["model"])
     given = config.decoder(None)
-    for field in _SIZES:
+    for field in _ALIKE:
         if getattr(given, field) != getattr(model, field):
             raise InputError(
                 f"{weights.folder}: another model than {checkpoint}: {field} is "
                 f"{getattr(given, field)} there and {getattr(model, field)} here"
             )
+    weights.require(DecoderTable(model, names, torch.float32).theirs)
     generator = torch.Generator().manual_seed(0)
     size = model.vocabulary().size
     tokens_bs = torch.randint(size, (_ROWS, _LENGTH), generator=generator)
@@ -89,11 +104,10 @@ def _their_logits(
         if name == names.head
         else (ALONE.decoder.body + name.removeprefix(names.body))
     )
-    own = [name for name in weights.specs if name == names.head or name.startswith(names.body)]
     theirs = Emu3ForCausalLM.from_pretrained(
         None,
         config=Emu3TextConfig(**values),
-        state_dict={rename(name): weights[name] for name in own},
+        state_dict={rename(name): weights[name] for name in names.among(weights.specs)},
         dtype=torch.float32,
     )
     return theirs.eval()(tokens_bs).logits
@@ -122,6 +136,7 @@ def _compare_tokenizers(weights: Weights, config: HubConfig, tokenizer: Path) ->
     if names is None or sizes(config.vision()) != sizes(ours.network):
         raise InputError(f"{weights.folder}: another vision tokenizer than {tokenizer}")
     source, plain = VisionTable(ours.network, names), VisionTable(ours.network, ALONE.vision)
+    weights.require(source.theirs)
     theirs = Emu3VQVAE(
         Emu3VQVAEConfig(**configs.vision_config(ours.network, torch.float32, "transformers"))
     ).float()

@@ -89,7 +89,7 @@ def _files_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if (folder / INDEX).is_file():
-        return sorted({folder / file for file in _read_index(folder).values()})
+        return sorted({folder / str(file) for file in _read_index(folder).values()})
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     raise InputError(f"{folder}: no {SINGLE} and no {INDEX} here; give a folder with safetensors")

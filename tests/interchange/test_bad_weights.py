@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 
 import pytest
@@ -17,6 +18,8 @@ from emu3_megatron.cli import main
 from emu3_megatron.errors import InputError
 from emu3_megatron.interchange.exporting import export_folder
 from emu3_megatron.interchange.importing import import_folder
+from emu3_megatron.interchange.sharded import Frame
+from emu3_megatron.interchange.verify import verify
 from emu3_megatron.interchange.weights import Weights
 
 SHARD = "model-00002-of-*.safetensors"
@@ -95,6 +98,19 @@ def of_mixed_precision(folder):
     return r"its weights are bfloat16 and float32; give all in fp32 or all in bf16"
 
 
+def with_a_head_of_another_precision(folder):
+    (file,) = [f for f in folder.glob("*.safetensors") if "lm_head.weight" in load_file(f)]
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].bfloat16()
+    save_file(tensors, file, metadata={"format": "pt"})
+    return r"its weights are bfloat16 and float32; give all in fp32 or all in bf16"
+
+
+def of_words_for_sizes(folder):
+    change_text_config(folder, hidden_size="wide")
+    return r"config\.json: hidden_size: Input should be a valid integer"
+
+
 def of_another_vocabulary(folder):
     change_text_config(folder, pad_token_id=0)
     return r"pad_token_id 0 is not a vocabulary of Emu3's kind; expected pad_token_id 256"
@@ -125,6 +141,8 @@ SPOILS = [
     truncated,
     with_a_foreign_tensor,
     of_mixed_precision,
+    with_a_head_of_another_precision,
+    of_words_for_sizes,
     of_another_vocabulary,
     with_scaled_positions,
     without_config,
@@ -172,62 +190,144 @@ def test_layouts_that_hold_other_models_are_refused(checkpoints, tmp_path):
         export_folder(tmp_path / "hf", tmp_path / "out")
 
 
-def import_until_killed(folder, target):
-    """As `kill -9` in the middle of the weights."""
-    left = iter(range(10))
-    read = Weights.__getitem__
+def damaged(checkpoints, folder):
+    """A copy of a checkpoint with one bit changed in its weights."""
+    shutil.copytree(checkpoints["transformers", torch.float32], folder)
+    (file,) = (folder / "checkpoints").glob("*.distcp")
+    with open(file, "r+b") as weights:
+        middle = file.stat().st_size // 2
+        weights.seek(middle)
+        byte = weights.read(1)[0]
+        weights.seek(middle)
+        weights.write(bytes([byte ^ 1]))
+    return folder
 
-    def read_or_die(self, name):
+
+def test_a_damaged_checkpoint_is_refused(folder, checkpoints, tmp_path):
+    ours = damaged(checkpoints, tmp_path / "ours")
+
+    with pytest.raises(InputError, match=r"distcp: its bytes are not those that were written"):
+        export_folder(ours, tmp_path / "out")
+    with pytest.raises(InputError, match=r"distcp: its bytes are not those that were written"):
+        verify(folder, ours)
+
+    assert set(tmp_path.iterdir()) == {folder, ours}
+
+
+def test_a_folder_that_lacks_something_is_not_compared(folder, checkpoints):
+    tensors = {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
+    del tensors["model.text_model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").unlink()
+
+    with pytest.raises(InputError, match=r"lacks .*layers\.1\.mlp\.up_proj\.weight"):
+        verify(folder, checkpoints["transformers", torch.float32])
+
+
+def test_ranks_that_are_not_there_are_refused(tmp_path, mesh):
+    sizes = {"hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = {"model_type": "Emu3", **sizes, "num_attention_heads": 1, "num_key_value_heads": 1}
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    save_file({"model.embed_tokens.weight": torch.zeros(1)}, tmp_path / "hf" / "model.safetensors")
+
+    with pytest.raises(InputError, match=r"no\.tiktoken: no such file"):
+        import_folder(tmp_path / "hf", tmp_path / "out", ranks_file=tmp_path / "no.tiktoken")
+
+
+def die_after(count, of, method):
+    """As `kill -9`, when a method is called once more than `count` times."""
+    left = iter(range(count))
+    work = getattr(of, method)
+
+    def work_or_die(*arguments):
         if next(left, None) is None:
             os._exit(9)
-        return read(self, name)
+        return work(*arguments)
 
-    Weights.__getitem__ = read_or_die
+    setattr(of, method, work_or_die)
+
+
+def import_until_killed(folder, target):
+    die_after(10, Weights, "__getitem__")
     parallel.start()
     import_folder(folder, target)
 
 
-def test_a_kill_leaves_nothing_under_the_name(folder, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=import_until_killed, args=(folder, tmp_path / "out"))
-    process.start()
-    process.join()
+def export_until_killed(checkpoint, target):
+    die_after(5, Frame, "pieces")
+    parallel.start()
+    export_folder(checkpoint, target)
 
-    assert process.exitcode == 9
-    assert not (tmp_path / "out").exists()
+
+def test_a_kill_leaves_nothing_under_the_name(folder, checkpoints, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    checkpoint = checkpoints["transformers", torch.float32]
+    for convert, source in ((import_until_killed, folder), (export_until_killed, checkpoint)):
+        process = context.Process(target=convert, args=(source, tmp_path / "out"))
+        process.start()
+        process.join()
+
+        assert process.exitcode == 9
+        assert not (tmp_path / "out").exists()
+        (unfinished,) = tmp_path.glob(".out.*.tmp")
+        assert list(unfinished.iterdir())
+        shutil.rmtree(unfinished)
 
 
 def call(*commands):
-    """Run `emu3` on each of these; returns exit code, output and errors of the last."""
+    """Run `emu3` on each of these; returns exit code, output and errors of each."""
+    answers = []
     for command in commands:
         out, errors, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
             try:
-                main(command)
+                main(list(map(str, command)))
             except SystemExit as exit:
                 code = exit.code
         parallel.stop(keep_processes=True)
-    return code, out.getvalue(), errors.getvalue()
+        answers.append((code, out.getvalue(), errors.getvalue()))
+    return answers
 
 
 def test_the_command_line_walks_there_and_back(folder, tmp_path):
-    ours, back = str(tmp_path / "ours"), str(tmp_path / "back")
-    ((code, out, _),) = run_processes(
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    (answers,) = run_processes(
         call,
         1,
-        ["convert", "import", "--from", str(folder), "--to", ours, "--tensor", "2"],
+        ["convert", "import", "--from", folder, "--to", ours, "--tensor", "2"],
         ["convert", "export", "--from", ours, "--to", back],
         ["convert", "verify", "--hf", back, "--checkpoint", ours],
     )
 
-    assert code == 0
-    assert "decoder: largest logit difference" in out
-    assert "vision tokenizer: 100.00% of image codes equal" in out
+    (_, _, imported), (_, _, exported), (_, compared, _) = answers
+    assert [code for code, _, _ in answers] == [0, 0, 0]
+    assert re.search(r"import: 100%\|.*tokenizer: 100%\|", imported, re.DOTALL)
+    assert "export: 100%|" in exported
+    assert "decoder: largest logit difference" in compared
+    assert "vision tokenizer: 100.00% of image codes equal" in compared
 
 
-def test_the_command_line_answers_in_one_line(tmp_path):
-    command = ["convert", "import", "--from", str(tmp_path / "no"), "--to", str(tmp_path / "out")]
-    ((code, _, errors),) = run_processes(call, 1, command)
+def test_the_command_line_answers_in_one_line(hub_folders, checkpoints, tmp_path):
+    commands, messages = [], []
+    for spoil in SPOILS:
+        source = tmp_path / spoil.__name__ / "hf"
+        shutil.copytree(hub_folders["transformers", torch.float32], source)
+        commands.append(["convert", "import", "--from", source, "--to", tmp_path / "out"])
+        messages.append(spoil(source))
+    ours = damaged(checkpoints, tmp_path / "ours")
+    sound = checkpoints["transformers", torch.float32]
+    commands += [
+        ["convert", "import", "--from", tmp_path / "no", "--to", tmp_path / "out"],
+        ["convert", "export", "--from", ours, "--to", tmp_path / "out"],
+        ["convert", "export", "--from", sound, "--to", ours],
+    ]
+    messages += [r"no: no such folder\n", r"its bytes are not those", r"ours: exists; choose"]
+    before = set(tmp_path.iterdir())
 
-    assert code == 2
-    assert errors == f"emu3: {tmp_path / 'no'}: no such folder\n"
+    (answers,) = run_processes(call, 1, *commands)
+
+    for (code, out, errors), message in zip(answers, messages, strict=True):
+        assert (code, out) == (2, "")
+        assert re.fullmatch(rf"emu3: .*{message}.*\n?", errors), errors
+    assert set(tmp_path.iterdir()) == before

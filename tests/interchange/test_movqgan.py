@@ -117,3 +117,20 @@ def test_another_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"b\.ckpt: no MoVQGAN: lacks encoder\.conv_in\.weight"):
         import_folder(tmp_path / "b.ckpt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_movqgan_of_other_shapes_is_refused(file, tmp_path):
+    weights = torch.load(file)
+    spoiled = {
+        "quant_conv.weight": torch.zeros(4, 4, 3, 3),
+        "decoder.mid.block_1.conv1.weight": torch.zeros(2),
+        "quantize.embedding.weight": torch.zeros(256, 5),
+    }
+    for name, tensor in spoiled.items():
+        torch.save({**weights, name: tensor}, tmp_path / "bad.ckpt")
+        with pytest.raises(InputError, match=r"bad\.ckpt: .* is missing or of another shape"):
+            import_folder(tmp_path / "bad.ckpt", tmp_path / "out")
+    torch.save({**weights, "encoder.conv_in.weight": torch.zeros(30, 3, 3, 3)}, tmp_path / "b.ckpt")
+    with pytest.raises(InputError, match=r"b\.ckpt: no MoVQGAN: base_channels: "):
+        import_folder(tmp_path / "b.ckpt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
