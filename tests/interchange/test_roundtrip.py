@@ -29,8 +29,12 @@ def assert_same_bits(one: Path, other: Path) -> None:
     ones, others = tensors_of(one), tensors_of(other)
     assert ones.keys() == others.keys()
     for name, tensor in ones.items():
-        assert tensor.dtype == others[name].dtype, name
-        assert torch.equal(tensor, others[name]), name
+        assert (tensor.dtype, tensor.shape) == (others[name].dtype, others[name].shape), name
+        assert torch.equal(bits_of(tensor), bits_of(others[name])), name
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -69,9 +73,11 @@ def test_through_tensor_parallel_ranks(size, hub_folders, checkpoints, tmp_path)
     run_processes(save_again, size, sources, targets)
 
     for dtype, target in zip(DTYPES, targets, strict=True):
-        export_folder(target, tmp_path / "out", "baai")
-        assert_same_bits(hub_folders["baai", dtype], tmp_path / "out")
-        (tmp_path / "out").rename(tmp_path / f"done-{dtype.itemsize}")
+        vision = checkpoints["transformers", dtype] / "tokenizer"
+        for layout, beside in (("baai", None), ("hub", vision), ("transformers", vision)):
+            out = tmp_path / f"{layout}-{dtype.itemsize}"
+            export_folder(target, out, layout, tokenizer=beside)
+            assert_same_bits(hub_folders[layout, dtype], out)
 
 
 def test_large_files_are_divided(hub_folders, checkpoints, tmp_path):
