@@ -67,10 +67,12 @@ def _cut(boundaries: np.ndarray, ranks: int) -> Blocks:
 def _block_sizes(share: int, ranks: int) -> list[int]:
     """Divisors of a rank's tokens, longest first, each at most half of the one before.
 
-    A share without a suitable divisor is cut into as many blocks as it can, at worst one.
+    A share without a suitable divisor is cut into as many blocks as it can, at worst one. An even
+    share is cut into an even number: zigzag needs halves.
     """
     most = max(_LEAST_A_RANK, _MOST_BLOCKS // ranks)
-    counts = [count for count in range(1, most + 1) if share % count == 0]
+    step = 1 if share % 2 else 2
+    counts = [count for count in range(step, most + 1, step) if share % count == 0]
     fine = [count for count in counts if count >= _LEAST_A_RANK and share // count <= _BLOCK]
     chosen = (fine or counts[-1:])[:1]
     for count in fine:

@@ -102,10 +102,12 @@ def test_rows_that_it_would_have_to_pad_are_refused(changes, message):
         tiny_recipe(Path("a.pack"), Path("run"), parallel=parallel, data=WHOLE_ROWS | changes)
 
 
-@pytest.mark.parametrize("context", [128, 704, 5_120, 131_072])
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_a_row_that_is_one_document_is_dispatched_as_it_expects(context, ranks):
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8, 16])
+def test_a_row_that_is_one_document_is_dispatched_as_it_expects(ranks):
     """It takes for granted that a rank holds a chunk from the front and its mirror."""
-    order = torch.from_numpy(dispatch(np.array([0, context]), ranks))
-    chunks = torch.arange(context).view(2 * ranks, -1)
-    assert torch.equal(order, torch.cat([chunks[:ranks], chunks[ranks:].flip(0)], dim=1))
+    shortest = 2 * ranks
+    for context in (*range(shortest, 60 * shortest, shortest), 5_280, 36_960, 33_696, 131_136):
+        order = torch.from_numpy(dispatch(np.array([0, context]), ranks))
+        chunks = torch.arange(context).view(2 * ranks, -1)
+        mirrored = torch.cat([chunks[:ranks], chunks[ranks:].flip(0)], dim=1)
+        assert torch.equal(order, mirrored), context
