@@ -10,7 +10,7 @@ NAME = "events.jsonl"
 
 
 class Events:
-    """The first rank's record of saves, skipped steps and leavings; other ranks' is silent."""
+    """The first rank's record of saves, skipped steps, leavings, failures; others' are silent."""
 
     def __init__(self, folder: Path, speaks: bool):
         self.path = folder / NAME

@@ -137,15 +137,15 @@ def _hooks(
 
     saves = SaveCheckpoints(recipe, trainable, run.events, memory)
     log = LogMetrics(recipe, mesh, waited, run.communication)
-    hooks = [
+    hooks: list[Hook] = [
         log,
         PassOverBadSteps(recipe, mesh, trainable, saves, run.events),
         CompareReplicas(recipe, trainable, run.events),
-        saves,
     ]
     if recipe.validation:
         validation = Validation(recipe, train_step.vocabulary, mesh, train_step)
-        hooks.insert(-1, Validate(recipe, validation, log, run))
+        hooks.append(Validate(recipe, validation, log, run))
+    hooks.append(saves)
     if recipe.sample and sampler:
         hooks.append(DrawSamples(recipe, trainable, sampler, log))
     return hooks

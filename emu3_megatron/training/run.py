@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from emu3_megatron.config import Recipe
+from emu3_megatron.errors import InputError, RunEnded
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.agreement import on_first_rank
 from emu3_megatron.training.communication import Communication, HostClock, StreamClock
@@ -37,13 +38,16 @@ def supervised(recipe: Recipe, mesh: Mesh) -> Iterator[Run]:
     on_first_rank(lambda: locks.append(RunLock(folder)))
     beat = locks[0].beat if locks else lambda: None
     clock = StreamClock() if mesh.device.type == "cuda" else HostClock()
+    events = Events(folder, mesh.is_first)
+    watchdog = Watchdog(folder, mesh, recipe.run.hang_seconds, beat)
     try:
-        with (
-            Watchdog(folder, mesh, recipe.run.hang_seconds, beat) as watchdog,
-            StopRequest() as stop,
-            Communication(clock) as communication,
-        ):
-            yield Run(Events(folder, mesh.is_first), watchdog, stop, communication)
+        with watchdog, StopRequest() as stop, Communication(clock) as communication:
+            yield Run(events, watchdog, stop, communication)
+    except (InputError, RunEnded):
+        raise
+    except Exception as error:  # who looks at the run's status will not have seen its traceback
+        events.add("failed", watchdog.step, why=f"{type(error).__name__}: {error}")
+        raise
     finally:
         for lock in locks:
             lock.release()

@@ -44,8 +44,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _life(folder: Path, events: list[dict[str, Any]]) -> str:
     holder = read_holder(folder)
     if holder is None:
-        told = bool(events) and events[-1]["event"] == "left"
-        return "not running; told to leave, start it again" if told else "not running"
+        last = events[-1] if events else {}
+        if last.get("event") == "left":
+            return "not running; told to leave, start it again"
+        if last.get("event") == "failed":
+            return f"not running; failed in step {last['step']:,}: {last['why'].splitlines()[0]}"
+        return "not running"
     where = f"process {holder['pid']} on {holder['host']}"
     if holder["alive"]:
         return f"running, {where}"

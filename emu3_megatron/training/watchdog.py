@@ -86,8 +86,13 @@ class Watchdog:
         self._state = "left"
         self._beat()
         faulthandler.cancel_dump_traceback_later()
-        if isinstance(error, InputError) and self._progress[0] == 0:
+        if isinstance(error, InputError) and self.step == 0:
             self._path.unlink()  # a run that was refused leaves nothing
+
+    @property
+    def step(self) -> int:
+        """The step that this rank is in."""
+        return self._progress[0]
 
     def at(self, step: int, phase: str) -> None:
         """Note progress: a phase of a step begins."""

@@ -12,6 +12,7 @@ from emu3_megatron.cli import main
 from emu3_megatron.data.batches import step_batches
 from emu3_megatron.data.phases import Phase
 from emu3_megatron.training.samples import open_samples
+from emu3_megatron.training.step import TrainStep
 
 
 def say(capsys, *arguments):
@@ -41,6 +42,29 @@ def test_status_of_a_run_that_lives_and_of_one_that_was_killed(recipe, capsys):
     assert f"running, process {job.processes[0].pid} on " in lines[0]
     assert any(line.startswith("last durable checkpoint: step ") for line in lines)
     assert "dead: process " in after[0]
+
+
+def fail_in_step_3():
+    call = TrainStep.__call__
+
+    def failing(self, step, batches):
+        if step == 3:
+            raise RuntimeError("out of luck\nand of much else")
+        return call(self, step, batches)
+
+    TrainStep.__call__ = failing
+
+
+def test_status_of_a_run_that_failed_says_in_what_step_and_how(recipe, capsys):
+    recipe = recipe()
+    (end,) = run_job(recipe, fault=fail_in_step_3)
+    failed = say(capsys, "status", recipe.run.dir)
+    run_job(recipe)
+    mended = say(capsys, "status", recipe.run.dir)
+
+    assert end.code == 1
+    assert failed[0].endswith("not running; failed in step 3: RuntimeError: out of luck")
+    assert mended[0].endswith(": not running")
 
 
 def test_status_of_what_is_no_run_is_refused(tmp_path, capsys):
