@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from support.faults import Job, events, run_job
@@ -95,6 +97,24 @@ def test_the_documents_of_a_step_follow_from_its_number(untroubled, recipe, caps
     assert lines[0].startswith("sample 32: pack ")
     told = [line.split()[2].rstrip(":") for line in lines if line.startswith("  ")]
     assert told == [str(number) for row in rows for _, number in row]
+
+
+def test_a_mixture_that_changes_in_mid_run_repeats_no_sample(recipe, packs, capsys, tmp_path):
+    sources = [{"pack": str(tmp_path / name / "tiny.pack")} for name in "ab"]
+    for source in sources:
+        shutil.copytree(packs.parent, Path(source["pack"]).parent)
+    (end,) = run_job(recipe(run={"stop_after": 2}, data={"sources": sources[:1]}))
+    assert end.code == 0, end.said
+    (end,) = run_job(recipe(run={"stop_after": 4}, data={"sources": sources}), accept=True)
+    assert end.code == 0, end.said
+
+    folder = recipe().run.dir
+    said = [say(capsys, "inspect", "batch", folder, "--step", step) for step in range(1, 5)]
+    drawn = [line.split(": ")[1] for lines in said for line in lines if line.startswith("sample")]
+    assert len(drawn) == len(set(drawn)) == 4 * 8
+    of_b = [line.endswith("/b/tiny.pack") for line in drawn]
+    assert sum(of_b[:16]) == 0
+    assert sum(of_b[16:]) == 8
 
 
 def test_another_layout_and_micro_batch_go_on_with_the_same_samples(recipe, untroubled, capsys):
