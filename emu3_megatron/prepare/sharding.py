@@ -58,6 +58,7 @@ def make_shards(
         made = Made(**done)
         _refuse_skipped(workspace, made.skipped)
         if all(is_whole(folder / name) for name in made.shards):
+            workspace.drop_parts(kind)  # a run that was killed may have left them
             return made
     workspace.run(make, tasks, f"{kind}: tokens/{unit}")
     parts = summarise(task.out for task in tasks)
@@ -75,6 +76,7 @@ def make_shards(
         skipped=skipped,
     )
     workspace.finish(kind, key, asdict(made))
+    workspace.drop_parts(kind)
     return made
 
 

@@ -89,8 +89,11 @@ class Workspace:
         return done["made"] if done["key"] == key else None
 
     def finish(self, kind: str, key: str, made: dict[str, Any]) -> None:
-        """A kind's shards are there: remember that, and drop the parts they were made of."""
+        """A kind's shards are there: remember what was made."""
         write_json(self.out / ".work" / f"{kind}.json", {"key": key, "made": made})
+
+    def drop_parts(self, kind: str) -> None:
+        """Remove the parts of shards that are there."""
         shutil.rmtree(self.work(kind, "parts"), ignore_errors=True)
 
 
@@ -101,8 +104,11 @@ def only_run(out: Path) -> Iterator[None]:
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(f"{out}: another run is at work there; wait for its end") from None
+        except OSError as error:  # Lustre without -o flock, say
+            reason = f"cannot be locked ({error.strerror}); choose a file system that has flock"
+            raise InputError(f"{out}: {reason}") from None
         _remove_unfinished(out)
         yield
 

@@ -26,10 +26,10 @@ def tokenizer():
 def add_photo(tmp_path):
     """A function that writes a photo of noise, with a caption if one is given."""
 
-    def add(stem, caption=None, size=(48, 32)):
+    def add(stem, caption=None, size=(48, 32), seed=0):
         folder = tmp_path / "photos"
         folder.mkdir(exist_ok=True)
-        noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+        noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{stem}.png")
         if caption is not None:
             (folder / f"{stem}.txt").write_text(caption)

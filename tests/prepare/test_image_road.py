@@ -159,6 +159,16 @@ def test_a_finished_run_is_left_alone(recipe, monkeypatch):
     assert prepare(recipe(), ["images"]) == first
 
 
+def test_parts_that_a_killed_run_left_beside_its_shards_are_removed(recipe):
+    prepare(recipe(), ["images"])
+    parts = recipe().out / ".work" / "images-parts"
+    parts.mkdir()
+
+    prepare(recipe(), ["images"])
+
+    assert not parts.exists()
+
+
 def test_thresholds_change_without_new_scores(recipe, monkeypatch):
     prepare(recipe(), ["images"])
     monkeypatch.setattr("emu3_megatron.prepare.image_road.ScoreImages.__call__", None)
@@ -175,6 +185,16 @@ def test_two_runs_in_one_folder_are_refused(recipe):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run is at work there"):
             prepare(recipe(), ["images"])
+
+
+def test_a_file_system_without_locks_is_named(recipe, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+    with pytest.raises(InputError, match=r"out: cannot be locked \(Function not implemented\)"):
+        prepare(recipe(), ["images"])
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe, monkeypatch):
