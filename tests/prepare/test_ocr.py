@@ -1,0 +1,51 @@
+"""Text area by PP-OCR itself: a printed page, a photo of a cat, and a video of the page."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from emu3_megatron.prepare.clip_road import ScoreClips, decide_clips
+from emu3_megatron.prepare.image_road import ScoreImages, ScoreTask, decide_images
+from emu3_megatron.prepare.ocr import TextArea
+from emu3_megatron.prepare.recipe import ClipsConfig, ImagesConfig
+from emu3_megatron.prepare.tables import read_table
+from emu3_megatron.vision.clips import write_clip
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A scanned page of a book, 384 x 191."""
+    return Image.fromarray(data.page()).convert("RGB")
+
+
+def test_a_page_is_text_and_a_cat_is_not(page):
+    text_area = TextArea()
+
+    assert 0.3 < text_area(np.asarray(page)) < 0.6
+    assert text_area(data.chelsea()) == 0
+
+
+def test_a_poor_photo_of_text_is_not_rescued(page, tmp_path):
+    page.resize((768, 382)).save(tmp_path / "page.png")
+    config = ImagesConfig(source=tmp_path, min_side=128, min_quality=10, rescue_colour=0)
+
+    ScoreImages(config, "cpu")(ScoreTask(tmp_path / "scores.parquet", ["page.png"]))
+    (row,) = read_table(tmp_path / "scores.parquet")
+    decide_images([row], config)
+
+    assert row["text_area"] > 0.3
+    assert row["reason"].endswith(f"text on {row['text_area']:.0%}")
+
+
+def test_a_clip_of_text_is_set_aside(page, tmp_path):
+    pixels_chw = torch.from_numpy(np.asarray(page.resize((384, 192)), np.float32) / 127.5 - 1)
+    write_clip(tmp_path / "page.mp4", pixels_chw.permute(2, 0, 1).expand(8, -1, -1, -1), fps=4)
+    config = ClipsConfig(source=tmp_path, min_seconds=1, sample_fps=1)
+
+    ScoreClips(config, "cpu")(ScoreTask(tmp_path / "scores.parquet", ["page.mp4"]))
+    (row,) = read_table(tmp_path / "scores.parquet")
+    decide_clips([row], config)
+
+    assert row["reason"].startswith("too much text: ")
