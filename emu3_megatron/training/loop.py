@@ -1,6 +1,7 @@
 """The training loop, of every stage."""
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def _train(recipe: Recipe, mesh: Mesh, run: Run, sampler: Sampler | None, accept
     train_step = TrainStep(recipe, vocabulary, mesh, trainable, run.stop)
     train_step.guard.load(about.get("guard", {}))
     hooks = _hooks(recipe, mesh, run, train_step, phases, batches, sampler)
-    if left := _loop(train_step, batches, hooks, run.watchdog, first, last):
+    with closing(batches):
+        left = _loop(train_step, batches, hooks, run.watchdog, first, last)
+    if left:
         run.events.add("left", left, "told to leave: saved, and ready to be started again")
         raise RunEnded(f"{recipe.run.dir}: told to leave after step {left}", REQUEUE)
 

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +84,14 @@ class Waited(Iterator[T]):
         item = next(self._items)
         self._seconds += time.perf_counter() - mark
         return item
+
+    def close(self) -> None:
+        """End the generator that the items come from, and the processes that read ahead for it.
+
+        An error would keep both alive, and Python waits for such processes when it exits.
+        """
+        if isinstance(self._items, Generator):
+            self._items.close()
 
     def take_seconds(self) -> float:
         """Seconds since the last call."""

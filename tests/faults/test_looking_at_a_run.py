@@ -58,7 +58,7 @@ def fail_in_step_3():
 
 
 def test_status_of_a_run_that_failed_says_in_what_step_and_how(recipe, capsys):
-    recipe = recipe()
+    recipe = recipe(data={"workers": 1})  # which must not keep a run that failed from ending
     (end,) = run_job(recipe, fault=fail_in_step_3)
     failed = say(capsys, "status", recipe.run.dir)
     run_job(recipe)

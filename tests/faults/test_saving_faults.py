@@ -87,12 +87,12 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint_to_resume_from(
     assert weights(folder / last) == weights(untroubled / last)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_leaves_no_process_behind_and_ends_the_others(victim, recipe):
-    recipe = recipe(run={"steps": 400, "save_every": 50})
+@pytest.mark.parametrize(("victim", "workers"), [(0, 0), (1, 1)])
+def test_a_killed_rank_leaves_no_process_behind_and_ends_the_others(victim, workers, recipe):
+    recipe = recipe(run={"steps": 400, "save_every": 50}, data={"workers": workers})
     job = Job(recipe, ranks=2, fault=slow_writers)
     job.until(lambda: events(recipe.run.dir, "requested"))
-    job.until(lambda: len(job.descendants()) == 2)
+    job.until(lambda: len(job.descendants()) == 2 * (1 + workers))
     children = job.descendants()
 
     job.processes[victim].kill()
