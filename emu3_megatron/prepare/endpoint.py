@@ -18,6 +18,7 @@ from emu3_megatron.prepare.recipe import EndpointConfig
 
 _PAUSE = 0.5  # seconds before the second attempt; doubled before each further one
 _OUR_FAULT = {401, 403, 404, 405}
+_NOBODY_THERE = {502, 503, 504}  # a proxy says so, or a server that is starting or overrun
 
 
 class NoCaption(Exception):
@@ -84,6 +85,8 @@ class Endpoint:
         except HTTPError as error:
             if error.code in _OUR_FAULT:
                 raise InputError(f"{self._url}: HTTP {error.code} {error.reason}") from None
+            if error.code in _NOBODY_THERE:
+                raise _Unreachable(f"HTTP {error.code} {error.reason}") from None
             raise NoCaption(f"HTTP {error.code} from the endpoint") from None
         except ValueError:
             raise NoCaption("the endpoint's answer is not JSON") from None

@@ -109,8 +109,7 @@ _in_worker: _Guarded | None = None
 
 def _start_worker(make: MakeStage) -> None:
     global _in_worker
-    _in_worker = _Guarded(make)
-    limit_threads()
+    _in_worker = _Guarded(partial(_one_thread, make))
 
 
 def _work(task: Task) -> int | _Failure:
@@ -141,8 +140,7 @@ class _Actor:
     """A worker of Ray Data; a row is a task."""
 
     def __init__(self, make: MakeStage):
-        limit_threads()
-        self._stage = _Guarded(make)
+        self._stage = _Guarded(partial(_one_thread, make))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         result = self._stage(pickle.loads(row["task"]))
@@ -230,8 +228,10 @@ def _cluster_workers(config: RunConfig) -> int:
     return config.workers or max(1, int(resources.get("CPU", 1)))
 
 
-def limit_threads() -> None:
-    """One thread a worker: the workers are the parallelism, and no count changes what comes out."""
+def _one_thread(make: MakeStage) -> Stage:
+    """A stage in one thread: workers are the parallelism, and no count changes what comes out."""
+    stage = make()  # imports what it needs
     for module, function in (("torch", "set_num_threads"), ("cv2", "setNumThreads")):
         if module in sys.modules:
             getattr(sys.modules[module], function)(1)
+    return stage

@@ -18,8 +18,9 @@ from emu3_megatron.prepare.recipe import EndpointConfig, PrepareRecipe
 from emu3_megatron.prepare.road import prepare
 from emu3_megatron.prepare.tables import read_table
 
-# Answers in the shape of OpenAI's chat completions: the first request of each picture with 503;
-# blue pictures with HTTP 400, green ones with nonsense. GET tells how many requests came.
+# Answers in the shape of OpenAI's chat completions: the first request of each picture with 503, and
+# black ones always; blue pictures with HTTP 400, green ones with nonsense. GET tells how many
+# requests came.
 SERVER = """
 import base64, io, json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         data = base64.b64decode(pictures[0]["image_url"]["url"].partition(",")[2])
         red, green, blue = Image.open(io.BytesIO(data)).resize((1, 1)).getpixel((0, 0))
         key = (data, text["text"])
-        if key not in seen:
+        if key not in seen or red + green + blue < 9:
             seen.add(key)
             return self.answer(503, {})
         if blue > 200:
@@ -118,6 +119,11 @@ def test_what_the_server_refuses_gets_no_caption(url, picture, reason):
 def test_a_server_that_is_down_stops_the_run():
     with pytest.raises(InputError, match=r"no answer .*start the server and run the same command"):
         Endpoint(config(f"http://127.0.0.1:{free_port()}/v1")).captions([colour()])
+
+
+def test_a_server_that_stays_busy_stops_the_run(url):
+    with pytest.raises(InputError, match=r"no answer \(HTTP 503 Service Unavailable\); start the"):
+        Endpoint(config(url)).captions([colour()])
 
 
 def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, tmp_path, tokenizer):
