@@ -147,8 +147,9 @@ def _timing(row: dict[str, Any]) -> list[str]:
 
 
 def dispatch_section() -> None:
-    """Rewrite the measured table in docs/context-parallel.md."""
+    """Rewrite the measured tables in docs/context-parallel.md."""
     _replace("context-parallel", "dispatch table", _dispatch())
+    _replace("context-parallel", "error table", _ring_errors())
 
 
 def reliability_section() -> None:
@@ -236,16 +237,28 @@ def _dispatch() -> str:
     for row in result["rows"]:
         rows.setdefault(row["case"].removeprefix("dispatch/"), {})[row["implementation"]] = row
     lines = [
-        [case, *(_balance_cell(of[name]) for name in names), f"{of['emu3']['cpu_min_ms']:.1f}"]
+        [case, *(_balance_cell(of[name]) for name in names), f"{of['emu3']['median_ms']:.1f}"]
         for case, of in rows.items()
     ]
     text = (
         "Work of the busiest rank over the mean, and exchange of the neediest rank over a full "
         "ring: means over simulated packs of 131,072 tokens (`benchmarks/simulated_packs.py`). "
         "The padding of per-document zigzag counts, so its exchange can pass 100%. "
-        "The last column is the CPU time of one dispatch."
+        "The last column is the time of one dispatch, a median."
     )
     return "\n\n".join([_where(result), text, _table(["pack", *names, "ms"], lines)])
+
+
+def _ring_errors() -> str:
+    result = _load("ring_attention")
+    cells: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        if row["case"].startswith("error/"):
+            ranks = row["case"].rpartition("/cp")[2]
+            cells.setdefault(ranks, []).extend(f"{row[k]:.2e}" for k in ("error", "error_query"))
+    heads = [f"{name}, {tiles}" for tiles in ("fp32 tiles", "bf16 tiles") for name in ("out", "dQ")]
+    rows = [[ranks, *errors] for ranks, errors in cells.items()]
+    return "\n\n".join([_where(result), _table(["ranks", *heads], rows)])
 
 
 def _balance_cell(row: dict[str, Any]) -> str:
