@@ -116,8 +116,14 @@ def _count_tokens(source: Path) -> int:
 
 
 def _megatron_loop(source: Path, prefix: Path) -> None:
+    """What tools/preprocess_data.py of Megatron-LM does: see its `process_json_file`.
+
+    It makes the tokenizer before the pool too, for the size of the vocabulary; so does `emu3`, to
+    refuse ranks that cannot be read.
+    """
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
+    Vocabulary.emu3().encode("a")
     builder = IndexedDatasetBuilder(f"{prefix}.bin", np.int32, multimodal=True)
     with multiprocessing.Pool(WORKERS, _start_worker) as pool, source.open() as lines:
         for ids, lengths, _ in pool.imap(_encode, lines, 32):
