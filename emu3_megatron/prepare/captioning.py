@@ -11,7 +11,7 @@ from PIL import Image
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.endpoint import Endpoint, NoCaption
 from emu3_megatron.prepare.recipe import EndpointConfig
-from emu3_megatron.prepare.tables import Row, read_table, write_table
+from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, chunks, digest
 
 Look = Callable[[Row], Sequence[Image.Image]]
@@ -59,17 +59,7 @@ def add_captions(
 ) -> None:
     """Give rows that are kept and have no caption one, or set them aside."""
     without = [row for row in rows if row["kept"] and not row["captions"]]
-    answers: dict[str, Row] = {}
-    if config is not None:
-        asked = config.model_dump(include={"model", "prompts", "max_tokens", "side"})
-        folder = workspace.work(kind, "captions")
-        tasks = [
-            CaptionTask(folder / f"{digest(asked, [row_key(r) for r in some])}.parquet", some)
-            for some in chunks(without, _ROWS)
-        ]
-        make = partial(WriteCaptions, config, look)
-        workspace.run(make, tasks, f"{kind}: captions/item", is_done=_is_complete)
-        answers = {row["key"]: row for task in tasks for row in read_table(task.out)}
+    answers = _ask(workspace, kind, without, config, look) if config is not None else {}
     for row in without:
         answer = answers.get(row_key(row), {"captions": [], "error": None})
         row["captions"] = answer["captions"]
@@ -77,9 +67,25 @@ def add_captions(
             row["kept"], row["reason"] = False, f"no caption: {answer['error'] or 'none found'}"
 
 
-def _is_complete(path: Path) -> bool:
-    """What the endpoint refused is asked again by the next run."""
-    return path.is_file() and not any(row["error"] for row in read_table(path))
+def _ask(
+    workspace: Workspace, kind: str, rows: Sequence[Row], config: EndpointConfig, look: Look
+) -> dict[str, Row]:
+    """Answers by the keys of rows.
+
+    What was answered once is never asked again, whatever else is kept now; what the endpoint
+    refused is.
+    """
+    asked = config.model_dump(include={"model", "prompts", "max_tokens", "side"})
+    folder = workspace.work(kind, "captions") / digest(asked)
+    answers = {row["key"]: row for row in read_tables(folder.glob("*.parquet")) if row["captions"]}
+    missing = [row for row in rows if row_key(row) not in answers]
+    tasks = [
+        CaptionTask(folder / f"{digest([row_key(row) for row in some])}.parquet", some)
+        for some in chunks(missing, _ROWS)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    workspace.run_all(partial(WriteCaptions, config, look), tasks, f"{kind}: captions/item")
+    return answers | {row["key"]: row for row in read_tables(task.out for task in tasks)}
 
 
 def refuse_unusable(rows: Sequence[Row], strict: bool) -> None:

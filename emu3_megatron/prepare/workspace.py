@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,6 @@ class Workspace:
         make: MakeStage,
         tasks: Sequence[FileTask],
         label: str,
-        is_done: Callable[[Path], bool] = Path.is_file,
     ) -> None:
         """Run the tasks whose file is not there yet, and remove files that no task makes."""
         if tasks:
@@ -74,7 +73,7 @@ class Workspace:
             for path in tasks[0].out.parent.iterdir():
                 if path.name not in wanted:
                     path.unlink()
-        missing = [task for task in tasks if not is_done(task.out)]
+        missing = [task for task in tasks if not task.out.is_file()]
         run_tasks(make, missing, self.recipe.run, label)
 
     def run_all(self, make: MakeStage, tasks: Sequence[Any], label: str) -> None:

@@ -126,7 +126,9 @@ def test_a_server_that_stays_busy_stops_the_run(url):
         Endpoint(config(url)).captions([colour()])
 
 
-def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, tmp_path, tokenizer):
+@pytest.fixture
+def recipe(url, tmp_path, tokenizer):
+    """Four dark photos, one with a caption, and one that the server refuses."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(4):
@@ -135,7 +137,7 @@ def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, tmp_path, toke
     Image.new("RGB", (64, 48), "blue").save(photos / "refused.png")
     (photos / "dark0.txt").write_text("a caption of its own")
     tokenizer.save(tmp_path / "tokenizer")
-    recipe = PrepareRecipe.model_validate(
+    return PrepareRecipe.model_validate(
         {
             "out": tmp_path / "out",
             "model": "emu3-tiny",
@@ -154,6 +156,8 @@ def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, tmp_path, toke
         }
     )
 
+
+def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, recipe, tmp_path):
     manifest = prepare(recipe, ["images"])
     rows = {row["source"]: row for row in read_table(tmp_path / "out" / "images.parquet")}
 
@@ -162,10 +166,19 @@ def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, tmp_path, toke
     assert rows["refused.png"]["reason"] == "no caption: HTTP 400 from the endpoint"
     assert manifest["kinds"]["images"]["kept"] == 4
 
-    (photos / "refused.png").unlink()
-    prepare(recipe, ["images"])
     before = requests(url)
     prepare(recipe, ["images"])
+    assert requests(url) == before + recipe.images.captions.endpoint.attempts  # the refused one
+
+
+def test_what_was_answered_is_not_asked_again_when_other_photos_are_kept(url, recipe):
+    (recipe.images.source / "refused.png").unlink()
+    prepare(recipe, ["images"])
+    before = requests(url)
+
+    (recipe.images.source / "dark1.png").unlink()
+    prepare(recipe, ["images"])
+
     assert requests(url) == before
 
 
