@@ -65,23 +65,24 @@ def test_a_plan_of_one_rank_needs_no_hops() -> None:
 
 
 def process(pack: Pack, inputs: Inputs, ranks: int) -> list[torch.Tensor]:
-    """What one of several processes computes, as numpy arrays."""
+    """What one of several processes computes, as numpy arrays in fp64."""
     torch.distributed.init_process_group("gloo")
     shares = scattered_shares(pack.tokens, ranks, block=5)
     hops = GroupHops(torch.distributed.group.WORLD)
     results = run_rank(hops, pack, inputs, shares)
     torch.distributed.destroy_process_group()
-    return [tensor.numpy() for tensor in results]
+    return [tensor.double().numpy() for tensor in results]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_processes_compute_what_simulated_ranks_do(ranks: int) -> None:
-    inputs = Inputs.random(MIXED.tokens)
+def test_processes_compute_what_simulated_ranks_do(ranks: int, dtype: torch.dtype) -> None:
+    inputs = Inputs.random(MIXED.tokens, dtype)
     shares = scattered_shares(MIXED.tokens, ranks, block=5)
     processes = run_processes(process, ranks, MIXED, inputs, ranks)
     found = whole([[torch.from_numpy(part) for part in rank] for rank in processes], shares)
     for part, simulated in zip(found, ring(MIXED, inputs, ranks), strict=True):
-        assert torch.equal(part, simulated)
+        assert torch.equal(part, simulated.double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
