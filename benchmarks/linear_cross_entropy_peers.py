@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 @cache
 def compiled() -> Loss:
     return torch.compile(lambda hidden, head, labels: cross_entropy(linear(hidden, head), labels))
+
+
+def chunked() -> Loss:
+    """Torch's own linear cross-entropy, in chunks as it chooses."""
+    try:
+        from torch.nn import LinearCrossEntropyOptions
+        from torch.nn.functional import linear_cross_entropy
+    except ImportError:
+        raise ModuleNotFoundError("torch 2.13 has linear_cross_entropy") from None
+    return partial(linear_cross_entropy, options=LinearCrossEntropyOptions())
 
 
 @cache
@@ -89,6 +99,7 @@ def quack() -> Loss:
 
 PEERS: dict[str, Callable[[], Loss]] = {
     "torch.compile": compiled,
+    "torch (chunked)": chunked,
     "liger": liger,
     "cce": cce,
     "cce_exact": cce_exact,
