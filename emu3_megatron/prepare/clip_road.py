@@ -146,7 +146,8 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
         for s in sources
     ]
     make = partial(ScoreClips, config, workspace.recipe.run.device)
-    workspace.run(make, tasks, "clips: scores/video")
+    by_weights = config.quality.clip is not None or config.raft is not None
+    workspace.run(make, tasks, "clips: scores/video", on_device=by_weights)
     return read_tables(task.out for task in tasks)
 
 

@@ -68,7 +68,9 @@ def run_tasks(make: MakeStage, tasks: Sequence[Task], config: RunConfig, label: 
 
 
 def workers_of(config: RunConfig) -> int:
-    return config.workers or len(os.sched_getaffinity(0))
+    """How many processes of this machine: as many as cores, and one on a GPU."""
+    most = 1 if config.device == "cuda" else len(os.sched_getaffinity(0))
+    return config.workers or most
 
 
 class _Guarded:

@@ -87,7 +87,8 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
         for some in chunks(sources, workspace.recipe.run.task_items)
     ]
     make = partial(ScoreImages, config, workspace.recipe.run.device)
-    workspace.run(make, tasks, "images: scores/photo")
+    by_weights = config.quality.clip is not None
+    workspace.run(make, tasks, "images: scores/photo", on_device=by_weights)
     return read_tables(task.out for task in tasks)
 
 

@@ -60,7 +60,7 @@ def make_shards(
         if all(is_whole(folder / name) for name in made.shards):
             workspace.drop_parts(kind)  # a run that was killed may have left them
             return made
-    workspace.run(make, tasks, f"{kind}: tokens/{unit}")
+    workspace.run(make, tasks, f"{kind}: tokens/{unit}", on_device=kind != "text")
     parts = summarise(task.out for task in tasks)
     skipped = [line for part in parts for line in part.skipped]
     _refuse_skipped(workspace, skipped)

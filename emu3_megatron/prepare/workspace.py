@@ -61,12 +61,13 @@ class Workspace:
         return self.out / ".work" / f"{kind}-{step}"
 
     def run(
-        self,
-        make: MakeStage,
-        tasks: Sequence[FileTask],
-        label: str,
+        self, make: MakeStage, tasks: Sequence[FileTask], label: str, on_device: bool = False
     ) -> None:
-        """Run the tasks whose file is not there yet, and remove files that no task makes."""
+        """Run the tasks whose file is not there yet, and remove files that no task makes.
+
+        Args:
+            on_device: the stage computes on `run.device`; any other has all cores to itself.
+        """
         if tasks:
             tasks[0].out.parent.mkdir(parents=True, exist_ok=True)
             wanted = {task.out.name for task in tasks}
@@ -74,10 +75,15 @@ class Workspace:
                 if path.name not in wanted:
                     path.unlink()
         missing = [task for task in tasks if not task.out.is_file()]
-        run_tasks(make, missing, self.recipe.run, label)
+        self.run_all(make, missing, label, on_device)
 
-    def run_all(self, make: MakeStage, tasks: Sequence[Any], label: str) -> None:
-        run_tasks(make, tasks, self.recipe.run, label)
+    def run_all(
+        self, make: MakeStage, tasks: Sequence[Any], label: str, on_device: bool = False
+    ) -> None:
+        config = self.recipe.run
+        if not on_device:
+            config = config.model_copy(update={"device": "cpu"})
+        run_tasks(make, tasks, config, label)
 
     def finished(self, kind: str, key: str) -> dict[str, Any] | None:
         """What was made of a kind under this key; None when it was not finished."""

@@ -11,6 +11,7 @@ from emu3_megatron.data.check import check
 from emu3_megatron.data.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Vision, parse
+from emu3_megatron.prepare import engine
 from emu3_megatron.prepare.image_road import EncodeImages, decide_images
 from emu3_megatron.prepare.recipe import ImagesConfig, PrepareRecipe
 from emu3_megatron.prepare.road import prepare
@@ -185,6 +186,22 @@ def test_two_runs_in_one_folder_are_refused(recipe):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run is at work there"):
             prepare(recipe(), ["images"])
+
+
+def test_only_the_tokenizer_takes_the_gpu(recipe, monkeypatch):
+    devices = {}
+
+    def run_tasks(make, tasks, config, label):
+        devices[label] = config.device
+        if config.device == "cuda":
+            raise InputError("no GPU here")
+        engine.run_tasks(make, tasks, config, label)
+
+    monkeypatch.setattr("emu3_megatron.prepare.workspace.run_tasks", run_tasks)
+    with pytest.raises(InputError, match="no GPU here"):
+        prepare(recipe(run={"engine": "local", "device": "cuda"}), ["images"])
+
+    assert devices == {"images: scores/photo": "cpu", "images: tokens/item": "cuda"}
 
 
 def test_a_file_system_without_locks_is_named(recipe, monkeypatch):
