@@ -51,7 +51,7 @@ def _differentiate(
     call: Call,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    no_rng = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    no_rng = torch.empty(2, dtype=torch.uint64, device=q.device)
     return aten._flash_attention_backward(
         *(dout, q, k, v, out, lse, *call.bounds),
         *(0.0, call.causal, no_rng, torch.empty(0, device=q.device)),

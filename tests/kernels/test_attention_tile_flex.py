@@ -3,7 +3,7 @@
 import pytest
 import torch
 from emu3_kernels.attention_tile import KeyRanges, Tile, attention_delta, flex, reference
-from torch.nn.attention.flex_attention import AuxOutput, create_block_mask
+from torch.nn.attention.flex_attention import AuxOutput, create_block_mask, flex_attention
 
 QUERIES, KEYS = 300, 410
 LAYOUTS = {
@@ -28,6 +28,21 @@ def test_blocks_are_those_that_torch_finds(layout):
     for row, count in enumerate(counts):
         listed = [mask.full_kv_indices[0, 0, row, :count].tolist() for mask in (ours, torchs)]
         assert listed[0] == listed[1]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_torchs_own_function_gives_out_and_natural_lse(layout, monkeypatch):
+    """Not compiled it runs on CPUs, forward alone."""
+    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+    ranges = KeyRanges.of_segments(LAYOUTS[layout], QUERIES, KEYS)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(t, h, 16, generator=generator) for t, h in ((300, 4), (410, 2), (410, 2)))
+    tile = Tile(q, k, v, ranges, scale=0.3)
+
+    found, expected = (backend.forward(tile, None) for backend in (flex, reference))
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def plain_flex(q, k, v, *, block_mask, scale, enable_gqa, return_aux):

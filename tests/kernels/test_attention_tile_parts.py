@@ -152,16 +152,19 @@ def test_calls_together_are_the_mask(backend, layout, monkeypatch):
     assert len([*packed.calls(ranges)]) == calls
 
 
-def test_torch_knows_cudnns_operations_by_these_arguments():
+@pytest.mark.parametrize("backend", [flash, cudnn])
+def test_torch_knows_its_operations_by_these_arguments(backend):
     """Meta tensors go through torch's own schemas and shapes."""
     q, k, v, dout = (
         torch.empty(t, h, 64, dtype=torch.bfloat16, device="meta")
         for t, h in ((QUERIES, 4), (KEYS, 2), (KEYS, 2), (QUERIES, 4))
     )
-    piece = SimpleNamespace(causal=False)
+    borders = torch.empty(3, dtype=torch.int32, device="meta")
+    bounds = (borders, borders, QUERIES, KEYS)
+    part = SimpleNamespace(causal=False, bounds=bounds)  # a call of packed kernels, or a piece
 
-    out, lse = cudnn._attend(q, k, v, piece, SCALE)
-    gradients = cudnn._differentiate(dout, q, k, v, out, lse, piece, SCALE)
+    out, lse = backend._attend(q, k, v, part, SCALE)
+    gradients = backend._differentiate(dout, q, k, v, out, lse, part, SCALE)
 
     assert (out.shape, lse.shape) == (q.shape, (4, QUERIES))
     assert [g.shape for g in gradients] == [t.shape for t in (q, k, v)]
