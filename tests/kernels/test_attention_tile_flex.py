@@ -37,7 +37,8 @@ def test_torchs_own_function_gives_out_and_natural_lse(layout, monkeypatch):
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
     ranges = KeyRanges.of_segments(LAYOUTS[layout], QUERIES, KEYS)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(t, h, 16, generator=generator) for t, h in ((300, 4), (410, 2), (410, 2)))
+    draw = lambda tokens, heads: torch.randn(tokens, heads, 16, generator=generator)
+    q, k, v = draw(QUERIES, 4), draw(KEYS, 2), draw(KEYS, 2)
     tile = Tile(q, k, v, ranges, scale=0.3)
 
     found, expected = (backend.forward(tile, None) for backend in (flex, reference))
