@@ -23,7 +23,7 @@ from emu3_megatron.prepare.quality import quality_of
 from emu3_megatron.prepare.recipe import ImagesConfig
 from emu3_megatron.prepare.sources import find_files
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
-from emu3_megatron.prepare.workspace import Workspace, chunks, digest, file_state
+from emu3_megatron.prepare.workspace import Workspace, chunks, digest, file_state, stable_chunks
 from emu3_megatron.vision.images import IMAGE_SUFFIXES
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -84,7 +84,7 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     folder = workspace.work("images", "scores")
     tasks = [
         ScoreTask(folder / f"{digest(settings, _states(config, some))}.parquet", some)
-        for some in chunks(sources, workspace.recipe.run.task_items)
+        for some in stable_chunks(sources, workspace.recipe.run.task_items)
     ]
     make = partial(ScoreImages, config, workspace.recipe.run.device)
     by_weights = config.quality.clip is not None

@@ -11,6 +11,7 @@ OUT/
 
 import fcntl
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -129,6 +130,16 @@ def _remove_unfinished(out: Path) -> None:
 
 def chunks(items: Sequence[T], size: int) -> list[list[T]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def stable_chunks(names: Sequence[str], size: int) -> list[list[str]]:
+    """Names in order, about `size` a chunk, cut where their hashes say so.
+
+    A file that comes or goes changes no chunk but its own, and so no scores but those.
+    """
+    ends = [i + 1 for i, name in enumerate(names) if int(digest(name), 16) % size == 0]
+    edges = sorted({0, *ends, len(names)})
+    return [list(names[first:end]) for first, end in itertools.pairwise(edges)]
 
 
 def file_state(folder: Path, source: str) -> tuple[str, int, int]:

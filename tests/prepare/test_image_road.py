@@ -12,10 +12,11 @@ from emu3_megatron.data.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Vision, parse
 from emu3_megatron.prepare import engine
-from emu3_megatron.prepare.image_road import EncodeImages, decide_images
+from emu3_megatron.prepare.image_road import EncodeImages, ScoreImages, decide_images
 from emu3_megatron.prepare.recipe import ImagesConfig, PrepareRecipe
 from emu3_megatron.prepare.road import prepare
 from emu3_megatron.prepare.tables import read_table
+from emu3_megatron.prepare.workspace import stable_chunks
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +177,35 @@ def test_thresholds_change_without_new_scores(recipe, monkeypatch):
 
     with pytest.raises(InputError, match="every item was set aside: 7 too small"):
         prepare(recipe(images={"min_side": 512}), ["images"])
+
+
+def test_a_further_photo_changes_few_scores(recipe, photos, monkeypatch):
+    prepare(recipe(), ["images"])
+    photo(photos, "a new one", 30, caption="new")
+    looked = []
+    score = ScoreImages.score
+
+    def look(self, source):
+        looked.append(source)
+        return score(self, source)
+
+    monkeypatch.setattr(ScoreImages, "score", look)
+    assert prepare(recipe(), ["images"])["kinds"]["images"]["found"] == 8
+
+    assert "a new one.png" in looked
+    assert len(looked) < 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_stable_chunks_hold_every_name_in_order(size):
+    names = [f"{i}.png" for i in range(500)]
+
+    chunks = stable_chunks(names, size)
+
+    assert [name for chunk in chunks for name in chunk] == names
+    assert all(chunks)
+    assert 0.5 * size < len(names) / len(chunks) < 2 * size
+    assert stable_chunks([], size) == []
 
 
 def test_two_runs_in_one_folder_are_refused(recipe):
