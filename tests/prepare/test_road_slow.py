@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -94,26 +95,39 @@ def free_port():
         return found.getsockname()[1]
 
 
+RAY = os.path.join(os.path.dirname(sys.executable), "ray")
+
+
 @pytest.fixture
 def cluster():
     """Address of a Ray cluster: two nodes of two CPUs, both on this machine."""
     address = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    ray = [os.path.join(os.path.dirname(sys.executable), "ray"), "start", "--block", "--num-cpus=2"]
-    memory = f"--object-store-memory={200 << 20}"
-    head = [*ray, "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false", memory]
+    start = [RAY, "start", "--block", "--num-cpus=2", f"--object-store-memory={200 << 20}"]
+    head = [*start, "--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
     processes = []
-    for command in (head, [*ray, f"--address={address}", memory]):
+    for nodes, command in enumerate((head, [*start, f"--address={address}"]), 1):
         processes.append(
             subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
             )
         )
-        time.sleep(20)
+        wait_for_nodes(address, nodes, environment)
     yield address
-    for process in reversed(processes):
+    for process in processes:
         os.killpg(process.pid, signal.SIGTERM)
+    for process in processes:
         process.wait()
+
+
+def wait_for_nodes(address, number, environment):
+    status = [RAY, "status", f"--address={address}"]
+    for _ in range(60):
+        done = subprocess.run(status, env=environment, capture_output=True, text=True)
+        if len(re.findall(r"^ *1 node_", done.stdout, re.MULTILINE)) == number:
+            return
+        time.sleep(1)
+    raise AssertionError(f"{number} nodes did not come up: {done.stdout}{done.stderr}")
 
 
 def test_two_nodes_of_ray_make_the_same_bytes(recipe, tmp_path, cluster, monkeypatch):
