@@ -11,7 +11,7 @@ from support.faults import Job, events, latest, weights
 
 KILLS = int(os.environ.get("EMU3_KILLS", "200"))
 RUNS = 8  # of as many kills each, every one with a seed of its own
-STEPS = 6 * KILLS // RUNS  # more than any seed needs for its kills
+STEPS = 9 * KILLS // RUNS  # a kill lets five or ten through; a quick machine, more of them
 
 
 @pytest.mark.slow
