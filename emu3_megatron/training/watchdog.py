@@ -128,7 +128,7 @@ class Watchdog:
             print(f"{self._path}: {error.strerror}", file=sys.stderr)
 
     def _end_the_hang(self) -> NoReturn:
-        _leave_after(4 * self.interval)
+        _leave_after(8 * self.interval)
         try:
             words = self._find_the_late()
         except Exception as error:  # a full disk is no reason to stay

@@ -52,7 +52,7 @@ def sleep_on_a_folder_that_is_gone(watchdog):
 def hang(how, folder):
     with (folder / "said").open("w") as file:
         os.dup2(file.fileno(), 2)
-        with Watchdog(folder, Mesh(*(0, 1) * 4, torch.device("cpu")), limit=0.6) as watchdog:
+        with Watchdog(folder, Mesh(*(0, 1) * 4, torch.device("cpu")), limit=1.2) as watchdog:
             how(watchdog)
 
 
