@@ -41,6 +41,7 @@ from emu3_megatron.model.decoder import Decoder, transformer_config
 from emu3_megatron.training.saving import write_common
 
 Place: TypeAlias = ShardedTensor | ShardedTensorFactory
+_AT_ONCE = 2**28  # bytes that torch copies to write or to read them; only two tables are larger
 
 
 class Frame:
@@ -164,16 +165,27 @@ class _OneByOne(DefaultSavePlanner):
         self._data[index] = lambda: content
 
     def _add_tensor(self, piece: ShardedTensor, data: Callable[[], ShardedTensor]) -> None:
+        """A piece in chunks of whole rows, as if as many tensor parallel ranks had written it."""
+        count, *row = piece.local_shape
+        step = max(1, _AT_ONCE // (torch.Size(row).numel() * piece.dtype.itemsize))
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            self._add_rows(piece, rows, partial(_rows_of, data, rows))
+
+    def _add_rows(self, piece: ShardedTensor, rows: slice, data: Callable[[], Tensor]) -> None:
         chunk = _chunk(piece)
-        index = MetadataIndex(piece.key, chunk.offsets)
+        axis = piece.prepend_axis_num
+        offsets, sizes = list(chunk.offsets), list(chunk.sizes)
+        offsets[axis] += rows.start
+        sizes[axis] = rows.stop - rows.start
         about = TensorWriteData(
-            chunk=chunk,
+            chunk=ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
             properties=TensorProperties(dtype=piece.dtype),
             size=torch.Size(piece.global_shape),
         )
+        index = MetadataIndex(piece.key, torch.Size(offsets))
         self._items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=about))
-        # Cloned where it is a view: torch would save all that it is a view of.
-        self._data[index] = lambda: _owned(data().data).view(chunk.sizes)
+        self._data[index] = lambda: data().view(sizes)
 
     def create_local_plan(self) -> SavePlan:
         self.plan = SavePlan(self._items)
@@ -187,6 +199,8 @@ def _nth(pieces_of: Callable[[str], list[ShardedTensor]], name: str, i: int) -> 
     return pieces_of(name)[i]
 
 
-def _owned(tensor: Tensor) -> Tensor:
+def _rows_of(data: Callable[[], ShardedTensor], rows: slice) -> Tensor:
+    """Cloned where they are a view: torch would save all that they are a view of."""
+    tensor = data().data[rows]
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole and tensor.is_contiguous() else tensor.clone()

@@ -183,12 +183,15 @@ def hub_folders(models, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkpoints(hub_folders, tmp_path_factory, mesh):
-    """What was imported from each of them."""
+    """What was imported from each of them; large tables in many chunks, as those of the 8B."""
+    from emu3_megatron.interchange import sharded
     from emu3_megatron.interchange.importing import import_folder
 
     root = tmp_path_factory.mktemp("imported")
     imported = {}
-    for (layout, dtype), folder in hub_folders.items():
-        imported[layout, dtype] = root / folder.name
-        import_folder(folder, imported[layout, dtype])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded, "_AT_ONCE", 2**14)
+        for (layout, dtype), folder in hub_folders.items():
+            imported[layout, dtype] = root / folder.name
+            import_folder(folder, imported[layout, dtype])
     return imported

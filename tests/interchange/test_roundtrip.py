@@ -8,6 +8,7 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from safetensors.torch import load_file
 from support.processes import run_processes
+from torch.distributed.checkpoint import FileSystemReader
 
 from emu3_megatron import manifest, parallel
 from emu3_megatron.interchange.exporting import export_folder
@@ -44,6 +45,14 @@ def test_there_and_back(layout, dtype, hub_folders, checkpoints, tmp_path):
     export_folder(checkpoints[layout, dtype], out, layout.removesuffix("-vision"))
 
     assert_same_bits(hub_folders[layout, dtype], out)
+
+
+def test_only_large_tables_are_written_in_chunks(checkpoints):
+    reader = FileSystemReader(checkpoints["baai", torch.float32] / "checkpoints")
+    stored = reader.read_metadata().state_dict_metadata
+
+    assert len(stored["head.weight"].chunks) == 1152 // 64  # rows of 256 bytes, 16 KiB at once
+    assert len(stored["block.layers.self_attention.linear_proj.weight"].chunks) == 2  # layers
 
 
 def save_again(sources: list[Path], targets: list[Path]) -> None:
