@@ -69,4 +69,4 @@ def test_a_recipe_without_the_kind_is_refused(prepared, capsys):
 
 
 def test_without_recipe_and_folder_the_flags_are_named(capsys):
-    assert "give a recipe, or --source, --out" in refused(capsys, "prepare", "text")
+    assert "give a recipe, or --source and --out" in refused(capsys, "prepare", "text")
