@@ -16,12 +16,12 @@ pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
 if "$venv/bin/python" -c 'import torch' 2>/dev/null; then
   echo "torch is installed already"
 elif command -v nvidia-smi >/dev/null 2>&1; then
-  "${pip[@]}" 'torch>=2.9,<3'
+  "${pip[@]}" 'torch>=2.10,<3'
 else
   # uv knows where PyTorch's CPU builds are; where it cannot reach them, a plain install.
   "${pip[@]}" uv
   UV_HTTP_TIMEOUT=20 UV_HTTP_RETRIES=0 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" \
-    --torch-backend cpu 'torch>=2.9,<3' 2>/dev/null || "${pip[@]}" torch==2.13.0
+    --torch-backend cpu 'torch>=2.10,<3' 2>/dev/null || "${pip[@]}" torch==2.13.0
 fi
 
 "${pip[@]}" --editable '.[demo,prepare,tracking,test]'
