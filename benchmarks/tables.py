@@ -98,9 +98,9 @@ def _head_and_loss() -> str:
         "Forward and backward of `hidden @ head.T` and the mean loss, fp32, one thread "
         "([linear-cross-entropy.md](linear-cross-entropy.md)). Peak memory is above what was held "
         "before; the error is the larger of the two gradients', relative to fp64; `products` are "
-        "the three matrix products alone. TP 8 is one "
-        "rank's share: its peers answer at once, and hold padding only. Targets on a CPU, at v 151,936: a quarter of torch's "
-        "memory, 1.1 x its time."
+        "the three matrix products alone. TP 8 is one rank's share: "
+        "its peers answer at once, and hold padding only. Targets on a CPU, at v 151,936: a "
+        "quarter of torch's memory, 1.1 x its time."
     )
     parts = ["## Head and loss", _where(result), text, _timings(result["rows"])]
     return "\n\n".join([*parts, *_on_a_gpu("linear_cross_entropy")])
