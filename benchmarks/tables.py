@@ -100,7 +100,8 @@ def _head_and_loss() -> str:
         "before; the error is the larger of the two gradients', relative to fp64; `products` are "
         "the three matrix products alone. TP 8 is one rank's share: "
         "its peers answer at once, and hold padding only. Targets on a CPU, at v 151,936: a "
-        "quarter of torch's memory, 1.1 x its time."
+        "quarter of torch's memory, 1.1 x its time. Other work ran beside it, and beside the next "
+        "table: CPU ms say more than the clock."
     )
     parts = ["## Head and loss", _where(result), text, _timings(result["rows"])]
     return "\n\n".join([*parts, *_on_a_gpu("linear_cross_entropy")])
