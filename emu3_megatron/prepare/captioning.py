@@ -1,4 +1,4 @@
-"""The captioning step that images and clips share: what has no caption asks the endpoint."""
+"""The captioning step that images and clips share."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.captions import Captions
 from emu3_megatron.prepare.endpoint import Endpoint, NoCaption
-from emu3_megatron.prepare.recipe import EndpointConfig
+from emu3_megatron.prepare.recipe import CaptionConfig, EndpointConfig
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, chunks, digest
 
@@ -55,11 +56,27 @@ def row_key(row: Row) -> str:
 
 
 def add_captions(
-    workspace: Workspace, kind: str, rows: Sequence[Row], config: EndpointConfig | None, look: Look
+    workspace: Workspace,
+    kind: str,
+    rows: Sequence[Row],
+    config: CaptionConfig,
+    source: Path,
+    look: Look,
 ) -> None:
-    """Give rows that are kept and have no caption one, or set them aside."""
+    """Fill `captions` of what is kept: those that are there, else the endpoint's.
+
+    What stays without one is set aside.
+    """
+    captions = Captions(config, source)
+    for row in rows:
+        row["captions"] = []
+        if row["kept"]:
+            try:
+                row["captions"] = captions.of(row["source"])
+            except InputError as error:
+                row["kept"], row["reason"] = False, f"no caption: {error}"
     without = [row for row in rows if row["kept"] and not row["captions"]]
-    answers = _ask(workspace, kind, without, config, look) if config is not None else {}
+    answers = _ask(workspace, kind, without, config.endpoint, look) if config.endpoint else {}
     for row in without:
         answer = answers.get(row_key(row), {"captions": [], "error": None})
         row["captions"] = answer["captions"]

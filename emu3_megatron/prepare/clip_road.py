@@ -11,7 +11,6 @@ from PIL import Image
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import captioned_clip
 from emu3_megatron.prepare.captioning import add_captions
-from emu3_megatron.prepare.captions import Captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.duplicates import content_hash
 from emu3_megatron.prepare.flow import flow_of
@@ -182,16 +181,8 @@ def _frames(row: Row) -> int:
 
 def caption_clips(workspace: Workspace, config: ClipsConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
-    captions = Captions(config.captions, config.source)
-    for row in rows:
-        row["captions"] = []
-        if row["kept"]:
-            try:
-                row["captions"] = captions.of(row["source"])
-            except InputError as error:
-                row["kept"], row["reason"] = False, f"no caption: {error}"
     look = partial(_look, config.source)
-    add_captions(workspace, "clips", rows, config.captions.endpoint, look)
+    add_captions(workspace, "clips", rows, config.captions, config.source, look)
 
 
 def _look(folder: Path, row: Row) -> list[Image.Image]:

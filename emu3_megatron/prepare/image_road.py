@@ -12,7 +12,6 @@ from PIL import Image
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, captioned_image, understanding
 from emu3_megatron.prepare.captioning import add_captions
-from emu3_megatron.prepare.captions import Captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.colour import colourfulness
 from emu3_megatron.prepare.duplicates import content_hash, difference_hash, near_duplicates
@@ -144,16 +143,8 @@ def _drop_duplicates(rows: Sequence[Row], config: ImagesConfig) -> None:
 
 def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
-    captions = Captions(config.captions, config.source)
-    for row in rows:
-        row["captions"] = []
-        if row["kept"]:
-            try:
-                row["captions"] = captions.of(row["source"])
-            except InputError as error:
-                row["kept"], row["reason"] = False, f"no caption: {error}"
     look = partial(_look, config.source)
-    add_captions(workspace, "images", rows, config.captions.endpoint, look)
+    add_captions(workspace, "images", rows, config.captions, config.source, look)
 
 
 def _look(folder: Path, row: Row) -> list[Image.Image]:
