@@ -50,7 +50,8 @@ def prepare(kind: str, name: str | None, overrides: list[str], flags: dict[str, 
 
     if name and "=" in name:  # no recipe: the first override stands in its place
         overrides, name = [name, *overrides], None
-    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in flags.items() if value}
+    given = [f"{key}={value}" for key, value in quoted.items()]
     if name is None and kind == "all":
         raise InputError("prepare all: give a recipe")
     if name is None and None in (flags["out"], flags[f"{kind}.source"]):

@@ -150,6 +150,14 @@ def test_bad_photos_are_set_aside_and_counted(spoil, photos, tokenizer, tmp_path
     assert f"set aside: 1 {head}" in printed
 
 
+def test_folders_may_have_any_name(photos, tokenizer, tmp_path, capsys):
+    folder = photos.rename(tmp_path / "no: 图 🐈 #1")
+
+    main(prepare_images(folder, tokenizer, tmp_path / "data"))
+
+    assert "images: 1 of 1 kept" in capsys.readouterr().out
+
+
 @pytest.fixture
 def stopped(tmp_path, capsys):
     """A function that runs `emu3 prepare` into tmp_path/data, which must end in one line. Scores
