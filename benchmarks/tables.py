@@ -176,7 +176,6 @@ def _replace(document: str, name: str, table: str) -> None:
 _PARTS = {
     "pairs of steps": (1, 1),
     "judgements, window full": (100, 1),
-    "votes on leaving": (100, 1),
     "comparing replicas": (1, 100),
     "a save": (1, 120),
 }
