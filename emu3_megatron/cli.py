@@ -8,7 +8,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,6 +45,17 @@ def _let_first_rank_speak() -> None:
     """Under torchrun all ranks find the same mistake, and the first to leave ends the others."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(10)
+
+
+@contextmanager
+def _until_reader_leaves() -> Iterator[None]:
+    """For verbs that only print: `| head` ends them without a traceback."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -321,7 +333,8 @@ def _inspect(verbs: argparse._SubParsersAction) -> None:
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
-        verbs.inspect_batch(parsed.folder, parsed.step)
+        with _until_reader_leaves():
+            verbs.inspect_batch(parsed.folder, parsed.step)
 
     batch.set_defaults(run=run)
     _inspect_data(things)
@@ -349,7 +362,8 @@ def _status(verbs: argparse._SubParsersAction) -> None:
     def run(parsed: argparse.Namespace) -> None:
         from emu3_megatron import verbs
 
-        verbs.status(parsed.folder)
+        with _until_reader_leaves():
+            verbs.status(parsed.folder)
 
     verb.set_defaults(run=run)
 

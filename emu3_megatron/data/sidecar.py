@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from emu3_megatron.data.index import TOKEN_BYTES, map_index
 from emu3_megatron.errors import InputError
@@ -34,11 +35,21 @@ class Sidecar:
 
     @classmethod
     def describe(cls, data: Path, index: Path, vocabulary: Vocabulary) -> "Sidecar":
-        """Read both files of a shard from end to end."""
+        """Read both files of a shard from end to end; a bar shows once that takes a while."""
         content = Content()
-        with data.open("rb") as file:
+        bar = tqdm(
+            desc=data.name,
+            total=data.stat().st_size,
+            unit="B",
+            unit_scale=True,
+            delay=1,
+            leave=False,
+            disable=None,
+        )
+        with data.open("rb") as file, bar:
             while block := file.read(_CHUNK):
                 content.add(np.frombuffer(block, np.int32))
+                bar.update(len(block))
         return content.sidecar(index, vocabulary)
 
     def to_json(self) -> str:

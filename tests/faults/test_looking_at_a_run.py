@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,16 @@ def test_status_of_what_is_no_run_is_refused(tmp_path, capsys):
         say(capsys, "status", tmp_path)
 
     assert "no run here, run.json is missing" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_ends_status_without_a_traceback(untroubled):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "emu3_megatron", "status", str(untroubled)]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_the_documents_of_a_step_follow_from_its_number(untroubled, recipe, capsys):

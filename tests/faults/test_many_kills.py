@@ -27,10 +27,7 @@ def test_two_hundred_kills_change_no_bit(seed, recipe, tmp_path):
     killed = recipe(run=settings, model={"dropout": 0.1})
     random_numbers = random.Random(seed)
     began = time.monotonic()
-    kills = 0
-    while kills < KILLS // RUNS and kill_once(killed, random_numbers):
-        kills += 1
-    assert kills == KILLS // RUNS
+    left = [kill_once(killed, random_numbers) for _ in range(KILLS // RUNS)]
     ends = Job(killed, ranks=2).wait(3600)
     together = time.monotonic() - began
 
@@ -39,7 +36,8 @@ def test_two_hundred_kills_change_no_bit(seed, recipe, tmp_path):
     assert weights(killed.run.dir / last) == weights(straight.run.dir / last)
     figures = {
         "seed": seed,
-        "kills": kills,
+        "kills": len(left),
+        "left_to_the_launcher": sum(left),
         "steps": STEPS,
         "seconds_alone": round(alone, 1),
         "seconds_with_kills": round(together, 1),
@@ -49,10 +47,14 @@ def test_two_hundred_kills_change_no_bit(seed, recipe, tmp_path):
 
 
 def kill_once(recipe, random_numbers):
-    """Start the job, and kill one rank or both at a random moment; False once it is nearly done."""
+    """Start the job, and kill one rank or both at a random moment.
+
+    Returns whether the other was left for a launcher to end, for which this test stands in: a rank
+    that waits at the start for one that never comes.
+    """
     folder = recipe.run.dir
-    if (folder / "checkpoints" / "latest").exists() and latest(folder) >= STEPS - 10:
-        return False
+    nearly_done = (folder / "checkpoints" / "latest").exists() and latest(folder) >= STEPS - 10
+    assert not nearly_done, "a quicker machine needs more steps for as many kills"
     job = Job(recipe, ranks=2)
     saved = len(events(folder, "durable"))
     moment = random_numbers.uniform(0, 1.5)
@@ -65,5 +67,4 @@ def kill_once(recipe, random_numbers):
     for process in victims:
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
-    job.wait(60)
-    return True
+    return None in [end.code for end in job.wait(10)]
