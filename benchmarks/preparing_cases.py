@@ -98,16 +98,16 @@ def _random_texts() -> list[str]:
 
 
 def _encode(line: str) -> tuple[list[int], list[int], int]:
-    ids = VOCABULARY.encoding.encode(json.loads(line)["text"])
+    ids = VOCABULARY.encode(json.loads(line)["text"]).tolist()
     return [VOCABULARY.bos, *ids, VOCABULARY.eos], [len(ids) + 2], len(line)
 
 
 def _count(line: str) -> int:
-    return len(VOCABULARY.encoding.encode(json.loads(line)["text"]))
+    return len(VOCABULARY.encode(json.loads(line)["text"]))
 
 
 def _start_worker() -> None:
-    VOCABULARY.encoding.encode("a")  # reads the ranks
+    VOCABULARY.encode("a")  # reads the ranks
 
 
 def _count_tokens(source: Path) -> int:

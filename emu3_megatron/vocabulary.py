@@ -47,7 +47,9 @@ class TextEncoding(Protocol):
     name: str
     split_pattern: str | None
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> np.ndarray:
+        """Ids, int32."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -63,8 +65,9 @@ class ByteEncoding:
     name = "bytes"
     split_pattern: str | None = None
 
-    def encode(self, text: str) -> list[int]:
-        return list(unicodedata.normalize("NFC", text).encode(errors="replace"))
+    def encode(self, text: str) -> np.ndarray:
+        utf8 = unicodedata.normalize("NFC", text).encode(errors="replace")
+        return np.frombuffer(utf8, np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
@@ -109,15 +112,25 @@ class QwenEncoding:
             )
         ranks = load_tiktoken_bpe(str(path))
         return tiktoken.Encoding(
-            "emu3", pat_str=_QWEN_FAST_SPLIT, mergeable_ranks=ranks, special_tokens={}
+            "emu3",
+            pat_str=_QWEN_FAST_SPLIT,
+            mergeable_ranks=ranks,
+            special_tokens={"<|endoftext|>": len(ranks)},  # never read; without any it is slow
         )
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> np.ndarray:
         text = unicodedata.normalize("NFC", text)
-        ids: list[int] = []
-        for i in range(0, len(text), _LONGEST_PIECE):
-            ids += self._bpe.encode_ordinary(text[i : i + _LONGEST_PIECE])
-        return ids
+        pieces = [text[i : i + _LONGEST_PIECE] for i in range(0, len(text), _LONGEST_PIECE)]
+        return np.concatenate([np.empty(0, np.int32), *map(self._encode_piece, pieces)])
+
+    def _encode_piece(self, text: str) -> np.ndarray:
+        try:
+            ids = self._bpe.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # a lone surrogate becomes a mark
+            return self._encode_piece(
+                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            )
+        return ids.view(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._bpe.decode(list(ids), errors="replace")
@@ -259,7 +272,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids."""
-        return np.asarray(self.encoding.encode(text), dtype=np.int32)
+        return self.encoding.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text ids back to text; ids that are not text are left out."""

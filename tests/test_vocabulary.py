@@ -173,6 +173,11 @@ def test_text_and_back(emu3, text):
 
 
 @needs_ranks
+def test_a_lone_surrogate_in_bpe_text_becomes_a_mark(emu3):
+    assert emu3.decode(emu3.encode("a\ud800b")) == "a\ufffdb"
+
+
+@needs_ranks
 @pytest.mark.parametrize("text", ["a" * 300_000, "猫" * 300_000, " " * 1_000_000], ids="a猫 ")
 def test_long_text_without_a_break(emu3, text):
     # In one piece a million spaces overflow tiktoken's stack.
