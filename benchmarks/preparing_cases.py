@@ -118,8 +118,7 @@ def _count_tokens(source: Path) -> int:
 def _megatron_loop(source: Path, prefix: Path) -> None:
     """What tools/preprocess_data.py of Megatron-LM does: see its `process_json_file`.
 
-    It makes the tokenizer before the pool too, for the size of the vocabulary; so does `emu3`, to
-    refuse ranks that cannot be read.
+    It makes the tokenizer before the pool too, for the size of the vocabulary.
     """
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 

@@ -47,6 +47,10 @@ class TextEncoding(Protocol):
     name: str
     split_pattern: str | None
 
+    def check(self) -> None:
+        """Raises InputError when what it reads its ranks from is not there or holds others."""
+        ...
+
     def encode(self, text: str) -> np.ndarray:
         """Ids, int32."""
         ...
@@ -64,6 +68,9 @@ class ByteEncoding:
     num_ranks = 256
     name = "bytes"
     split_pattern: str | None = None
+
+    def check(self) -> None:
+        pass
 
     def encode(self, text: str) -> np.ndarray:
         utf8 = unicodedata.normalize("NFC", text).encode(errors="replace")
@@ -96,11 +103,10 @@ class QwenEncoding:
     def __init__(self, ranks_file: str | Path | None = None):
         self.ranks_file = ranks_file
 
-    @cached_property
-    def _bpe(self):  # type: ignore[no-untyped-def]
-        import tiktoken
-        from tiktoken.load import load_tiktoken_bpe
+    def check(self) -> None:
+        self._ranks_path()
 
+    def _ranks_path(self) -> Path:
         path = Path(self.ranks_file) if self.ranks_file else _shipped_ranks()
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the path of emu3.tiktoken")
@@ -110,7 +116,14 @@ class QwenEncoding:
                 f"{path}: not Emu3's text vocabulary (sha256 {digest[:12]}…, expected "
                 f"{QWEN_RANKS_SHA256[:12]}…); give emu3.tiktoken"
             )
-        ranks = load_tiktoken_bpe(str(path))
+        return path
+
+    @cached_property
+    def _bpe(self):  # type: ignore[no-untyped-def]
+        import tiktoken
+        from tiktoken.load import load_tiktoken_bpe
+
+        ranks = load_tiktoken_bpe(str(self._ranks_path()))
         return tiktoken.Encoding(
             "emu3",
             pat_str=_QWEN_FAST_SPLIT,

@@ -71,7 +71,7 @@ class _Importer:
             model = self.config.decoder(ranks_file and ranks_file.absolute())
             _require_divisible(model, tensor)
             if ranks_file:
-                model.vocabulary().encode("a")  # an InputError unless they are Emu3's
+                model.vocabulary().encoding.check()
             dtype = weights.float_dtype(decoder.among(weights.specs))
             self.decoder = DecoderTable(model, decoder, dtype)
 

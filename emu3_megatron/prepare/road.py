@@ -65,7 +65,7 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
         if getattr(recipe, kind) is None:
             raise InputError(f"the recipe has no section {kind}")
     vocabulary = vocabulary_of(recipe)
-    vocabulary.encode("a")  # reads the ranks
+    vocabulary.encoding.check()
     if set(kinds) - {"text"}:
         if recipe.tokenizer is None:
             raise InputError("tokenizer: name the folder of the vision tokenizer")

@@ -52,7 +52,7 @@ class TokeniseText:
 
     def __init__(self, config: TextConfig, vocabulary: Vocabulary, strict: bool):
         self._config, self._vocabulary, self._strict = config, vocabulary, strict
-        vocabulary.encode("a")  # ranks that cannot be read are no fault of the texts
+        vocabulary.encoding.check()  # ranks that cannot be read are no fault of the texts
 
     def __call__(self, task: TextTask) -> None:
         texts: list[np.ndarray] = []
