@@ -20,7 +20,7 @@ def global_weight(batches: Sequence[Batch], device: torch.device) -> torch.Tenso
     and for all. At least a tiny positive number: a step whose labels all weigh nothing has loss 0.
     """
     total = sum((batch.weights.sum(dtype=torch.float64) for batch in batches), torch.zeros(()))
-    total = total.to(device=device, dtype=torch.float32)
+    total = total.float().to(device, non_blocking=True)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
     return total.clamp(min=torch.finfo(torch.float32).tiny)
 
