@@ -30,8 +30,8 @@ _QWEN_PIECES = (
     r"|\s*[\r\n]+"
 )
 _QWEN_SPACES = r"\s+(?!\S)|\s+"
-# The same twice: tiktoken's engine hands what stands in a group without look-ahead to a faster one.
 _QWEN_SPLIT = f"{_QWEN_PIECES}|{_QWEN_SPACES}"
+# Splits alike: a group without look-ahead tiktoken's engine hands to a faster one as a whole.
 _QWEN_FAST_SPLIT = f"(?:{_QWEN_PIECES})|{_QWEN_SPACES}"
 _LONGEST_PIECE = 100_000  # characters; tiktoken can overflow the stack on longer unbroken input
 

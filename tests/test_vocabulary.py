@@ -2,10 +2,12 @@
 
 import importlib.util
 import random
+import unicodedata
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
 
 from emu3_megatron.errors import InputError
@@ -212,6 +214,23 @@ def test_text_vocabulary_agrees_with_transformers(emu3):
     for _ in range(300):
         text = "".join(draw.choices(ALPHABET, k=12))
         assert emu3.encode(text).tolist() == theirs(text)["input_ids"], repr(text)
+
+
+@needs_ranks
+def test_the_faster_pattern_splits_as_qwens(emu3):
+    ours = emu3.encoding._bpe
+    plain = tiktoken.Encoding(
+        "plain",
+        pat_str=emu3.encoding.split_pattern,
+        mergeable_ranks=ours._mergeable_ranks,
+        special_tokens={},
+    )
+    spaces = ["  ", "\r", "\r\n", "\u00a0", "\u3000", "\u2028", "1\u0662", "<|endoftext|>", "\x00"]
+    draw = random.Random(0)
+    for _ in range(20_000):
+        text = "".join(draw.choices([*ALPHABET, *spaces], k=draw.randint(1, 20)))
+        expected = plain.encode_ordinary(unicodedata.normalize("NFC", text))
+        assert emu3.encode(text).tolist() == expected, repr(text)
 
 
 def qwen_of_transformers(ranks):

@@ -49,8 +49,8 @@ def test_two_hundred_kills_change_no_bit(seed, recipe, tmp_path):
 def kill_once(recipe, random_numbers):
     """Start the job, and kill one rank or both at a random moment.
 
-    Returns whether the other was left for a launcher to end, for which this test stands in: a rank
-    that waits at the start for one that never comes.
+    Returns whether the other was left for a launcher to end, for which this test stands in: only a
+    rank that waits at the start for one that never comes may be.
     """
     folder = recipe.run.dir
     nearly_done = (folder / "checkpoints" / "latest").exists() and latest(folder) >= STEPS - 10
@@ -67,4 +67,9 @@ def kill_once(recipe, random_numbers):
     for process in victims:
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
-    return None in [end.code for end in job.wait(10)]
+    left = [rank for rank, end in enumerate(job.wait(10)) if end.code is None]
+    for rank in left:
+        heartbeat = folder / "ranks" / f"{rank:05d}.json"
+        began = heartbeat.exists() and json.loads(heartbeat.read_text())["pid"]
+        assert began != job.processes[rank].pid, "a rank that had begun did not end with the other"
+    return bool(left)
