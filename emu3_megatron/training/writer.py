@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -26,6 +27,8 @@ from emu3_megatron import manifest
 filesystem_async._results_queue = queue.SimpleQueue()
 
 _PR_SET_PDEATHSIG = 1
+_FORKS = 3
+_SECONDS_TO_BEGIN = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,20 @@ class BackgroundWriter:
         buckets = writer.preload_tensors(writer.write_buckets, non_blocking=True)
         self._held = [tensor for bucket in buckets for _, tensor in bucket[2][1]]
         transforms = [writer.transforms] if hasattr(writer, "transforms") else []
+        self._failed: str | None = None  # why there is no process
+        # A rank that fails must not wait for a write that nobody will commit.
+        self._kill_at_exit = Finalize(None, self._end, exitpriority=10)
+        for _ in range(_FORKS):
+            if self._begin(transforms, buckets):
+                return
+        self._failed = f"none of {_FORKS} processes to write it began"
+
+    def _begin(self, transforms: list[Any], buckets: list[Any]) -> bool:
+        """Fork; whether the process began, or none can be had.
+
+        One may never begin: Python up to 3.11 can leave a forked process waiting for a lock that a
+        thread of its parent, of gloo or autograd, held at that moment (CPython issue 112275).
+        """
         context = multiprocessing.get_context("fork")
         self._answer, theirs = context.Pipe(duplex=False)
         self._process = context.Process(
@@ -62,26 +79,35 @@ class BackgroundWriter:
         try:
             self._process.start()
         except OSError as error:  # no memory for one more process
-            theirs.send(Written([], {}, f"no process to write it: {error.strerror}"))
-        theirs.close()
-        # A rank that fails must not wait for a write that nobody will commit.
-        self._kill_at_exit = Finalize(None, self._end, exitpriority=10)
+            self._failed = f"no process to write it: {error.strerror}"
+            return True
+        finally:
+            theirs.close()
+        if not self._answer.poll(_SECONDS_TO_BEGIN):
+            self._end()
+            return False
+        with suppress(EOFError):  # it died: `wait` says how
+            self._answer.recv()
+        return True
 
     def is_done(self) -> bool:
         """Whether it has finished, failed or died."""
-        return self._answer.poll()
+        return self._failed is not None or self._answer.poll()
 
     def wait(self) -> Written:
         """Wait for it to finish, fail or die. Once."""
-        try:
-            written = self._answer.recv()
-        except EOFError:
-            self._process.join()
-            code = self._process.exitcode
-            written = Written([], {}, f"the process that wrote it died (exit code {code})")
+        written = Written([], {}, self._failed) if self._failed else self._receive()
         self._end()
         self._kill_at_exit.cancel()
         return written
+
+    def _receive(self) -> Written:
+        try:
+            return self._answer.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            return Written([], {}, f"the process that wrote it died (exit code {code})")
 
     def _end(self) -> None:
         """End the process, which has said what it had to say."""
@@ -91,6 +117,7 @@ class BackgroundWriter:
 
 
 def _write(transforms: list[Any], buckets: list[Any], answer: Any, parent: int) -> None:
+    answer.send("began")
     gc.disable()  # collecting a copy of the parent's CUDA tensors would touch the device
     torch.set_num_threads(1)  # a forked process has lost the threads of the parent's pool
     _die_with(parent)

@@ -1,6 +1,7 @@
 """A job dies, or its disk does, while a checkpoint is being written."""
 
 import errno
+import itertools
 import os
 import signal
 import time
@@ -170,6 +171,49 @@ def test_a_writer_that_cannot_be_started_on_one_rank_is_reported_and_the_save_is
     assert "rank 1: no process to write it: Cannot allocate memory" in ends[0].said
     assert 4 not in steps_of(folder)
     assert latest(folder) == 8
+
+
+def writers_never_begin(forks: list[int]) -> None:
+    """Those of these forks wait for ever, as for a lock that a thread of their parent held."""
+    number = itertools.count(1)
+
+    def hang():
+        if current in forks:
+            time.sleep(600)
+
+    def count():
+        nonlocal current
+        current = next(number)
+
+    current = 0
+    writer._SECONDS_TO_BEGIN = 0.5
+    os.register_at_fork(before=count, after_in_child=hang)
+
+
+def the_first_writer_never_begins() -> None:
+    writers_never_begin([1])
+
+
+def three_writers_never_begin() -> None:
+    writers_never_begin([1, 2, 3])
+
+
+def test_a_writer_that_never_begins_is_replaced(recipe):
+    recipe = recipe()
+    (end,) = run_job(recipe, fault=the_first_writer_never_begins)
+
+    assert end.code == 0, end.said
+    assert events(recipe.run.dir, "save failed") == []
+    assert steps_of(recipe.run.dir) == [2, 4, 6, 8]
+
+
+def test_writers_that_never_begin_are_reported_and_the_save_is_tried_again(recipe):
+    recipe = recipe(run={"save_every": 4})
+    (end,) = run_job(recipe, fault=three_writers_never_begin)
+
+    assert end.code == 0, end.said
+    assert "rank 0: none of 3 processes to write it began" in end.said
+    assert latest(recipe.run.dir) == 8
 
 
 def test_requested_and_durable_are_told_apart(recipe):
