@@ -13,8 +13,8 @@ import numpy as np
 from harness import Case, main
 from simulated_packs import KINDS, simulated_packs
 
-from emu3_megatron.parallel.balance import Balance
-from emu3_megatron.parallel.dispatch import dispatch
+from emu3_megatron.context_parallel.balance import Balance
+from emu3_megatron.context_parallel.dispatch import dispatch
 
 # An order of a pack: where its segments begin after padding, and who holds what.
 Order = tuple[np.ndarray, np.ndarray]

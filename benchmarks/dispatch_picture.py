@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from simulated_packs import simulated_packs
 
-from emu3_megatron.parallel.balance import Balance
-from emu3_megatron.parallel.dispatch import dispatch
+from emu3_megatron.context_parallel.balance import Balance
+from emu3_megatron.context_parallel.dispatch import dispatch
 
 RANKS, SIDE, GAP, TOP = 8, 512, 72, 150
 PALETTE = ["4477aa", "ee6677", "228833", "ccbb44", "66ccee", "aa3377", "ee9944", "777777"]

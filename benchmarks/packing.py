@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 from harness import Case, main
 
-from emu3_megatron.data.packing import Packing, pack_pieces
-from emu3_megatron.data.pieces import Pieces
+from emu3_megatron.data.packing.packing import Packing, pack_pieces
+from emu3_megatron.data.packing.pieces import Pieces
 
 IMAGE, TEXT, CLIP = 0, 1, 2
 # Shares of the documents: image, text, clip.

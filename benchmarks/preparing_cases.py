@@ -21,11 +21,11 @@ import numpy as np
 from harness import Case
 from PIL import Image
 
-from emu3_megatron.data.bulk import write_shard
+from emu3_megatron.config.prepare import ImagesConfig, PrepareRecipe
+from emu3_megatron.data.shards.bulk import write_shard
 from emu3_megatron.demo.material import PHOTOS
-from emu3_megatron.prepare.image_road import ScoreImages, ScoreTask
-from emu3_megatron.prepare.recipe import ImagesConfig, PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.images import ScoreImages, ScoreTask
+from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.shots import find_shots
 from emu3_megatron.vocabulary import Vocabulary
 

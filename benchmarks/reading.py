@@ -17,9 +17,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from emu3_megatron.data.batches import PackedSamples
 from emu3_megatron.data.mixture import Mixture
-from emu3_megatron.data.packs import PackSet, pack_shards
-from emu3_megatron.data.store import TokenStore
-from emu3_megatron.data.writer import store_writer
+from emu3_megatron.data.packing.packs import PackSet, pack_shards
+from emu3_megatron.data.shards.store import TokenStore
+from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.grammar import Document, Span
 from emu3_megatron.vocabulary import Vocabulary
 

@@ -25,16 +25,16 @@ from support.tiny import VOCABULARY, make_packs
 from emu3_megatron import manifest, parallel
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.data.batches import step_batches
-from emu3_megatron.data.packs import pack_shards
+from emu3_megatron.data.packing.packs import pack_shards
+from emu3_megatron.data.samples import open_samples
 from emu3_megatron.parallel import Mesh
+from emu3_megatron.runs.communication import Communication, HostClock
+from emu3_megatron.runs.guard import Guard
+from emu3_megatron.runs.watchdog import Watchdog
 from emu3_megatron.training.checkpoint import _sharded_state, save_checkpoint
-from emu3_megatron.training.communication import Communication, HostClock
-from emu3_megatron.training.guard import Guard
 from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.replicas import drifted
-from emu3_megatron.training.samples import open_samples
 from emu3_megatron.training.step import TrainStep
-from emu3_megatron.training.watchdog import Watchdog
 
 PAIRS = 50  # of steps a run
 OFTEN = 100

@@ -29,7 +29,7 @@ from simulated_packs import simulated_packs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from emu3_megatron.parallel.dispatch import dispatch
+from emu3_megatron.context_parallel.dispatch import dispatch
 
 FULL = 131_072  # tokens of the packs that smaller ones are scaled from
 KINDS = ("image", "mixed", "dense", "video")

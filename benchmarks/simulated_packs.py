@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 from packing import MIXES, simulate
 
-from emu3_megatron.data.packing import pack_pieces
+from emu3_megatron.data.packing.packing import pack_pieces
 
 CONTEXT = 131_072
 

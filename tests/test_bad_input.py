@@ -18,8 +18,8 @@ from support.processes import run_processes
 from emu3_megatron import manifest
 from emu3_megatron.cli import main
 from emu3_megatron.config.tokenizer import TokenizerNetwork
-from emu3_megatron.data.packs import pack_shards
-from emu3_megatron.data.writer import store_writer
+from emu3_megatron.data.packing.packs import pack_shards
+from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.grammar import captioned_image, plain_text
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.data.mixture import Mixture
-from emu3_megatron.data.pack_set import Piece
+from emu3_megatron.data.packing.pack_set import Piece
 from emu3_megatron.data.phases import PhasedMixture
-from emu3_megatron.data.store import CONTEXT
+from emu3_megatron.data.shards.store import CONTEXT
 from emu3_megatron.errors import InputError
-from emu3_megatron.parallel.dispatch import dispatch
 from emu3_megatron.vocabulary import Vocabulary
 
 T = TypeVar("T")

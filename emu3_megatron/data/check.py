@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from emu3_megatron.data.pack_set import PackSet, read_header
-from emu3_megatron.data.sidecar import Sidecar
-from emu3_megatron.data.store import TokenStore
+from emu3_megatron.data.packing.pack_set import PackSet, read_header
+from emu3_megatron.data.shards.sidecar import Sidecar
+from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.vocabulary import Vocabulary
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emu3_megatron.data.pack_set import PackSet
+from emu3_megatron.data.packing.pack_set import PackSet
 from emu3_megatron.errors import InputError
 
 _PERIOD = 1 << 16  # samples after which the order of sources repeats

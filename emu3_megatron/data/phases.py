@@ -14,7 +14,7 @@ from typing import Any
 
 from emu3_megatron.config.schema import SourceConfig
 from emu3_megatron.data.mixture import Mixture, packs_given
-from emu3_megatron.data.pack_set import PackSet, read_header
+from emu3_megatron.data.packing.pack_set import PackSet, read_header
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
 

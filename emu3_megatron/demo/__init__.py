@@ -1,3 +1,3 @@
-from emu3_megatron.demo.road import run_demo
+from emu3_megatron.demo.script import run_demo
 
 __all__ = ["run_demo"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.vision.clips import read_clip, write_clip
+from emu3_megatron.media.videos import read_clip, write_clip
 
 
 @dataclass(frozen=True)

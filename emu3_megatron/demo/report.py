@@ -16,7 +16,7 @@ from PIL import Image
 
 from emu3_megatron.files import replacing
 from emu3_megatron.grammar import Vision
-from emu3_megatron.vision.images import load_image, resize_to_area, to_image, to_pixels
+from emu3_megatron.media.images import load_image, resize_to_area, to_image, to_pixels
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 

@@ -9,7 +9,7 @@ import torch
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
-from emu3_megatron.generation.engine import Request, generate
+from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import (
     Meta,
@@ -19,8 +19,8 @@ from emu3_megatron.grammar import (
     vision_prompt,
     vision_span,
 )
+from emu3_megatron.media.images import to_image
 from emu3_megatron.model import Decoder
-from emu3_megatron.vision.images import to_image
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 

@@ -35,10 +35,10 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from emu3_megatron.checkpoints.saving import write_common
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.decoder import Decoder, transformer_config
-from emu3_megatron.training.saving import write_common
 
 Place: TypeAlias = ShardedTensor | ShardedTensorFactory
 _AT_ONCE = 2**28  # bytes that torch copies to write or to read them; only two tables are larger

@@ -10,8 +10,8 @@ from PIL import Image
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.duplicates import content_hash
-from emu3_megatron.vision.images import resize_to_area, to_pixels
+from emu3_megatron.media.images import resize_to_area, to_pixels
+from emu3_megatron.prepare.scores.duplicates import content_hash
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from emu3_megatron.data.store import TokenStore
+from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 from emu3_megatron.grammar import Vision, parse
-from emu3_megatron.prepare.image_road import is_understood
-from emu3_megatron.prepare.road import manifest_vocabulary, read_manifest
+from emu3_megatron.media.images import to_image
+from emu3_megatron.prepare.images import is_understood
+from emu3_megatron.prepare.pipeline import manifest_vocabulary, read_manifest
 from emu3_megatron.prepare.tables import Row, read_table
-from emu3_megatron.vision.images import to_image
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import CLASS_NAMES, Vocabulary
 

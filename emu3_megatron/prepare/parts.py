@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emu3_megatron.data.bulk import write_shard
-from emu3_megatron.data.sidecar import Sidecar, shard_file
-from emu3_megatron.data.store import CONTEXT, TRAINED
+from emu3_megatron.data.shards.bulk import write_shard
+from emu3_megatron.data.shards.sidecar import Sidecar, shard_file
+from emu3_megatron.data.shards.store import CONTEXT, TRAINED
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 from emu3_megatron.grammar import Document

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emu3_megatron.data.sidecar import Sidecar
+from emu3_megatron.data.shards.sidecar import Sidecar
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.engine import MakeStage
+from emu3_megatron.prepare.executors import MakeStage
 from emu3_megatron.prepare.parts import ShardTask, WriteShard, is_whole, plan_shards, summarise
 from emu3_megatron.prepare.tables import Row
 from emu3_megatron.prepare.workspace import FileTask, Workspace, digest

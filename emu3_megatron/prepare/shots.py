@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.frames import mean_rate, open_video
+from emu3_megatron.media.frames import mean_rate, open_video
 
 _ROUNDING = 1e-6  # seconds
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
-from emu3_megatron.prepare.engine import MakeStage, run_tasks
-from emu3_megatron.prepare.recipe import PrepareRecipe
+from emu3_megatron.prepare.executors import MakeStage, run_tasks
 
 FORMAT = "emu3-megatron/prepared/1"
 MANIFEST = "manifest.json"

@@ -14,19 +14,19 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 
 from emu3_megatron import manifest
+from emu3_megatron.checkpoints.saving import TRACKER, PendingSave, move_tracker, request_save
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.schema import DecoderRecipe, ParallelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.agreement import first_of_ranks, on_first_rank
+from emu3_megatron.parallel.votes import first_of_ranks, on_first_rank
 from emu3_megatron.training.optimizer import (
     Trainable,
     allocate_states,
     load_states,
     set_schedule,
 )
-from emu3_megatron.training.saving import TRACKER, PendingSave, move_tracker, request_save
 
 # The one format of the distributed optimizer that any layout reads.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}

@@ -6,11 +6,14 @@ from typing import Any
 
 import torch.distributed as dist
 
+from emu3_megatron.checkpoints.saving import PendingSave, SaveError
 from emu3_megatron.config import Recipe
 from emu3_megatron.errors import DIVERGED, RunEnded
 from emu3_megatron.files import write_json
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.agreement import on_first_rank
+from emu3_megatron.parallel.votes import on_first_rank
+from emu3_megatron.runs.events import Events
+from emu3_megatron.runs.guard import Trouble
 from emu3_megatron.training.checkpoint import (
     load_checkpoint,
     prune,
@@ -18,11 +21,8 @@ from emu3_megatron.training.checkpoint import (
     tracked,
     verify,
 )
-from emu3_megatron.training.events import Events
-from emu3_megatron.training.guard import Trouble
 from emu3_megatron.training.optimizer import Trainable, set_schedule
 from emu3_megatron.training.replicas import drifted
-from emu3_megatron.training.saving import PendingSave, SaveError
 from emu3_megatron.training.step import StepResult
 
 

@@ -7,12 +7,17 @@ from typing import Any
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
+from emu3_megatron.config.changes import check_drift
 from emu3_megatron.data.batches import Batch, step_batches
 from emu3_megatron.data.phases import Phase, phases_of
+from emu3_megatron.data.samples import open_samples
 from emu3_megatron.errors import REQUEUE, InputError, RunEnded
 from emu3_megatron.files import write_json
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.agreement import on_first_rank
+from emu3_megatron.parallel.votes import on_first_rank
+from emu3_megatron.runs.metrics import Waited
+from emu3_megatron.runs.supervision import Run, supervised
+from emu3_megatron.runs.watchdog import Watchdog
 from emu3_megatron.training.checkpoint import (
     check_model,
     find_checkpoint,
@@ -23,20 +28,15 @@ from emu3_megatron.training.checkpoint import (
     tracked,
     verify,
 )
-from emu3_megatron.training.drift import check_drift
 from emu3_megatron.training.hooks import (
     CompareReplicas,
     Hook,
     PassOverBadSteps,
     SaveCheckpoints,
 )
-from emu3_megatron.training.metrics import Waited
 from emu3_megatron.training.optimizer import Trainable, build_trainable
-from emu3_megatron.training.run import Run, supervised
-from emu3_megatron.training.samples import open_samples
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.validation import Validation
-from emu3_megatron.training.watchdog import Watchdog
 from emu3_megatron.training.watching import DrawSamples, LogMetrics, Sampler, Validate
 
 

@@ -14,10 +14,10 @@ from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import DropoutPlace, SequenceLayout, Targets
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.guard import Guard, Trouble
+from emu3_megatron.runs.guard import Guard, Trouble
+from emu3_megatron.runs.signals import StopRequest
 from emu3_megatron.training.objective import Totals, global_weight
 from emu3_megatron.training.optimizer import Trainable, gradient_norm, take_step
-from emu3_megatron.training.signals import StopRequest
 from emu3_megatron.vocabulary import Vocabulary
 
 

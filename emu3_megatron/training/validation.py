@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import step_batches
+from emu3_megatron.data.samples import open_held_out
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.training.objective import Totals
-from emu3_megatron.training.samples import open_held_out
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.vocabulary import Vocabulary
 

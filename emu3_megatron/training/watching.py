@@ -7,10 +7,9 @@ from typing import Any
 from emu3_megatron.config import Recipe
 from emu3_megatron.model import Decoder
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.agreement import greatest_of_ranks, on_first_rank
-from emu3_megatron.training.communication import Communication
-from emu3_megatron.training.hooks import Hook
-from emu3_megatron.training.metrics import (
+from emu3_megatron.parallel.votes import greatest_of_ranks, on_first_rank
+from emu3_megatron.runs.communication import Communication
+from emu3_megatron.runs.metrics import (
     Throughput,
     Waited,
     Writer,
@@ -18,8 +17,9 @@ from emu3_megatron.training.metrics import (
     open_writers,
     peak_memory,
 )
+from emu3_megatron.runs.supervision import Run
+from emu3_megatron.training.hooks import Hook
 from emu3_megatron.training.optimizer import Trainable
-from emu3_megatron.training.run import Run
 from emu3_megatron.training.step import StepResult
 from emu3_megatron.training.validation import Validation
 

@@ -5,9 +5,9 @@ import yaml
 
 from emu3_megatron.config import ModelConfig, Recipe, load_recipe
 from emu3_megatron.config.load import shipped_recipes
+from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.recipe import PrepareRecipe
 
 SOUND = {
     "run": {"dir": "run", "steps": 10},

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from emu3_megatron.data.packs import PackSet, pack_shards
-from emu3_megatron.data.writer import store_writer
+from emu3_megatron.data.packing.packs import PackSet, pack_shards
+from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.grammar import Document, Span, captioned_image, plain_text
 from emu3_megatron.vocabulary import Vocabulary
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.data.batches import IGNORE, PackedSamples, step_batches
 from emu3_megatron.data.mixture import Mixture
-from emu3_megatron.data.sidecar import shard_file
+from emu3_megatron.data.shards.sidecar import shard_file
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Span, plain_text
-from emu3_megatron.parallel.dispatch import dispatch
 
 TABLE = (1.0, 0.25, 0.5)  # text, structure, code
 CONTEXT = 16

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emu3_megatron.data.check import check
-from emu3_megatron.data.sidecar import shard_file
+from emu3_megatron.data.shards.sidecar import shard_file
 from emu3_megatron.errors import InputError
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from emu3_megatron.data.bestfit import best_fit, lower_bound
-from emu3_megatron.data.packing import pack_pieces
-from emu3_megatron.data.pieces import Pieces
+from emu3_megatron.data.packing.bestfit import best_fit, lower_bound
+from emu3_megatron.data.packing.packing import pack_pieces
+from emu3_megatron.data.packing.pieces import Pieces
 
 
 def best_fit_one_by_one(lengths, capacity):

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from emu3_megatron.data.packs import PackSet, pack_shards
+from emu3_megatron.data.packing.packs import PackSet, pack_shards
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import understanding
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from emu3_megatron.data.bulk import write_shard as write_bulk
-from emu3_megatron.data.sidecar import shard_file
-from emu3_megatron.data.store import TokenStore
-from emu3_megatron.data.writer import adopt, store_writer
+from emu3_megatron.data.shards.bulk import write_shard as write_bulk
+from emu3_megatron.data.shards.sidecar import shard_file
+from emu3_megatron.data.shards.store import TokenStore
+from emu3_megatron.data.shards.writer import adopt, store_writer
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Span
 from emu3_megatron.vocabulary import Vocabulary

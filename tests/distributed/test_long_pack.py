@@ -12,8 +12,8 @@ from support.tiny import VOCABULARY
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.model import SequenceLayout, Targets, build_decoder
-from emu3_megatron.parallel.dispatch import dispatch
 
 CONTEXT = 131_072
 MODEL = ModelConfig(

@@ -6,7 +6,7 @@ import math
 import torch.distributed as dist
 from support.faults import events, latest, losses, run_job, steps_of, weights
 
-from emu3_megatron.training.guard import z_score
+from emu3_megatron.runs.guard import z_score
 from emu3_megatron.training.step import TrainStep
 
 

@@ -13,8 +13,8 @@ from support.faults import Job
 from support.processes import _context
 
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.training.heartbeats import diagnosis, read_heartbeats
-from emu3_megatron.training.watchdog import Watchdog, where_is
+from emu3_megatron.runs.heartbeats import diagnosis, read_heartbeats
+from emu3_megatron.runs.watchdog import Watchdog, where_is
 
 
 def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
@@ -112,7 +112,7 @@ def test_a_rank_that_never_beat_is_named():
 
 def test_a_place_is_the_line_that_called_and_the_collective_it_waits_in():
     frame = frames_of(
-        ("/lib/emu3_megatron/training/communication.py", "timed"),
+        ("/lib/emu3_megatron/runs/communication.py", "timed"),
         ("/lib/torch/distributed/distributed_c10d.py", "_coalescing_manager"),
         ("/lib/python3.12/contextlib.py", "__exit__"),
         ("/lib/megatron/core/distributed/param_and_grad_buffer.py", "start_grad_sync"),

@@ -15,7 +15,7 @@ from support.tiny import VOCABULARY
 from emu3_megatron.cli import main
 from emu3_megatron.data.batches import step_batches
 from emu3_megatron.data.phases import Phase
-from emu3_megatron.training.samples import open_samples
+from emu3_megatron.data.samples import open_samples
 from emu3_megatron.training.step import TrainStep
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from support.faults import Job, events, latest, losses, run_job, steps_of, weights
 
-from emu3_megatron.training import saving, writer
+from emu3_megatron.checkpoints import saving, writer
 
 
 def die() -> None:

@@ -9,8 +9,8 @@ import pytest
 from support.faults import Job, events, latest, losses, run_job
 from support.tiny import make_packs
 
+from emu3_megatron.runs.status import status
 from emu3_megatron.training.hooks import SaveCheckpoints
-from emu3_megatron.training.status import status
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.watching import DrawSamples
 
@@ -124,7 +124,7 @@ def test_writers_and_readers_outlive_the_signal_that_their_rank_was_sent(recipe)
 
 
 def writers_take_half_a_second():
-    from emu3_megatron.training import writer
+    from emu3_megatron.checkpoints import writer
 
     write_bucket = writer._write_bucket
 

@@ -11,7 +11,7 @@ import pytest
 from support.faults import Job, run_job
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.training.lock import NAME, STALE_SECONDS, RunLock, read_holder
+from emu3_megatron.runs.lock import NAME, STALE_SECONDS, RunLock, read_holder
 
 
 def test_a_second_job_is_refused_on_all_its_ranks_while_the_first_trains_on(recipe):

@@ -6,7 +6,7 @@ import torch
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.generation.engine import Request, generate
+from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.raster import Choice, Raster
 from emu3_megatron.generation.sampling import SamplingSettings, guide
 from emu3_megatron.grammar import GrammarError, Meta, vision_prompt

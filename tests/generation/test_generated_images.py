@@ -18,8 +18,8 @@ from emu3_megatron.generation.images import (
 )
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, captioned_clip
+from emu3_megatron.media.images import to_image
 from emu3_megatron.model import Decoder, build_decoder
-from emu3_megatron.vision.images import to_image
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 SMALL = ModelConfig(

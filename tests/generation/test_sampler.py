@@ -6,7 +6,7 @@ from PIL import Image
 from emu3_megatron.config import Recipe
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
-from emu3_megatron.generation.sampler import sampler_of
+from emu3_megatron.evaluation.samples import sampler_of
 from emu3_megatron.model import build_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 

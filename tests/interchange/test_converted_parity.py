@@ -13,13 +13,13 @@ from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration, Emu3VQVA
 
 from emu3_megatron import parallel
 from emu3_megatron.config.tokenizer import TokenizerNetwork
-from emu3_megatron.generation.engine import Request, generate
+from emu3_megatron.context_parallel.dispatch import dispatch
+from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.interchange.exporting import export_folder
 from emu3_megatron.interchange.verify import verify
 from emu3_megatron.model import SequenceLayout
-from emu3_megatron.parallel.dispatch import dispatch
 from emu3_megatron.training.checkpoint import open_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary

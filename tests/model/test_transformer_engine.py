@@ -17,10 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import SequenceLayout, build_decoder
 from emu3_megatron.model.attention import DocumentAttention
-from emu3_megatron.parallel.dispatch import dispatch
 
 SMALL = ModelConfig(
     layers=1, hidden=32, heads=4, kv_heads=2, ffn=48, text="bytes", codes=VOCABULARY.num_codes

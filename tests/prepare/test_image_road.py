@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu3_megatron.config.prepare import ImagesConfig, PrepareRecipe
 from emu3_megatron.data.check import check
-from emu3_megatron.data.store import TokenStore
+from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Vision, parse
-from emu3_megatron.prepare import engine
-from emu3_megatron.prepare.image_road import EncodeImages, ScoreImages, decide_images
-from emu3_megatron.prepare.recipe import ImagesConfig, PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare import executors as engine
+from emu3_megatron.prepare.images import EncodeImages, ScoreImages, decide_images
+from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.prepare.workspace import stable_chunks
 
@@ -173,7 +173,7 @@ def test_parts_that_a_killed_run_left_beside_its_shards_are_removed(recipe):
 
 def test_thresholds_change_without_new_scores(recipe, monkeypatch):
     prepare(recipe(), ["images"])
-    monkeypatch.setattr("emu3_megatron.prepare.image_road.ScoreImages.__call__", None)
+    monkeypatch.setattr("emu3_megatron.prepare.images.ScoreImages.__call__", None)
 
     with pytest.raises(InputError, match="every item was set aside: 7 too small"):
         prepare(recipe(images={"min_side": 512}), ["images"])
@@ -249,7 +249,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("emu3_megatron.prepare.road.write_table", full)
+        patched.setattr("emu3_megatron.prepare.pipeline.write_table", full)
         with pytest.raises(InputError, match="No space left on device; free some space"):
             prepare(recipe(), ["images"])
 

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from emu3_megatron.cli import main
+from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.inspecting import rows_of_documents, write_page
-from emu3_megatron.prepare.recipe import PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.pipeline import prepare
 
 
 @pytest.fixture

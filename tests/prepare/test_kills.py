@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from emu3_megatron.prepare.recipe import PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.config.prepare import PrepareRecipe
+from emu3_megatron.prepare.pipeline import prepare
 
 # Of the interpreter's audit events: before a file is opened, renamed or removed.
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}

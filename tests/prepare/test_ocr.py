@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from skimage import data
 
-from emu3_megatron.prepare.clip_road import ScoreClips, decide_clips
-from emu3_megatron.prepare.image_road import ScoreImages, ScoreTask, decide_images
-from emu3_megatron.prepare.ocr import TextArea
-from emu3_megatron.prepare.recipe import ClipsConfig, ImagesConfig
+from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig
+from emu3_megatron.media.videos import write_clip
+from emu3_megatron.prepare.clips import ScoreClips, decide_clips
+from emu3_megatron.prepare.images import ScoreImages, ScoreTask, decide_images
+from emu3_megatron.prepare.scores.ocr import TextArea
 from emu3_megatron.prepare.tables import read_table
-from emu3_megatron.vision.clips import write_clip
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from PIL import Image, ImageFilter
 from skimage import data
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.colour import colourfulness
-from emu3_megatron.prepare.duplicates import difference_hash, near_duplicates
-from emu3_megatron.prepare.photo import decode_photo
-from emu3_megatron.prepare.quality import pixel_quality
+from emu3_megatron.media.photo import decode_photo
+from emu3_megatron.prepare.scores.colour import colourfulness
+from emu3_megatron.prepare.scores.duplicates import difference_hash, near_duplicates
+from emu3_megatron.prepare.scores.quality import pixel_quality
 
 
 def encoded(image, form="PNG", **settings):

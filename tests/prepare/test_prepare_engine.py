@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from emu3_megatron.config.prepare import RunConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.engine import run_tasks
-from emu3_megatron.prepare.recipe import RunConfig
+from emu3_megatron.prepare.executors import run_tasks
 
 
 @dataclass(frozen=True)

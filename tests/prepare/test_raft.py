@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.flow import flow_of
+from emu3_megatron.prepare.scores.flow import flow_of
 
 
 def frames(height, width):

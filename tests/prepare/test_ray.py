@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from emu3_megatron.config.prepare import RunConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.engine import run_tasks, start_ray
-from emu3_megatron.prepare.recipe import RunConfig
+from emu3_megatron.prepare.executors import run_tasks, start_ray
 
 
 class OneTask:
@@ -42,8 +42,8 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 @pytest.mark.slow
 def test_a_cluster_that_died_is_not_waited_for():
     code = (
-        "from emu3_megatron.prepare.engine import start_ray\n"
-        "from emu3_megatron.prepare.recipe import RunConfig\n"
+        "from emu3_megatron.prepare.executors import start_ray\n"
+        "from emu3_megatron.config.prepare import RunConfig\n"
         "start_ray(RunConfig())"
     )
     with tempfile.TemporaryDirectory() as folder:  # sockets want a shorter path than tmp_path

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emu3_megatron.data.store import TokenStore
-from emu3_megatron.data.writer import store_writer
+from emu3_megatron.config.prepare import PrepareRecipe
+from emu3_megatron.data.shards.store import TokenStore
+from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import plain_text
-from emu3_megatron.prepare.recipe import PrepareRecipe
-from emu3_megatron.prepare.road import prepare
+from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
-from emu3_megatron.prepare.text_road import lines_between
+from emu3_megatron.prepare.text import lines_between
 
 LINES = [f"line {i} " + "text 文字 " * (i % 7) for i in range(200)]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.batches import step_batches
+from emu3_megatron.data.samples import open_samples
 from emu3_megatron.model import Decoder
 from emu3_megatron.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from emu3_megatron.training.optimizer import build_trainable
-from emu3_megatron.training.samples import open_samples
 from emu3_megatron.training.step import TrainStep
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from emu3_megatron import grammar
 from emu3_megatron.config import Recipe
-from emu3_megatron.data.packs import pack_shards
-from emu3_megatron.data.writer import store_writer
+from emu3_megatron.data.packing.packs import pack_shards
+from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.vocabulary import ByteEncoding, Vocabulary
 
 # 256 + 211 + 600 = 1,067 ids: tensor parallel sizes 1 and 2 pad them to different numbers of rows.

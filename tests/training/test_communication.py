@@ -10,7 +10,7 @@ from support.faults import run_job
 from support.processes import run_processes
 from support.tiny import make_packs, tiny_recipe
 
-from emu3_megatron.training.communication import Communication, HostClock
+from emu3_megatron.runs.communication import Communication, HostClock
 from emu3_megatron.training.step import TrainStep
 
 

@@ -12,7 +12,7 @@ from support.tiny import tiny_recipe
 
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.training.metrics import (
+from emu3_megatron.runs.metrics import (
     JsonLines,
     ProgressLine,
     Throughput,

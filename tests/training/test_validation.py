@@ -12,9 +12,9 @@ from support.tiny import CONTEXT, VOCABULARY, make_packs, tiny_recipe
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
+from emu3_megatron.data.samples import open_held_out
 from emu3_megatron.errors import InputError
 from emu3_megatron.training.optimizer import build_trainable
-from emu3_megatron.training.samples import open_held_out
 from emu3_megatron.training.step import TrainStep
 from emu3_megatron.training.validation import Validation
 

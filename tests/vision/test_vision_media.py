@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.vision.clips import last_frame_time, read_clip, write_clip
-from emu3_megatron.vision.images import (
+from emu3_megatron.media.images import (
     load_image,
     resize_to_area,
     size_for_area,
     to_image,
     to_pixels,
 )
+from emu3_megatron.media.videos import last_frame_time, read_clip, write_clip
 
 
 def gradient(width: int, height: int) -> Image.Image:

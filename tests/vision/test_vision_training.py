@@ -11,14 +11,14 @@ from PIL import Image
 
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.vision.clips import write_clip
-from emu3_megatron.vision.codebook import CodebookKeeper
-from emu3_megatron.vision.images import load_image, to_pixels
-from emu3_megatron.vision.losses import Reconstruction, psnr_db, weighted_loss
+from emu3_megatron.media.images import load_image, to_pixels
+from emu3_megatron.media.videos import write_clip
+from emu3_megatron.tokenizer_training.codebook import CodebookKeeper
+from emu3_megatron.tokenizer_training.losses import Reconstruction, psnr_db, weighted_loss
+from emu3_megatron.tokenizer_training.samples import Samples
+from emu3_megatron.tokenizer_training.trainer import train_tokenizer
 from emu3_megatron.vision.quantizer import VectorQuantizer
-from emu3_megatron.vision.samples import Samples
 from emu3_megatron.vision.tokenizer import VisionTokenizer
-from emu3_megatron.vision.train import train_tokenizer
 
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 40, 220), (230, 220, 60), (240, 240, 240), (8, 8, 8)]
 

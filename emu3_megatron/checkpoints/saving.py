@@ -1,0 +1,159 @@
+"""Saving in two parts: request (a copy of the state, quick) and commit (once all is on disk).
+
+Megatron-core's `dist_checkpointing.save` does the same in one call, in which an error of one rank
+leaves the others waiting: here whatever touches a disk is done by a writer or by the first rank,
+and all ranks hear of it.
+"""
+
+import inspect
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from emu3_megatron import manifest
+from emu3_megatron.checkpoints.writer import BackgroundWriter, Written
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing
+from emu3_megatron.parallel.votes import any_rank, on_first_rank
+
+TRACKER = "latest"
+
+
+class SaveError(InputError):
+    """A checkpoint could not be written; nothing of it is left, and all ranks know."""
+
+
+@dataclass(frozen=True)
+class PendingSave:
+    """A checkpoint that was asked for and is not durable yet.
+
+    Attributes:
+        finish: writes the index of all ranks' results; for the first rank.
+        about: what the manifest will say besides the files.
+    """
+
+    step: int
+    target: Path
+    writer: BackgroundWriter
+    finish: Callable[[list[list[Any]]], None]
+    about: dict[str, Any]
+
+    @property
+    def beside(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.tmp")
+
+    def is_written(self) -> bool:
+        """Whether the writers of all ranks are done. A vote: every rank must ask."""
+        (busy,) = any_rank(not self.writer.is_done())
+        return not busy
+
+    def commit(self) -> Path:
+        """Wait for all writers, then give the checkpoint its name and move the tracker to it.
+
+        Raises:
+            SaveError: on all ranks alike; the tracker has not moved.
+        """
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, self.writer.wait())
+        try:
+            on_first_rank(lambda: self._commit(shares))
+        except (OSError, InputError) as error:
+            on_first_rank(lambda: shutil.rmtree(self.beside, ignore_errors=True))
+            raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
+        return self.target
+
+    def _commit(self, shares: list[Written]) -> None:
+        for rank, share in enumerate(shares):
+            if share.error:
+                raise SaveError(f"rank {rank}: {share.error}")
+        self.finish([share.results for share in shares])
+        known = {name: file for share in shares for name, file in share.files.items()}
+        manifest.commit(self.beside, self.target, self.about, known)
+        move_tracker(self.target)
+
+
+def request_save(
+    target: Path, step: int, state: dict[str, Any], about: dict[str, Any]
+) -> PendingSave:
+    """Copy a sharded state and start writing it beside `target`.
+
+    Raises:
+        SaveError: on all ranks alike.
+    """
+    sharded, common = save_preprocess(state)
+    try:
+        on_first_rank(lambda: _prepare(target, common))
+    except (OSError, InputError) as error:
+        raise SaveError(f"{target}: not saved: {_reason(error)}") from None
+    planned = _Plan().plan(sharded, target.with_name(f".{target.name}.tmp"))
+    return PendingSave(step, target, BackgroundWriter(planned.writer), planned.finish, about)
+
+
+def write_common(folder: Path, common: dict[str, Any]) -> None:
+    """Write what is not sharded, and Megatron's mark of a distributed checkpoint.
+
+    In the form of Megatron-core 0.16, which newer ones read too.
+    """
+    torch.save(common, folder / COMMON_STATE_FNAME)
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+
+
+def move_tracker(target: Path) -> None:
+    """Let the tracker name this checkpoint from now on."""
+    with replacing(target.parent / TRACKER) as tracker:
+        tracker.write_text(target.name + "\n")
+
+
+@dataclass(frozen=True)
+class _Planned:
+    writer: Any
+    finish: Callable[[list[list[Any]]], None]
+
+
+class _Plan(TorchDistSaveShardedStrategy):
+    """Megatron's plan of who writes what, without its ways of writing and finishing."""
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1, thread_count=1)
+
+    def plan(self, sharded: dict[str, Any], folder: Path) -> _Planned:
+        """Agree with the other ranks; all must call."""
+        # Newer versions of Megatron-core would take NVIDIA's resiliency extension.
+        takes = inspect.signature(self.async_save).parameters
+        own = {"async_strategy": "mcore"} if "async_strategy" in takes else {}
+        return self.async_save(sharded, str(folder), **own)
+
+    def _get_save_and_finalize_callbacks(
+        self, writer: Any, planned: Any, *strategy: str
+    ) -> _Planned:
+        index = planned[1]
+
+        def finish(results: list[list[Any]]) -> None:
+            writer.finish(index, results)
+
+        return _Planned(writer, finish)
+
+
+def _prepare(target: Path, common: dict[str, Any]) -> None:
+    """An empty folder with what is not sharded; what unfinished saves left is removed."""
+    for left in target.parent.glob(".step-*.tmp"):
+        shutil.rmtree(left)
+    beside = target.with_name(f".{target.name}.tmp")
+    beside.mkdir(parents=True)
+    try:
+        write_common(beside, common)
+    except RuntimeError as error:  # how torch.save says that a write failed
+        raise SaveError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,116 @@
+"""The captioning step that images and clips share."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from emu3_megatron.config.prepare import CaptionConfig, EndpointConfig
+from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.captions.endpoint import Endpoint, NoCaption
+from emu3_megatron.prepare.captions.files import Captions
+from emu3_megatron.prepare.tables import Row, read_tables, write_table
+from emu3_megatron.prepare.workspace import Workspace, chunks, digest
+
+Look = Callable[[Row], Sequence[Image.Image]]
+"""The pictures of a row: an image, or frames of a clip."""
+
+_ROWS = 32  # a task, so that little is asked twice after a kill
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    out: Path
+    rows: list[Row]
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+
+class WriteCaptions:
+    """A stage: asks for the captions of a few rows at once, and writes them down."""
+
+    def __init__(self, config: EndpointConfig, look: Look):
+        self._endpoint, self._look = Endpoint(config), look
+
+    def __call__(self, task: CaptionTask) -> None:
+        with ThreadPoolExecutor(self._endpoint.config.concurrency) as pool:
+            rows = list(pool.map(self._ask, task.rows))
+        write_table(task.out, "captions", rows)
+
+    def _ask(self, row: Row) -> Row:
+        try:
+            captions = self._endpoint.captions(self._look(row))
+            return {"key": row_key(row), "captions": captions}
+        except NoCaption as error:
+            return {"key": row_key(row), "captions": [], "error": str(error)}
+
+
+def row_key(row: Row) -> str:
+    """By what a picture is recognised wherever it lies."""
+    return digest(row["content"], row.get("start_frame"), row.get("end_frame"))
+
+
+def add_captions(
+    workspace: Workspace,
+    kind: str,
+    rows: Sequence[Row],
+    config: CaptionConfig,
+    source: Path,
+    look: Look,
+) -> None:
+    """Fill `captions` of what is kept: those that are there, else the endpoint's.
+
+    What stays without one is set aside.
+    """
+    captions = Captions(config, source)
+    for row in rows:
+        row["captions"] = []
+        if row["kept"]:
+            try:
+                row["captions"] = captions.of(row["source"])
+            except InputError as error:
+                row["kept"], row["reason"] = False, f"no caption: {error}"
+    without = [row for row in rows if row["kept"] and not row["captions"]]
+    answers = _ask(workspace, kind, without, config.endpoint, look) if config.endpoint else {}
+    for row in without:
+        answer = answers.get(row_key(row), {"captions": [], "error": None})
+        row["captions"] = answer["captions"]
+        if not answer["captions"]:
+            row["kept"], row["reason"] = False, f"no caption: {answer['error'] or 'none found'}"
+
+
+def _ask(
+    workspace: Workspace, kind: str, rows: Sequence[Row], config: EndpointConfig, look: Look
+) -> dict[str, Row]:
+    """Answers by the keys of rows.
+
+    What was answered once is never asked again, whatever else is kept now; what the endpoint
+    refused is.
+    """
+    asked = config.model_dump(include={"model", "prompts", "max_tokens", "side"})
+    folder = workspace.work(kind, "captions") / digest(asked)
+    answers = {row["key"]: row for row in read_tables(folder.glob("*.parquet")) if row["captions"]}
+    missing = [row for row in rows if row_key(row) not in answers]
+    tasks = [
+        CaptionTask(folder / f"{digest([row_key(row) for row in some])}.parquet", some)
+        for some in chunks(missing, _ROWS)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    workspace.run_all(partial(WriteCaptions, config, look), tasks, f"{kind}: captions/item")
+    return answers | {row["key"]: row for row in read_tables(task.out for task in tasks)}
+
+
+def refuse_unusable(rows: Sequence[Row], strict: bool) -> None:
+    """With `strict`, raise InputError at the first item that cannot be used."""
+    for row in rows:
+        unusable = row["error"] or (row["reason"] or "").startswith("no caption")
+        if strict and unusable:
+            raise InputError(
+                f"{row['source']}: {row['error'] or row['reason']}; mend or remove it, or let it "
+                "be set aside without strict"
+            )

@@ -1,0 +1,253 @@
+"""Videos: shots, scores of each clip, decisions, captions, codes."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from emu3_megatron.config.prepare import ClipsConfig
+from emu3_megatron.errors import InputError
+from emu3_megatron.grammar import captioned_clip
+from emu3_megatron.media.files import find_files
+from emu3_megatron.media.frames import Frame, is_variable, mean_rate, read_frames, shrink
+from emu3_megatron.media.images import size_for_area
+from emu3_megatron.media.videos import CLIP_SUFFIXES
+from emu3_megatron.prepare.captions.captioning import add_captions
+from emu3_megatron.prepare.codes import Coder
+from emu3_megatron.prepare.images import EncodeTask, ScoreTask
+from emu3_megatron.prepare.parts import Part
+from emu3_megatron.prepare.scores.duplicates import content_hash
+from emu3_megatron.prepare.scores.flow import flow_of
+from emu3_megatron.prepare.scores.ocr import TextArea
+from emu3_megatron.prepare.scores.quality import quality_of
+from emu3_megatron.prepare.shots import cut_long, find_shots
+from emu3_megatron.prepare.tables import Row, read_tables, write_table
+from emu3_megatron.prepare.workspace import Workspace, digest, file_state
+from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from emu3_megatron.vocabulary import Vocabulary
+
+CAPTION_FRAMES = 12
+_QUALITY_FRAMES = 3
+_MILLISECOND = 1e-3  # to which containers round times
+# What a score is made of; everything else in ClipsConfig can change without a new look.
+_SCORE_FIELDS = {
+    "quality",
+    "content_threshold",
+    "fade_threshold",
+    "min_shot_frames",
+    "max_seconds",
+    "sample_fps",
+    "sample_side",
+    "ocr",
+    "raft",
+}
+
+
+class ScoreClips:
+    """A stage: shots of videos and every score of each. A video that cannot be read is a row."""
+
+    def __init__(self, config: ClipsConfig, device: str):
+        self._config = config
+        self._quality_by, self._quality = quality_of(config.quality, device)
+        self._flow_by, self._flow = flow_of(config.raft, device)
+        self._text_area = TextArea()
+
+    def __call__(self, task: ScoreTask) -> None:
+        rows = [row for source in task.sources for row in self.score(source)]
+        write_table(task.out, "clips", rows)
+
+    def score(self, source: str) -> list[Row]:
+        """Rows of the clips of one video, by its path inside the source folder."""
+        path = self._config.source / source
+        row: Row = {"source": source, "content": content_hash(path.read_bytes())}
+        config = self._config
+        try:
+            shots = find_shots(
+                path, config.content_threshold, config.fade_threshold, config.min_shot_frames
+            )
+            clips = cut_long(shots, config.max_seconds)
+            return [{**row, **scores} for scores in self._clips(path, clips, shots.fps)]
+        except InputError as error:
+            return [{**row, "error": str(error)}]
+
+    def _clips(self, path: Path, clips: Sequence[tuple[int, int]], fps: float) -> Iterator[Row]:
+        """One pass through the video; no more than one clip's samples are held."""
+        frames = read_frames(path)
+        for first, end in clips:
+            looked = _Looked(first, end, fps, self._config)
+            for frame in frames:
+                looked.see(frame)
+                if frame.number == end - 1:
+                    break
+            if looked.size is None:
+                raise InputError(f"no frame {first}, though the container says so")
+            yield self._row(looked, fps)
+
+    def _row(self, looked: "_Looked", fps: float) -> Row:
+        samples = [np.asarray(image) for image in looked.samples]
+        flows = [self._flow(a, b) for a, b in itertools.pairwise(samples)]
+        areas = [self._text_area(sample) for sample in samples] if self._config.ocr else []
+        frames = looked.end - looked.first
+        fps = mean_rate(looked.times, fps)
+        return {
+            "start_frame": looked.first,
+            "end_frame": looked.end,
+            "fps": round(fps, 6),
+            "seconds": round(frames / fps, 4),
+            "width": looked.size[0] if looked.size else None,
+            "height": looked.size[1] if looked.size else None,
+            "notes": "variable frame rate" if is_variable(looked.times) else "",
+            "quality": min(self._quality(looked.stills)),
+            "quality_by": self._quality_by,
+            "flow": round(float(np.mean(flows)), 6) if flows else 0.0,
+            "flow_by": self._flow_by,
+            "text_area": round(float(np.mean(areas)), 5) if areas else None,
+        }
+
+
+class _Looked:
+    """What is kept of a clip while its frames go by."""
+
+    def __init__(self, first: int, end: int, fps: float, config: ClipsConfig):
+        self.first, self.end = first, end
+        self.samples: list[Image.Image] = []
+        self.stills: list[Image.Image] = []
+        self.times: list[float] = []
+        self.size: tuple[int, int] | None = None
+        self._side = config.sample_side
+        step = max(1, round(fps / config.sample_fps))
+        self._sampled = set(range(first, end, step))
+        self._still = {first + (2 * i + 1) * (end - first) // 6 for i in range(_QUALITY_FRAMES)}
+
+    def see(self, frame: Frame) -> None:
+        self.times.append(frame.time)
+        if frame.number not in self._sampled | self._still:
+            return
+        image = frame.image()
+        self.size = image.size
+        if frame.number in self._sampled:
+            self.samples.append(shrink(image, self._side))
+        if frame.number in self._still:
+            self.stills.append(image)
+
+
+def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
+    """Rows of all clips of the source folder's videos, in order."""
+    files = find_files(config.source, CLIP_SUFFIXES)
+    sources = [path.relative_to(config.source).as_posix() for path in files]
+    settings = config.model_dump(mode="json", include=_SCORE_FIELDS)
+    folder = workspace.work("clips", "scores")
+    tasks = [
+        ScoreTask(folder / f"{digest(settings, file_state(config.source, s))}.parquet", [s])
+        for s in sources
+    ]
+    make = partial(ScoreClips, config, workspace.recipe.run.device)
+    by_weights = config.quality.clip is not None or config.raft is not None
+    workspace.run(make, tasks, "clips: scores/video", on_device=by_weights)
+    return read_tables(task.out for task in tasks)
+
+
+def decide_clips(rows: Sequence[Row], config: ClipsConfig) -> None:
+    """Fill `kept` and `reason`, `category: details`, from the scores; the first that holds."""
+    seen: dict[tuple[str, int], str] = {}
+    for row in rows:
+        row["reason"] = f"unreadable: {row['error']}" if row["error"] else _fault(row, config)
+        first = seen.setdefault((row["content"], row["start_frame"]), row["source"])
+        if row["reason"] is None and first != row["source"]:
+            row["reason"] = f"duplicate: of {first}"
+        row["kept"] = row["reason"] is None
+
+
+def _fault(row: Row, config: ClipsConfig) -> str | None:
+    if row["seconds"] < config.min_seconds or _frames(row) < TEMPORAL_FACTOR:
+        return f"too short: {row['seconds']:.2f} s"
+    if row["text_area"] is not None and row["text_area"] > config.max_text:
+        return f"too much text: {row['text_area']:.1%}"
+    if row["flow"] < config.min_flow:
+        return f"too still: flow {row['flow']:.4f}"
+    if row["flow"] > config.max_flow:
+        return f"too fast: flow {row['flow']:.4f}"
+    if row["quality"] < config.min_quality:
+        return f"low quality: {row['quality']:.2f}"
+    return None
+
+
+def _frames(row: Row) -> int:
+    return int(row["end_frame"] - row["start_frame"])
+
+
+def caption_clips(workspace: Workspace, config: ClipsConfig, rows: Sequence[Row]) -> None:
+    """Fill `captions` of what is kept; what stays without one is set aside."""
+    look = partial(_look, config.source)
+    add_captions(workspace, "clips", rows, config.captions, config.source, look)
+
+
+def _look(folder: Path, row: Row) -> list[Image.Image]:
+    """Even frames of a clip."""
+    first, frames = row["start_frame"], _frames(row)
+    number = min(CAPTION_FRAMES, frames)
+    wanted = {first + (2 * i + 1) * frames // (2 * number) for i in range(number)}
+    found = read_frames(folder / row["source"], first, row["end_frame"])
+    return [frame.image() for frame in found if frame.number in wanted]
+
+
+class EncodeClips:
+    """A stage: clips with captions to documents."""
+
+    def __init__(self, config: ClipsConfig, tokenizer: Path, vocabulary: Vocabulary, device: str):
+        self._config, self._vocabulary = config, vocabulary
+        self._coder = Coder(tokenizer, vocabulary, device)
+
+    def __call__(self, task: EncodeTask) -> None:
+        documents = []
+        for row in task.rows:
+            stride = stride_of(row, self._config)
+            codes_fhw = self._coder.clip(self._images(row, stride), self._config.area)
+            fps = row["fps"] / stride
+            seconds = round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3)
+            documents += [
+                captioned_clip(self._vocabulary, text, codes_fhw, round(fps, 3), seconds)
+                for text in row["captions"]
+            ]
+        columns = ("content", "start_frame", "end_frame", "captions")
+        inputs = digest([[row[column] for column in columns] for row in task.rows])
+        Part.of(documents, inputs).write(task.out)
+
+    def _images(self, row: Row, stride: int) -> list[Image.Image]:
+        path = self._config.source / row["source"]
+        frames = list(
+            even_frames(read_frames(path, row["start_frame"], row["end_frame"]), row, stride)
+        )
+        if len(frames) < TEMPORAL_FACTOR:
+            raise InputError(f"{path}: changed while it was prepared; run the command again")
+        return frames
+
+
+def even_frames(frames: Iterator[Frame], row: Row, stride: int) -> Iterator[Image.Image]:
+    """Every so many frames; at a variable rate, the frame shown at each tick of an even clock."""
+    if row["notes"] != "variable frame rate":
+        for frame in frames:
+            if (frame.number - row["start_frame"]) % stride == 0:
+                yield frame.image()
+        return
+    period, tick, last = stride / row["fps"], None, None
+    for frame in frames:
+        tick = frame.time if tick is None else tick
+        while last is not None and tick < frame.time - _MILLISECOND:
+            yield last.image()
+            tick += period
+        last = frame
+    if last is not None and tick is not None and tick <= last.time + _MILLISECOND:
+        yield last.image()
+
+
+def stride_of(row: Row, config: ClipsConfig) -> int:
+    """Of how many frames one is taken, so that the clip's document fits `max_tokens`."""
+    width, height = size_for_area(row["width"], row["height"], config.area)
+    columns, lines = width // SPATIAL_FACTOR, height // SPATIAL_FACTOR
+    frame_tokens = lines * (columns + 1) + 1
+    most = max(1, config.max_tokens // frame_tokens) * TEMPORAL_FACTOR
+    return max(1, -(-_frames(row) // most))

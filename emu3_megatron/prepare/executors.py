@@ -1,0 +1,239 @@
+"""Where tasks run: in this process, in processes of this machine, or on Ray Data.
+
+A task makes one file, whole or not at all, under a name that says what went in; so a task may be
+run again anywhere, and what is there already is left out. That is all that going on after a kill
+takes, and the reason why one run of Ray Data a step is enough.
+"""
+
+import errno
+import logging
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from emu3_megatron.config.prepare import RunConfig
+from emu3_megatron.errors import InputError
+
+Stage = Callable[[Any], None]
+"""Runs one task. It is made once in each worker, and keeps what it has loaded."""
+
+MakeStage = Callable[[], Stage]
+"""Makes the stage; it travels to the workers, so it must be picklable."""
+
+_NUM_CPUS = 0.5  # of an actor: whole ones leave Ray Data none to read with, and it waits for ever
+
+
+class Task(Protocol):
+    @property
+    def size(self) -> int:
+        """Its share of the progress."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Errors travel as values: Ray and pools would wrap them into long tracebacks."""
+
+    message: str
+
+
+def run_tasks(make: MakeStage, tasks: Sequence[Task], config: RunConfig, label: str) -> None:
+    """Run all tasks, in no order, with a progress bar.
+
+    Args:
+        label: of the progress bar, with the unit of sizes behind a slash: `score/photo`.
+
+    Raises:
+        InputError: the first task that failed; what others have made stays.
+    """
+    if not tasks:
+        return
+    run = {"local": _local, "processes": _processes, "ray": _ray}[config.engine]
+    name, _, unit = label.partition("/")
+    total = sum(task.size for task in tasks)
+    with tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", disable=None) as progress:
+        for result in run(make, tasks, config):
+            if isinstance(result, _Failure):
+                raise InputError(result.message)
+            progress.update(result)
+
+
+def workers_of(config: RunConfig) -> int:
+    """How many processes of this machine: as many as cores, and one on a GPU."""
+    most = 1 if config.device == "cuda" else len(os.sched_getaffinity(0))
+    return config.workers or most
+
+
+class _Guarded:
+    """A stage that returns its task's size, or what failed."""
+
+    def __init__(self, make: MakeStage):
+        self._make = make
+        self._stage: Stage | None = None
+
+    def __call__(self, task: Task) -> int | _Failure:
+        try:
+            if self._stage is None:
+                self._stage = self._make()
+            self._stage(task)
+        except InputError as error:
+            return _Failure(str(error))
+        except OSError as error:
+            return _Failure(line_of(error))
+        return task.size
+
+
+def line_of(error: OSError) -> str:
+    """What the system refused, and where, in one line."""
+    where = f"{error.filename}: " if error.filename else ""
+    line = f"{where}{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        line += "; free some space and run the same command, it goes on where it stopped"
+    return line
+
+
+def _local(make: MakeStage, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
+    stage = _Guarded(make)
+    return (stage(task) for task in tasks)
+
+
+_in_worker: _Guarded | None = None
+
+
+def _start_worker(make: MakeStage) -> None:
+    global _in_worker
+    _in_worker = _Guarded(partial(_one_thread, make))
+
+
+def _work(task: Task) -> int | _Failure:
+    assert _in_worker is not None
+    return _in_worker(task)
+
+
+def _processes(
+    make: MakeStage, tasks: Sequence[Task], config: RunConfig
+) -> Iterator[int | _Failure]:
+    if len(tasks) == 1:  # starting a pool takes longer than many a task
+        yield from _local(make, tasks, config)
+        return
+    context = get_context("forkserver")
+    if isinstance(make, partial):  # the first pool's stage is imported once, for all workers
+        context.set_forkserver_preload(["__main__", make.func.__module__])
+    workers = min(workers_of(config), len(tasks))
+    with ProcessPoolExecutor(workers, context, _start_worker, (make,)) as pool:
+        futures = [pool.submit(_work, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Actor:
+    """A worker of Ray Data; a row is a task."""
+
+    def __init__(self, make: MakeStage):
+        self._stage = _Guarded(partial(_one_thread, make))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        result = self._stage(pickle.loads(row["task"]))
+        if isinstance(result, _Failure):
+            return {"size": 0, "error": result.message}
+        return {"size": result, "error": ""}
+
+
+def _ray(make: MakeStage, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
+    start_ray(config)
+    import ray
+
+    rows = [{"task": pickle.dumps(task)} for task in tasks]
+    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _Actor,  # type: ignore[arg-type]
+        fn_constructor_args=(make,),
+        compute=ray.data.ActorPoolStrategy(size=min(_cluster_workers(config), len(tasks))),
+        num_cpus=_NUM_CPUS,
+        num_gpus=1 if config.device == "cuda" else None,
+    )
+    for row in done.iter_rows():
+        yield _Failure(row["error"]) if row["error"] else row["size"]
+
+
+def start_ray(config: RunConfig) -> None:
+    """Join the cluster, or start Ray inside this machine; once.
+
+    Raises:
+        InputError: Ray is not installed, does not start, or there is no cluster at that address.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception
+    if config.address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody else can reach it
+    try:
+        import ray
+    except ImportError:
+        raise InputError("Ray is missing: pip install 'emu3-megatron[prepare]'") from None
+    if ray.is_initialized():
+        return
+    if config.address is not None:
+        _check_somebody_listens(config.address)
+    try:
+        ray.init(
+            # Without "local" Ray looks for a cluster first, and waits for one that is long dead.
+            address=config.address or "local",
+            include_dashboard=False if config.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # of many kinds, as the reason wants it
+        where = (
+            f"run.address={config.address}: no Ray cluster there"
+            if config.address
+            else ("Ray does not start; run.engine=processes does without it")
+        )
+        raise InputError(f"{where} ({' '.join(str(error).split())[:200]})") from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody does."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:  # auto, or a scheme of Ray's
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"run.address={address}: no Ray cluster there ({error.strerror or error}); start one "
+            "with ray start --head"
+        ) from None
+
+
+def _cluster_workers(config: RunConfig) -> int:
+    import ray
+
+    resources = ray.cluster_resources()
+    if config.device == "cuda":
+        return config.workers or max(1, int(resources.get("GPU", 1)))
+    return config.workers or max(1, int(resources.get("CPU", 1)))
+
+
+def _one_thread(make: MakeStage) -> Stage:
+    """A stage in one thread: workers are the parallelism, and no count changes what comes out."""
+    stage = make()  # imports what it needs
+    for module, function in (("torch", "set_num_threads"), ("cv2", "setNumThreads")):
+        if module in sys.modules:
+            getattr(sys.modules[module], function)(1)
+    return stage

@@ -1,0 +1,216 @@
+"""Photos: scores, decisions, captions, codes."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from emu3_megatron.config.prepare import ImagesConfig
+from emu3_megatron.errors import InputError
+from emu3_megatron.grammar import Document, captioned_image, understanding
+from emu3_megatron.media.files import find_files
+from emu3_megatron.media.images import IMAGE_SUFFIXES
+from emu3_megatron.media.photo import Photo, decode_photo
+from emu3_megatron.prepare.captions.captioning import add_captions
+from emu3_megatron.prepare.codes import Coder
+from emu3_megatron.prepare.parts import Part
+from emu3_megatron.prepare.scores.colour import colourfulness
+from emu3_megatron.prepare.scores.duplicates import content_hash, difference_hash, near_duplicates
+from emu3_megatron.prepare.scores.ocr import TextArea
+from emu3_megatron.prepare.scores.quality import quality_of
+from emu3_megatron.prepare.tables import Row, read_tables, write_table
+from emu3_megatron.prepare.workspace import Workspace, chunks, digest, file_state, stable_chunks
+from emu3_megatron.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Files of the source folder, and the table to write of them."""
+
+    out: Path
+    sources: list[str]
+
+    @property
+    def size(self) -> int:
+        return len(self.sources)
+
+
+class ScoreImages:
+    """A stage: every score of photos. What cannot be read gets a row that says why."""
+
+    def __init__(self, config: ImagesConfig, device: str):
+        self._config = config
+        self._quality_by, self._quality = quality_of(config.quality, device)
+        self._text_area = TextArea()
+
+    def __call__(self, task: ScoreTask) -> None:
+        write_table(task.out, "images", [self.score(source) for source in task.sources])
+
+    def score(self, source: str) -> Row:
+        """The row of one photo, by its path inside the source folder."""
+        data = (self._config.source / source).read_bytes()
+        row: Row = {"source": source, "content": content_hash(data)}
+        try:
+            photo = decode_photo(data)
+        except InputError as error:
+            return {**row, "error": str(error)}
+        return {**row, **self._scores(photo)}
+
+    def _scores(self, photo: Photo) -> Row:
+        image = photo.image
+        pixels = np.asarray(image)
+        return {
+            "width": image.width,
+            "height": image.height,
+            "notes": ", ".join(photo.notes),
+            "quality": self._quality([image])[0],
+            "quality_by": self._quality_by,
+            "colour": colourfulness(image),
+            "text_area": self._text_area(pixels) if self._config.ocr else None,
+            "near_hash": f"{difference_hash(image):016x}",
+        }
+
+
+def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
+    """Rows of all photos of the source folder, in the order of their paths."""
+    files = find_files(config.source, IMAGE_SUFFIXES)
+    sources = [path.relative_to(config.source).as_posix() for path in files]
+    settings = config.model_dump(mode="json", include={"quality", "ocr"})
+    folder = workspace.work("images", "scores")
+    tasks = [
+        ScoreTask(folder / f"{digest(settings, _states(config, some))}.parquet", some)
+        for some in stable_chunks(sources, workspace.recipe.run.task_items)
+    ]
+    make = partial(ScoreImages, config, workspace.recipe.run.device)
+    by_weights = config.quality.clip is not None
+    workspace.run(make, tasks, "images: scores/photo", on_device=by_weights)
+    return read_tables(task.out for task in tasks)
+
+
+def _states(config: ImagesConfig, sources: Sequence[str]) -> list[tuple[str, int, int]]:
+    return [file_state(config.source, source) for source in sources]
+
+
+def decide_images(rows: Sequence[Row], config: ImagesConfig) -> None:
+    """Fill `kept` and `reason`, `category: details`, from the scores; the first that holds."""
+    for row in rows:
+        row["reason"] = f"unreadable: {row['error']}" if row["error"] else _fault(row, config)
+    _drop_duplicates(rows, config)
+    for row in rows:
+        row["kept"] = row["reason"] is None
+
+
+def _fault(row: Row, config: ImagesConfig) -> str | None:
+    short, long = sorted((row["width"], row["height"]))
+    if short < config.min_side:
+        return f"too small: {row['width']}x{row['height']}"
+    if long > config.max_aspect * short:
+        return f"too narrow: {row['width']}x{row['height']}"
+    if row["quality"] >= config.min_quality:
+        return None
+    poor = f"low quality: {row['quality']:.2f}"
+    if row["text_area"] is None:
+        return f"{poor}, text unknown"
+    if row["colour"] < config.rescue_colour:
+        return f"{poor}, monochrome ({row['colour']:.1f})"
+    if row["text_area"] > config.rescue_text:
+        return f"{poor}, text on {row['text_area']:.0%}"
+    return None
+
+
+def _drop_duplicates(rows: Sequence[Row], config: ImagesConfig) -> None:
+    """Of the same picture the largest stays, and of equally large ones the first."""
+    sound = [row for row in rows if row["reason"] is None]
+    sound.sort(key=lambda row: -row["width"] * row["height"])
+    first_of: dict[str, str] = {}
+    for row in sound:
+        original = first_of.setdefault(row["content"], row["source"])
+        if original != row["source"]:
+            row["reason"] = f"duplicate: of {original}"
+    if config.near_duplicate_bits < 0:
+        return
+    different = [row for row in sound if row["reason"] is None]
+    hashes = [int(row["near_hash"], 16) for row in different]
+    originals = near_duplicates(hashes, config.near_duplicate_bits)
+    for row, first in zip(different, originals, strict=True):
+        if first is not None:
+            row["reason"] = f"near duplicate: of {different[first]['source']}"
+
+
+def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:
+    """Fill `captions` of what is kept; what stays without one is set aside."""
+    look = partial(_look, config.source)
+    add_captions(workspace, "images", rows, config.captions, config.source, look)
+
+
+def _look(folder: Path, row: Row) -> list[Image.Image]:
+    return [decode_photo((folder / row["source"]).read_bytes()).image]
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """Rows that become a part."""
+
+    out: Path
+    rows: list[Row]
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+
+class EncodeImages:
+    """A stage: photos with captions to documents."""
+
+    def __init__(self, config: ImagesConfig, tokenizer: Path, vocabulary: Vocabulary, device: str):
+        self._config, self._vocabulary = config, vocabulary
+        self._coder = Coder(tokenizer, vocabulary, device)
+
+    def __call__(self, task: EncodeTask) -> None:
+        codes = self._coder.images([self._image(row) for row in task.rows], self._config.area)
+        documents = [
+            document
+            for row, codes_hw in zip(task.rows, codes, strict=True)
+            for document in self._documents(row, codes_hw)
+        ]
+        inputs = digest([[row["content"], row["captions"]] for row in task.rows])
+        Part.of(documents, inputs).write(task.out)
+
+    def _image(self, row: Row) -> Image.Image:
+        path = self._config.source / row["source"]
+        data = path.read_bytes()
+        if content_hash(data) != row["content"]:
+            raise InputError(f"{path}: changed while it was prepared; run the command again")
+        return decode_photo(data).image
+
+    def _documents(self, row: Row, codes_hw: np.ndarray) -> list[Document]:
+        """One for each caption, and of some photos also the other way round."""
+        documents = [captioned_image(self._vocabulary, text, codes_hw) for text in row["captions"]]
+        if is_understood(row["source"], self._config.understanding):
+            documents += [understanding(self._vocabulary, codes_hw, t) for t in row["captions"]]
+        return documents
+
+
+def is_understood(source: str, share: float) -> bool:
+    """Is this photo one of the share that is also written with the caption behind it?"""
+    return zlib.crc32(Path(source).name.encode()) < share * 2**32
+
+
+def encode_tasks(
+    workspace: Workspace, kind: str, rows: Sequence[Row], settings: str, items: int
+) -> list[EncodeTask]:
+    """Tasks over the rows that are kept, in order."""
+    kept = [row for row in rows if row["kept"]]
+    folder = workspace.work(kind, "parts")
+    columns = ("content", "captions", "source", "start_frame", "end_frame")
+    return [
+        EncodeTask(
+            folder / f"{digest(settings, [[row.get(c) for c in columns] for row in some])}.npz",
+            some,
+        )
+        for some in chunks(kept, items)
+    ]

@@ -1,0 +1,247 @@
+"""The data road: from folders to packs, by a recipe; what is there already is not made again."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.config.prepare import Kind, PacksConfig, PrepareRecipe
+from emu3_megatron.config.schema import ModelConfig
+from emu3_megatron.data.packing.packs import pack_shards
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import write_json
+from emu3_megatron.prepare.captions.captioning import refuse_unusable
+from emu3_megatron.prepare.clips import (
+    EncodeClips,
+    caption_clips,
+    decide_clips,
+    score_clips,
+)
+from emu3_megatron.prepare.codes import refuse_other_codes, tokenizer_hash
+from emu3_megatron.prepare.executors import Stage, line_of
+from emu3_megatron.prepare.images import (
+    EncodeImages,
+    caption_images,
+    decide_images,
+    encode_tasks,
+    score_images,
+)
+from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
+from emu3_megatron.prepare.tables import Row, write_table
+from emu3_megatron.prepare.text import text_tasks, tokenise
+from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
+from emu3_megatron.vision.tokenizer import read_network
+from emu3_megatron.vocabulary import Vocabulary
+
+_CLIPS_A_TASK = 4  # a clip is a hundred times an image
+
+
+def prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Prepare some kinds of a recipe's data, then its packs.
+
+    The same command goes on after a kill, does nothing when all is done, and makes the same bytes
+    either way.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: nothing usable; or with `strict` something that is not; or what a task could not
+            do. What was finished stays.
+    """
+    _refuse_unready(recipe, kinds)
+    try:
+        with only_run(recipe.out):
+            return _prepare(recipe, kinds)
+    except OSError as error:
+        raise InputError(line_of(error)) from None
+
+
+def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
+    """What all items need is looked at before the first of them is."""
+    for kind in kinds:
+        if getattr(recipe, kind) is None:
+            raise InputError(f"the recipe has no section {kind}")
+    vocabulary = vocabulary_of(recipe)
+    vocabulary.encoding.check()
+    if set(kinds) - {"text"}:
+        if recipe.tokenizer is None:
+            raise InputError("tokenizer: name the folder of the vision tokenizer")
+        refuse_other_codes(read_network(recipe.tokenizer / "config.json"), vocabulary)
+
+
+def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
+    workspace = Workspace(recipe)
+    manifest = read_manifest(recipe.out) or {"format": FORMAT, "kinds": {}, "packs": []}
+    manifest = {**manifest, "model": recipe.model, "codes": recipe.codes}
+    for kind in kinds:
+        manifest["kinds"][kind] = _ROADS[kind](workspace)
+        write_json(recipe.out / MANIFEST, manifest)
+    manifest["packs"] = _pack(workspace, manifest)
+    write_json(recipe.out / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """What a prepared folder says of itself; None when it says nothing.
+
+    Raises:
+        InputError: it is not a manifest of ours.
+    """
+    path = out / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not the manifest of prepared data; remove it") from None
+    return manifest
+
+
+def vocabulary_of(recipe: PrepareRecipe) -> Vocabulary:
+    return _vocabulary(recipe.model, recipe.codes, recipe.ranks_file)
+
+
+def manifest_vocabulary(manifest: dict[str, Any]) -> Vocabulary:
+    """The vocabulary that prepared data was made with."""
+    return _vocabulary(manifest["model"], manifest["codes"], None)
+
+
+def _vocabulary(model: str, codes: int | None, ranks_file: Path | None) -> Vocabulary:
+    values: dict[str, Any] = {"preset": model, "ranks_file": ranks_file}
+    if codes is not None:
+        values["codes"] = codes
+    return ModelConfig.model_validate(values).vocabulary()
+
+
+def _images(workspace: Workspace) -> dict[str, Any]:
+    recipe, config = workspace.recipe, workspace.recipe.images
+    assert config is not None
+    rows = score_images(workspace, config)
+    decide_images(rows, config)
+    caption_images(workspace, config, rows)
+    encode = partial(EncodeImages, config)
+    values = {"area": config.area, "understanding": config.understanding}
+    return _encode(workspace, "images", rows, encode, values, recipe.run.task_items)
+
+
+def _clips(workspace: Workspace) -> dict[str, Any]:
+    config = workspace.recipe.clips
+    assert config is not None
+    rows = score_clips(workspace, config)
+    decide_clips(rows, config)
+    caption_clips(workspace, config, rows)
+    encode = partial(EncodeClips, config)
+    values = {"area": config.area, "max_tokens": config.max_tokens}
+    return _encode(workspace, "clips", rows, encode, values, _CLIPS_A_TASK)
+
+
+def _encode(
+    workspace: Workspace,
+    kind: str,
+    rows: Sequence[Row],
+    encode: Callable[..., Stage],
+    values: dict[str, Any],
+    items: int,
+) -> dict[str, Any]:
+    """The table, then shards of what is kept."""
+    recipe = workspace.recipe
+    # The table first: it says why, also when the run stops here.
+    write_table(workspace.table(kind), kind, rows)
+    refuse_unusable(rows, recipe.strict)
+    refuse_nothing(kind, rows)
+    vocabulary = vocabulary_of(recipe)
+    assert recipe.tokenizer is not None, "refused at the beginning"
+    tokenizer = tokenizer_hash(recipe.tokenizer)
+    settings = {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
+    tasks = encode_tasks(workspace, kind, rows, digest(settings), items)
+    make = partial(encode, recipe.tokenizer, vocabulary, recipe.run.device)
+    made = make_shards(workspace, kind, settings, tasks, make, vocabulary, "item")
+    return {
+        "settings": settings,
+        "found": len(rows),
+        "kept": sum(bool(row["kept"]) for row in rows),
+        "set_aside": set_aside(rows),
+        "shards": describe_shards(workspace, made),
+    }
+
+
+def _text(workspace: Workspace) -> dict[str, Any]:
+    recipe, config = workspace.recipe, workspace.recipe.text
+    assert config is not None
+    vocabulary = vocabulary_of(recipe)
+    settings = {"vocabulary": vocabulary.fingerprint()}
+    tasks = text_tasks(workspace, config, digest(settings))
+    make = tokenise(config, vocabulary, recipe.strict)
+    made = make_shards(workspace, "text", settings, tasks, make, vocabulary, "B")
+    write_table(workspace.table("text"), "text", [{"reason": line} for line in made.skipped])
+    return {
+        "settings": settings,
+        "found": made.documents + made.duplicates + len(made.skipped),
+        "kept": made.documents,
+        "set_aside": {"duplicate": made.duplicates, "unreadable": len(made.skipped)},
+        "shards": describe_shards(workspace, made),
+    }
+
+
+_ROADS: dict[str, Callable[[Workspace], dict[str, Any]]] = {
+    "images": _images,
+    "clips": _clips,
+    "text": _text,
+}
+
+
+def _pack(workspace: Workspace, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Packs over the shards of all kinds that are prepared, and how full they are."""
+    vocabulary = vocabulary_of(workspace.recipe)
+    return [
+        entry
+        for config in workspace.recipe.packs
+        if (entry := _pack_one(workspace.out, manifest, config, vocabulary))
+    ]
+
+
+def _pack_one(
+    out: Path, manifest: dict[str, Any], config: PacksConfig, vocabulary: Vocabulary
+) -> dict[str, Any] | None:
+    prepared = [kind for kind in config.kinds if kind in manifest["kinds"]]
+    shards = [shard for kind in prepared for shard in manifest["kinds"][kind]["shards"]]
+    if not shards:
+        return None
+    name = f"packs/{config.context}.pack"
+    key = digest(config.model_dump(), [shard["content"] for shard in shards])
+    for entry in manifest["packs"]:
+        if entry["key"] == key and (out / name / "pack.json").is_file():
+            return entry
+    report = pack_shards(
+        [out / "shards" / shard["name"] for shard in shards],
+        out / name,
+        config.context,
+        vocabulary=vocabulary,
+        seed=config.seed,
+        max_documents=config.max_documents,
+    )
+    return {"key": key, "path": name, "context": config.context, "kinds": prepared} | asdict(report)
+
+
+def summary(manifest: dict[str, Any]) -> list[str]:
+    """Lines on what became of everything."""
+    lines = []
+    for kind, entry in manifest["kinds"].items():
+        tokens = sum(shard["tokens"] for shard in entry["shards"])
+        aside = ", ".join(
+            f"{number:,} {why}" for why, number in entry["set_aside"].items() if number
+        )
+        lines.append(
+            f"{kind}: {entry['kept']:,} of {entry['found']:,} kept, {tokens:,} tokens in "
+            f"{len(entry['shards'])} shards" + (f"; set aside: {aside}" if aside else "")
+        )
+    lines += [
+        f"{pack['path']}: {pack['packs']:,} packs, {pack['fill']:.2%} full"
+        for pack in manifest["packs"]
+    ]
+    return lines

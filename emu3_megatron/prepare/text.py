@@ -1,0 +1,237 @@
+"""Text: byte ranges of files to tokens, in all cores; what is the same text is kept once."""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from emu3_megatron.config.prepare import TextConfig
+from emu3_megatron.data.shards.store import TRAINED
+from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import find_files
+from emu3_megatron.prepare.parts import HASH_BYTES, Part
+from emu3_megatron.prepare.workspace import Workspace, digest, file_state
+from emu3_megatron.vocabulary import Vocabulary
+
+TEXT_SUFFIXES = frozenset({".jsonl", ".parquet", ".txt"})
+
+Decode = Callable[[Any], str]
+"""Raises UnicodeError or InputError when there is no text."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A stretch of a file: bytes, or row groups of Parquet."""
+
+    source: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Ranges that become a part; `size` in bytes."""
+
+    out: Path
+    ranges: list[Range]
+    size: int
+
+
+class TokeniseText:
+    """A stage: texts of some ranges to documents, in order.
+
+    A part is the same whatever the other ranges hold, so that they can be made anywhere, and parts
+    in order are what a loop over the files would have made.
+    """
+
+    def __init__(self, config: TextConfig, vocabulary: Vocabulary, strict: bool):
+        self._config, self._vocabulary, self._strict = config, vocabulary, strict
+        vocabulary.encoding.check()  # ranks that cannot be read are no fault of the texts
+
+    def __call__(self, task: TextTask) -> None:
+        texts: list[np.ndarray] = []
+        hashes: list[bytes] = []
+        skipped: list[str] = []
+        for where, decode, data in self._found(task):
+            try:
+                text, utf8 = self._text(decode, data)
+            except InputError as error:
+                if self._strict:
+                    raise InputError(f"{where}: {error}; mend or remove it") from None
+                skipped.append(f"{where}: {error}")
+                continue
+            texts.append(self._vocabulary.encode(text))
+            hashes.append(hashlib.blake2b(utf8, digest_size=HASH_BYTES).digest())
+        _part(self._vocabulary, texts, hashes, skipped).write(task.out)
+
+    def _found(self, task: TextTask) -> Iterator[tuple[str, Decode, Any]]:
+        return (found for part in task.ranges for found in read_texts(self._config, part))
+
+    def _text(self, decode: Decode, data: Any) -> tuple[str, bytes]:
+        """A text in NFC, and its UTF-8. Raises InputError when there is none, or too little."""
+        try:
+            text = unicodedata.normalize("NFC", decode(data))
+            utf8 = text.encode()  # a lone surrogate, which JSON can spell, is no text
+        except UnicodeError:
+            raise InputError("not UTF-8 text") from None
+        if len(text.strip()) < self._config.min_characters:
+            raise InputError(f"{len(text.strip())} characters, too short")
+        return text, utf8
+
+
+def _part(
+    vocabulary: Vocabulary, texts: list[np.ndarray], hashes: list[bytes], skipped: list[str]
+) -> Part:
+    """Documents of texts, all at once: as `grammar.plain_text` lays out each, BOS text EOS."""
+    bos, eos = np.array([vocabulary.bos], np.int32), np.array([vocabulary.eos], np.int32)
+    tokens = [piece for text in texts for piece in (bos, text, eos)]
+    every_hash = b"".join(hashes)
+    return Part(
+        tokens=np.concatenate([np.empty(0, np.int32), *tokens]),
+        lengths=np.array([2 + len(text) for text in texts], np.int32),
+        modes=np.full(len(texts), TRAINED, np.int8),
+        spans=np.ones(len(texts), np.int32),
+        hashes=np.frombuffer(every_hash, np.uint8).reshape(-1, HASH_BYTES),
+        inputs=hashlib.blake2b(every_hash, digest_size=HASH_BYTES).hexdigest(),
+        skipped=tuple(skipped),
+    )
+
+
+def read_texts(config: TextConfig, part: Range) -> Iterator[tuple[str, Decode, Any]]:
+    """Where each text of a range stands, and what makes a text of what stands there.
+
+    A text is a line of .jsonl, a value of .parquet, or a whole .txt.
+    """
+    path = config.source / part.source if config.source.is_dir() else config.source
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        for where, value in _row_groups(path, config.column, part):
+            yield where, partial(_checked, config.column), value
+    elif suffix == ".jsonl":
+        decode = partial(_json_field, config.column)
+        with path.open("rb") as file:
+            for offset, line in lines_between(file, part.start, part.end):
+                yield f"{part.source}:byte {offset}", decode, line
+    else:
+        yield part.source, bytes.decode, path.read_bytes()
+
+
+def _json_field(column: str, line: bytes) -> str:
+    text = line.decode()
+    try:
+        return _checked(column, json.loads(text)[column])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"not JSON with a text in {column!r}") from None
+
+
+def _checked(column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"no text in {column!r}")
+    return value
+
+
+def lines_between(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that begin in [start, end) of a file, with their offset; empty ones are left out."""
+    offset = start
+    if start:
+        file.seek(start - 1)
+        offset += len(file.readline()) - 1  # the rest of a line that began before, or its end
+    while offset < end and (line := file.readline()):
+        if not line.isspace():
+            yield offset, line
+        offset += len(line)
+
+
+def _row_groups(path: Path, column: str, part: Range) -> Iterator[tuple[str, str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        for group in range(part.start, part.end):
+            values = file.read_row_group(group, columns=[column]).column(column)
+            for row, value in enumerate(values.to_pylist()):
+                yield f"{part.source}: row group {group}, row {row}", value
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{path}: no column {column!r} can be read ({error})") from None
+
+
+def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[TextTask]:
+    """Ranges of all files, in order, about `range_bytes` a task."""
+    folder, paths = _files(config.source)
+    found = (
+        pair
+        for path in paths
+        for pair in _ranges(path, path.relative_to(folder).as_posix(), config.range_bytes)
+    )
+    tasks: list[TextTask] = []
+    waiting: list[Range] = []
+    size = 0
+    for part, part_bytes in found:
+        waiting.append(part)
+        size += part_bytes
+        if size >= config.range_bytes:
+            tasks.append(_task(workspace, folder, waiting, size, config, settings))
+            waiting, size = [], 0
+    if waiting:
+        tasks.append(_task(workspace, folder, waiting, size, config, settings))
+    return tasks
+
+
+def _files(source: Path) -> tuple[Path, list[Path]]:
+    """The folder, and the files in it: all of a folder, or the one that is named."""
+    if source.is_dir():
+        return source, find_files(source, TEXT_SUFFIXES)
+    if not source.is_file():
+        raise InputError(f"{source}: no such file or folder")
+    if source.suffix.lower() not in TEXT_SUFFIXES:
+        raise InputError(f"{source}: ends in none of {', '.join(sorted(TEXT_SUFFIXES))}")
+    return source.parent, [source]
+
+
+def _task(
+    workspace: Workspace,
+    folder: Path,
+    ranges: list[Range],
+    size: int,
+    config: TextConfig,
+    settings: str,
+) -> TextTask:
+    states = [(file_state(folder, part.source), part.start, part.end) for part in ranges]
+    name = digest(settings, states, config.column, config.min_characters)
+    out = workspace.work("text", "parts") / f"{name}.npz"
+    return TextTask(out, ranges, size)
+
+
+def _ranges(path: Path, source: str, range_bytes: int) -> Iterator[tuple[Range, int]]:
+    size = path.stat().st_size
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet_ranges(path, source)
+    elif path.suffix.lower() == ".jsonl":
+        for start in range(0, size, range_bytes):
+            end = min(size, start + range_bytes)
+            yield Range(source, start, end), end - start
+    else:
+        yield Range(source, 0, size), size
+
+
+def _parquet_ranges(path: Path, source: str) -> Iterator[tuple[Range, int]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.ParquetFile(path).metadata
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+    for group in range(metadata.num_row_groups):
+        yield Range(source, group, group + 1), metadata.row_group(group).total_byte_size
+
+
+def tokenise(config: TextConfig, vocabulary: Vocabulary, strict: bool) -> partial[TokeniseText]:
+    return partial(TokeniseText, config, vocabulary, strict)
