@@ -19,7 +19,9 @@ import numpy as np
 from emu3_megatron.errors import InputError
 
 TEXT, STRUCTURE, CODE = 0, 1, 2
-CLASS_NAMES = ("text", "structure", "code")
+# Classes of tokens in the order of those numbers, with the weight that Emu3 gives their labels.
+CLASS_WEIGHTS = {"text": 1.0, "structure": 1.0, "code": 0.5}
+CLASS_NAMES = tuple(CLASS_WEIGHTS)
 
 # A numpy array or a torch tensor: this module needs neither to be imported by the other's users.
 Ids = TypeVar("Ids")

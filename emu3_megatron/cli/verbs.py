@@ -9,13 +9,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from emu3_megatron.config import ModelConfig, Recipe, load_recipe
+from emu3_megatron.config.base import Config
 from emu3_megatron.config.load import read_recipe, shipped_recipes
 from emu3_megatron.config.presets import PRESETS
-from emu3_megatron.config.schema import DecoderRecipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
+from emu3_megatron.config.training import DecoderRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -114,7 +113,7 @@ def _check_recipe(name: str) -> None:
     from emu3_megatron.config.prepare import PrepareRecipe
 
     values = read_recipe(name)
-    schema: type[BaseModel] = Recipe
+    schema: type[Config] = Recipe
     if "network" in values:
         schema = TokenizerRecipe
     elif "out" in values:

@@ -1,4 +1,5 @@
 from emu3_megatron.config.load import load_recipe
-from emu3_megatron.config.schema import ModelConfig, Recipe
+from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.config.training import Recipe
 
 __all__ = ["ModelConfig", "Recipe", "load_recipe"]

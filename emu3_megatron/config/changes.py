@@ -1,75 +1,87 @@
-"""A recipe that changed between stopping and resuming: what changed, and whether it may."""
+"""What changed in a recipe between stopping and resuming, and whether it may.
 
+Each field of a recipe says whether it may change at a resume: see `base.free`, `base.semantic` and
+`base.fixed`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 
-from emu3_megatron.config import Recipe
+from emu3_megatron.config.base import Resume, resume_of
 from emu3_megatron.errors import InputError
 
-# Fields that decide how fast and where a run goes, not what it learns.
-_FREE = (
-    *("run", "parallel", "data.workers", "batch.micro_size", "recompute"),
-    *("sample", "validation", "guard"),
-)
-# Of those, what does decide.
-_BOUND = ("run.steps", "run.seed")
-# Without these a step's samples would no longer follow from its number, or weights would not fit.
-_FIXED = ("batch.size", "data.context", "run.seed", "model.layers", "model.hidden")
+
+@dataclass(frozen=True)
+class Change:
+    """A field that has another value now.
+
+    Attributes:
+        field: its dotted name.
+        resume: whether it may change when a run resumes.
+    """
+
+    field: str
+    before: Any
+    after: Any
+    resume: Resume
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_short(self.before)} → {_short(self.after)}"
 
 
-def check_drift(saved: dict[str, Any], recipe: Recipe, accept: bool) -> list[str]:
-    """Compare the recipe of a checkpoint with the one to go on with.
+def changes(before: BaseModel, after: BaseModel, prefix: str = "") -> Iterator[Change]:
+    """The fields that differ between two recipes of one schema, by dotted name."""
+    for name in type(after).model_fields:
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            yield from _changes(f"{prefix}{name}", old, new, resume_of(type(after), name))
+
+
+def _changes(field: str, old: Any, new: Any, resume: Resume) -> Iterator[Change]:
+    """Into sections of one kind, and into lists of them that are equally long."""
+    if isinstance(new, BaseModel) and type(old) is type(new):
+        yield from changes(old, new, f"{field}.")
+    elif _are_sections(old) and _are_sections(new) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            if one != other:
+                yield from _changes(f"{field}.{index}", one, other, resume)
+    else:
+        yield Change(field, old, new, resume)
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, BaseModel) for item in value)
+
+
+def refuse_changes(where: Any, found: list[Change], accept: bool) -> None:
+    """Refuse what may not change when a run resumes.
 
     Args:
-        saved: the recipe as the checkpoint holds it; fields it lacks have their defaults.
+        where: folder of the run, for the message.
         accept: take changes of what the run learns.
 
-    Returns:
-        One line for each changed field.
-
     Raises:
-        InputError: what the run learns would change and `accept` is not given, or a field changed
-            that cannot within a run.
+        InputError: a fixed field changed, or a semantic one and `accept` is not given.
     """
-    try:
-        before = Recipe.model_validate(saved)
-    except ValidationError:
+    listed = lambda resume: ", ".join(str(change) for change in found if change.resume == resume)
+    if fixed := listed("fixed"):
         raise InputError(
-            f"{recipe.run.dir}: its checkpoint is of no run that could be resumed; choose another "
-            "run.dir, with run.init_from to start from its weights"
-        ) from None
-    old = _flat(before.model_dump(mode="json"))
-    new = _flat(recipe.model_dump(mode="json"))
-    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    lines = [f"{name}: {old.get(name)} → {new.get(name)}" for name in changed]
-    semantic = [line for name, line in zip(changed, lines, strict=True) if _is_semantic(name)]
-    fixed = [line for name, line in zip(changed, lines, strict=True) if name in _FIXED]
-    if fixed:
-        raise InputError(
-            f"{recipe.run.dir}: cannot change within a run: {', '.join(fixed)}; "
+            f"{where}: cannot change within a run: {fixed}; "
             "choose another run.dir, with run.init_from to keep the weights"
         )
-    if semantic and not accept:
+    if (semantic := listed("semantic")) and not accept:
         raise InputError(
-            f"{recipe.run.dir}: the recipe changed since the checkpoint: {', '.join(semantic)}; "
+            f"{where}: the recipe changed since the checkpoint: {semantic}; "
             "add --accept to go on with the new one"
         )
-    return lines
 
 
-def _is_semantic(name: str) -> bool:
-    if name in _BOUND:
-        return True
-    return not any(name == free or name.startswith(f"{free}.") for free in _FREE)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings by dotted names; lists are values."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _short(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+    elif _are_sections(value):
+        value = [item.model_dump(mode="json", exclude_defaults=True) for item in value]
+    return str(value)

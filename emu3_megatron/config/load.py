@@ -1,7 +1,7 @@
 """Recipes from YAML, with dotted overrides and errors that name the field."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -9,9 +9,10 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from emu3_megatron.config.base import Config
 from emu3_megatron.errors import InputError
 
-Schema = TypeVar("Schema", bound=BaseModel)
+Schema = TypeVar("Schema", bound=Config)
 
 
 def load_recipe(
@@ -32,6 +33,8 @@ def load_recipe(
     where = "command line" if name is None else find_recipe(name)
     for override in overrides:
         _apply(values, override)
+    for old, new in renamed_keys(values, schema.RENAMED):
+        raise InputError(f"{where}: {old}: is called {new} now; change the recipe")
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -64,6 +67,17 @@ def find_recipe(name: str | Path) -> Path:
 def shipped_recipes() -> dict[str, Path]:
     folder = Path(str(files("emu3_megatron.config"))) / "recipes"
     return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+def renamed_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The old keys that a recipe holds, each with its new name."""
+    for old, new in names.items():
+        section: Any = values
+        *parents, last = old.split(".")
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if isinstance(section, dict) and last in section:
+            yield old, new
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

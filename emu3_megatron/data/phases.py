@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emu3_megatron.config.schema import SourceConfig
+from emu3_megatron.config.data import PackSource, SourceSection
 from emu3_megatron.data.mixture import Mixture, packs_given
 from emu3_megatron.data.packing.pack_set import PackSet, read_header
 from emu3_megatron.errors import InputError
@@ -46,7 +46,7 @@ class Phase:
         return asdict(self)
 
 
-def phases_of(past: Sequence[Phase], sources: Sequence[SourceConfig], sample: int) -> list[Phase]:
+def phases_of(past: Sequence[Phase], sources: Sequence[SourceSection], sample: int) -> list[Phase]:
     """The phases of a run that goes on at `sample` with these sources.
 
     Args:
@@ -55,7 +55,8 @@ def phases_of(past: Sequence[Phase], sources: Sequence[SourceConfig], sample: in
     Raises:
         InputError: a source holds other packs than when the run began to use it.
     """
-    shares = tuple(Share(str(s.pack), s.weight, _content(s.pack)) for s in sources)
+    packs = [source for source in sources if isinstance(source, PackSource)]
+    shares = tuple(Share(str(s.pack), s.weight, _content(s.pack)) for s in packs)
     known = {share.pack: share.content for phase in past for share in phase.sources}
     for share in shares:
         if known.get(share.pack, share.content) != share.content:

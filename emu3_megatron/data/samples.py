@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from emu3_megatron.config import Recipe
+from emu3_megatron.config.data import MixtureConfig, PackSource
+from emu3_megatron.config.training import NextTokenConfig
 from emu3_megatron.data.batches import PackedSamples
 from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.packing.pack_set import PackSet
@@ -23,7 +25,7 @@ def open_samples(
     Raises:
         InputError: packs are missing, damaged, or of another context or vocabulary.
     """
-    phases = phases or phases_of([], recipe.data.sources, 0)
+    phases = phases or phases_of([], _mixture(recipe).sources, 0)
     return _rows(recipe, vocabulary, PhasedMixture(phases, vocabulary, recipe.run.seed, since))
 
 
@@ -34,7 +36,7 @@ def open_held_out(recipe: Recipe, vocabulary: Vocabulary) -> PackedSamples:
         InputError: as for `open_samples`; or there are fewer packs than are asked for.
     """
     assert recipe.validation is not None
-    sources = recipe.validation.sources
+    sources = [source for source in recipe.validation.sources if isinstance(source, PackSource)]
     packs = [PackSet(source.pack, vocabulary) for source in sources]
     mixture = Mixture(packs, [source.weight for source in sources])  # no run's own seed
     count = recipe.validation.batches * recipe.batch.size
@@ -47,19 +49,25 @@ def open_held_out(recipe: Recipe, vocabulary: Vocabulary) -> PackedSamples:
     return _rows(recipe, vocabulary, mixture)
 
 
+def _mixture(recipe: Recipe) -> MixtureConfig:
+    assert isinstance(recipe.data, MixtureConfig)
+    return recipe.data
+
+
 def _rows(
     recipe: Recipe, vocabulary: Vocabulary, mixture: Mixture | PhasedMixture
 ) -> PackedSamples:
+    assert isinstance(recipe.objective, NextTokenConfig)
     for source in mixture.sources:
-        if source.context != recipe.data.context:
+        if source.context != recipe.context:
             raise InputError(
                 f"{source.path}: packed for a context of {source.context:,}, data.context is "
-                f"{recipe.data.context:,}; pack again or change the recipe"
+                f"{recipe.context:,}; pack again or change the recipe"
             )
     return PackedSamples(
         mixture,
         vocabulary,
-        recipe.weights.table,
-        recipe.data.reset_at_documents,
+        tuple(recipe.objective.weights.values()),
+        _mixture(recipe).reset_at_documents,
         recipe.parallel.context,
     )

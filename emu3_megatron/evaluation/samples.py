@@ -30,7 +30,9 @@ def sampler_of(recipe: Recipe) -> Callable[[Decoder, Path], None]:
             f"{recipe.model.codes:,}; give the tokenizer that made the shards"
         )
     vocabulary = recipe.model.vocabulary()
-    settings = SamplingSettings(recipe.sample.guidance, top_k=recipe.sample.top_k)
+    settings = SamplingSettings(
+        3.0 if recipe.sample.guidance is None else recipe.sample.guidance, top_k=recipe.sample.top_k
+    )
     prompts = [
         VisionPrompt(prompt.caption, Meta(prompt.height, prompt.width))
         for prompt in recipe.sample.prompts

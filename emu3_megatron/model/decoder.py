@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from emu3_kernels.linear_cross_entropy import Backend, LinearCrossEntropy
+from emu3_kernels.linear_cross_entropy import LinearCrossEntropy
 from megatron.core.enums import ModelType
 from megatron.core.extensions import transformer_engine
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.config.training import BackendConfig, ParallelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.attention import DocumentAttention
 from emu3_megatron.model.head import OutputHead
@@ -47,8 +47,7 @@ class Decoder(MegatronModule):
         config: Megatron's view of the model, from `transformer_config`.
         vocabulary: decides the rows of embedding and head.
         rope_base: base of the rotary frequencies.
-        loss_backend: of `linear_cross_entropy`.
-        attention: as in `ParallelConfig`.
+        backend: who computes what.
     """
 
     def __init__(
@@ -56,18 +55,18 @@ class Decoder(MegatronModule):
         config: TransformerConfig,
         vocabulary: Vocabulary,
         rope_base: float,
-        loss_backend: Backend = "auto",
-        attention: str = "auto",
+        backend: BackendConfig | None = None,
     ):
         super().__init__(config)
+        backend = backend or BackendConfig()
         padded_size = vocabulary.padded_size(config.tensor_model_parallel_size)
         self.model_type = ModelType.encoder_or_decoder  # Megatron's schedules ask for it
         self.rope_base = rope_base
         self.embedding = LanguageModelEmbedding(
             config, padded_size, max_sequence_length=0, position_embedding_type="rope"
         )
-        self.block = TransformerBlock(config, _block_spec(config.num_layers, attention))
-        self.head = OutputHead(config, vocabulary.size, padded_size, loss_backend)
+        self.block = TransformerBlock(config, _block_spec(config.num_layers, backend.attention))
+        self.head = OutputHead(config, vocabulary.size, padded_size, backend.loss)
 
     def forward(
         self,
@@ -153,8 +152,8 @@ def _core_attention(attention: str) -> type[torch.nn.Module]:
     # Where it does not import, Megatron puts mocks in the place of its classes.
     if not transformer_engine.HAVE_TE:
         raise InputError(
-            "parallel.attention=transformer_engine: TransformerEngine does not import here; "
-            "install it, or set parallel.attention=auto"
+            "backend.attention=transformer_engine: TransformerEngine does not import here; "
+            "install it, or set backend.attention=auto"
         )
     return transformer_engine.TEDotProductAttention
 
@@ -219,7 +218,7 @@ def build_decoder(
     seed: int | None = 0,
     bf16: bool = False,
     recompute: str = "none",
-    loss_backend: Backend = "auto",
+    backend: BackendConfig | None = None,
 ) -> Decoder:
     """Build this rank's share of a decoder and draw its weights.
 
@@ -227,8 +226,7 @@ def build_decoder(
         seed: of the weights; None leaves them undrawn, for a checkpoint to fill.
     """
     config = transformer_config(model, parallel, bf16=bf16, recompute=recompute)
-    attention = parallel.attention if parallel else "auto"
-    decoder = Decoder(config, model.vocabulary(), model.rope_base, loss_backend, attention)
+    decoder = Decoder(config, model.vocabulary(), model.rope_base, backend)
     if seed is not None:
         initialize(decoder, model.vocabulary(), std=model.init_std, seed=seed)
     return decoder

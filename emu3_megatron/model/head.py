@@ -133,7 +133,7 @@ def _check_backend(backend: Backend, weight_vh: torch.Tensor) -> None:
     try:
         choose(backend, weight_vh)
     except ValueError as error:
-        raise InputError(f"loss_{error}; or set loss_backend=auto") from error
+        raise InputError(f"backend.loss: {error}; or set backend.loss=auto") from error
 
 
 def _vocabulary_exchange(tokens_divided: bool) -> Exchange:

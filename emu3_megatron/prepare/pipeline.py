@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emu3_megatron.config.model import ModelConfig
 from emu3_megatron.config.prepare import Kind, PacksConfig, PrepareRecipe
-from emu3_megatron.config.schema import ModelConfig
 from emu3_megatron.data.packing.packs import pack_shards
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from emu3_megatron.config.schema import GuardConfig
+from emu3_megatron.config.training import GuardConfig
 from emu3_megatron.parallel.votes import any_rank
 
 Reason = Literal["not finite", "spike"]

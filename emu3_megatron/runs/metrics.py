@@ -49,8 +49,8 @@ class Throughput:
     """Tokens a second over the steps since the last call, and MFU."""
 
     def __init__(self, recipe: Recipe, num_ranks: int):
-        self.tokens_per_step = recipe.batch.size * recipe.data.context
-        self.flops = flops_per_token(recipe.model, recipe.data.context)
+        self.tokens_per_step = recipe.batch.size * recipe.context
+        self.flops = flops_per_token(recipe.model, recipe.context)
         peak = peak_flops()
         self.peak = peak * num_ranks if peak else None
         self.start(0)

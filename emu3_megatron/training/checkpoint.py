@@ -16,7 +16,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from emu3_megatron import manifest
 from emu3_megatron.checkpoints.saving import TRACKER, PendingSave, move_tracker, request_save
 from emu3_megatron.config import ModelConfig, Recipe
-from emu3_megatron.config.schema import DecoderRecipe, ParallelConfig
+from emu3_megatron.config.training import DecoderRecipe, ParallelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.parallel import Mesh

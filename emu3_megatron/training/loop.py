@@ -7,7 +7,8 @@ from typing import Any
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
-from emu3_megatron.config.changes import check_drift
+from emu3_megatron.config.changes import changes, refuse_changes
+from emu3_megatron.config.data import MixtureConfig
 from emu3_megatron.data.batches import Batch, step_batches
 from emu3_megatron.data.phases import Phase, phases_of
 from emu3_megatron.data.samples import open_samples
@@ -58,6 +59,7 @@ def train(recipe: Recipe, sampler: Sampler | None = None, accept: bool = False) 
 
 
 def _train(recipe: Recipe, mesh: Mesh, run: Run, sampler: Sampler | None, accept: bool) -> None:
+    assert isinstance(recipe.data, MixtureConfig)
     vocabulary = recipe.model.vocabulary()
     resume_from, about = _checkpoint(recipe, accept)
     start_from = None if resume_from else _start(recipe)
@@ -162,10 +164,11 @@ def _checkpoint(recipe: Recipe, accept: bool) -> tuple[Path | None, dict[str, An
         return None, {}
     about = read_checkpoint(path)
     check_model(path, about, recipe.model)
-    changes = check_drift(about["recipe"], recipe, accept)
+    changed = list(changes(Recipe.model_validate(about["recipe"]), recipe))
+    refuse_changes(recipe.run.dir, changed, accept)
     if recipe.run.resume == "strict":
         verify(path)
-    on_first_rank(lambda: [print(f"recipe changed: {line}") for line in changes])
+    on_first_rank(lambda: [print(f"recipe changed: {line}") for line in changed])
     return path, about
 
 

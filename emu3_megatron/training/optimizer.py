@@ -45,7 +45,7 @@ def build_trainable(recipe: Recipe) -> Trainable:
         seed=recipe.run.seed,
         bf16=bf16,
         recompute=recipe.recompute,
-        loss_backend=recipe.loss_backend,
+        backend=recipe.backend,
     )
     config = decoder.config
     model = DistributedDataParallel(

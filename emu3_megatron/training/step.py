@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from emu3_megatron.config import Recipe
+from emu3_megatron.config.training import NextTokenConfig
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import DropoutPlace, SequenceLayout, Targets
 from emu3_megatron.parallel import Mesh
@@ -48,7 +49,8 @@ class TrainStep:
         self.mesh = mesh
         self.trainable = trainable
         self.vocabulary = vocabulary
-        self.z_loss = recipe.z_loss
+        assert isinstance(recipe.objective, NextTokenConfig)
+        self.z_loss = recipe.objective.z_loss
         self.seed = recipe.run.seed
         self.guard = Guard(recipe.guard)
         self.stop = stop or StopRequest()

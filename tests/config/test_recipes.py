@@ -48,7 +48,7 @@ def test_8b_stages_hold_the_published_values(name, context):
     assert recipe.data.context == context
     assert (recipe.optimizer.lr, recipe.optimizer.min_lr) == (5e-5, 0.0)
     assert recipe.model.dropout == 0.1
-    assert recipe.weights.table == (1.0, 1.0, 0.5)
+    assert recipe.objective.weights == {"text": 1.0, "structure": 1.0, "code": 0.5}
     model = recipe.model
     assert (model.layers, model.hidden, model.heads, model.kv_heads) == (32, 4096, 32, 8)
     assert (model.ffn, model.rope_base, model.norm_epsilon) == (14_336, 1e6, 1e-5)
@@ -65,7 +65,7 @@ def test_8b_stages_fit_their_64_gpus(stage):
 
 
 def test_defaults_of_the_loss_are_emu3s(load):
-    assert load().weights.table == (1.0, 1.0, 0.5)
+    assert load().objective.weights == {"text": 1.0, "structure": 1.0, "code": 0.5}
 
 
 # Presets
@@ -99,7 +99,7 @@ def test_overrides_reach_into_sections(load):
 
 
 def test_overrides_make_sections_that_the_file_lacks(load):
-    assert load("weights.code=0").weights.table == (1.0, 1.0, 0.0)
+    assert load("objective.weights.code=0").objective.weights["code"] == 0
 
 
 def test_override_values_are_yaml(load):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from support.tiny import VOCABULARY, make_packs
 
-from emu3_megatron.config.schema import SourceConfig
+from emu3_megatron.config.data import PackSource
 from emu3_megatron.data.phases import Phase, PhasedMixture, phases_of
 from emu3_megatron.errors import InputError
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def sources(folder, **weights):
-    return [SourceConfig(pack=folder / f"{n}.pack", weight=w) for n, w in weights.items()]
+    return [PackSource(pack=folder / f"{n}.pack", weight=w) for n, w in weights.items()]
 
 
 def drawn(phases, samples, since=0):

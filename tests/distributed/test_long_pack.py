@@ -11,7 +11,7 @@ from support.tiny import VOCABULARY
 
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.config.training import ParallelConfig
 from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.model import SequenceLayout, Targets, build_decoder
 

@@ -25,9 +25,9 @@ def _losses_of_both(recipes: list) -> list[list[float]]:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_losses_are_those_of_the_unfused_head(pack: Path, name: str) -> None:
     processes, parallel = LAYOUTS[name]
-    settings = {"parallel": parallel, "z_loss": 1e-3}
+    settings = {"parallel": parallel, "objective": {"z_loss": 1e-3}}
     recipes = [
-        tiny_recipe(pack, pack.parent, loss_backend=backend, **settings)
+        tiny_recipe(pack, pack.parent, backend={"loss": backend}, **settings)
         for backend in ("auto", "unfused")
     ]
 

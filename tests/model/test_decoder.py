@@ -7,7 +7,7 @@ from support.tiny import VOCABULARY
 
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.config.training import ParallelConfig
 from emu3_megatron.model import build_decoder, count_parameters
 
 SMALL = ModelConfig(

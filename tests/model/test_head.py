@@ -6,6 +6,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from support.tiny import VOCABULARY
 
 from emu3_megatron.config import ModelConfig
+from emu3_megatron.config.training import BackendConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import build_decoder
 
@@ -84,5 +85,6 @@ def test_a_loss_that_nobody_follows_back_leaves_no_trace(model, hidden_sbh):
 
 
 def test_a_backend_that_cannot_serve_is_refused_before_the_first_step(mesh):
-    with pytest.raises(InputError, match=r"loss_backend cuda: .* on cpu; .* loss_backend=auto"):
-        build_decoder(MODEL, loss_backend="cuda")
+    message = r"backend.loss: backend cuda: .* on cpu; .* backend.loss=auto"
+    with pytest.raises(InputError, match=message):
+        build_decoder(MODEL, backend=BackendConfig(loss="cuda"))

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.schema import ParallelConfig
+from emu3_megatron.config.training import BackendConfig, ParallelConfig
 from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import SequenceLayout, build_decoder
@@ -67,7 +67,9 @@ def hidden_states(context):
     layout = SequenceLayout.of_documents([[0, 128]], order_cs[None], hops)
     found = []
     for attention in ("auto", "transformer_engine"):
-        decoder = build_decoder(SMALL, ParallelConfig(context=context, attention=attention)).eval()
+        decoder = build_decoder(
+            SMALL, ParallelConfig(context=context), backend=BackendConfig(attention=attention)
+        ).eval()
         kind = type(decoder.block.layers[0].self_attention.core_attention)
         assert kind is (StandIn if attention == "transformer_engine" else DocumentAttention)
         with torch.no_grad():
@@ -85,7 +87,7 @@ def test_it_computes_what_ours_does(context):
 def test_a_machine_without_it_is_told_so(mesh, monkeypatch):
     monkeypatch.setattr(extension, "HAVE_TE", False)
     with pytest.raises(InputError, match="TransformerEngine does not import here; install it, or"):
-        build_decoder(SMALL, ParallelConfig(attention="transformer_engine"))
+        build_decoder(SMALL, backend=BackendConfig(attention="transformer_engine"))
 
 
 @pytest.mark.parametrize(
@@ -96,10 +98,10 @@ def test_a_machine_without_it_is_told_so(mesh, monkeypatch):
     ],
 )
 def test_rows_that_it_would_have_to_pad_are_refused(changes, message):
-    parallel = {"context": 2, "attention": "transformer_engine"}
-    tiny_recipe(Path("a.pack"), Path("run"), parallel=parallel, data=WHOLE_ROWS)
+    sections = {"parallel": {"context": 2}, "backend": {"attention": "transformer_engine"}}
+    tiny_recipe(Path("a.pack"), Path("run"), **sections, data=WHOLE_ROWS)
     with pytest.raises(ValidationError, match=message):
-        tiny_recipe(Path("a.pack"), Path("run"), parallel=parallel, data=WHOLE_ROWS | changes)
+        tiny_recipe(Path("a.pack"), Path("run"), **sections, data=WHOLE_ROWS | changes)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8, 16])

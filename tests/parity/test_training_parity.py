@@ -46,7 +46,7 @@ def recipe(tmp_path: Path, mesh) -> Recipe:
         tmp_path / "run",
         run={"steps": 10**6, "stop_after": STEPS, "init_from": str(tmp_path / "ours")},
         data={"reset_at_documents": False},
-        weights={"text": 1.0, "structure": 1.0, "code": 1.0},
+        objective={"weights": {"code": 1.0}},
         optimizer={"lr": 3e-3, "warmup_steps": 0},
     )
 

@@ -1,0 +1,276 @@
+"""The recipe: everything that makes one stage of training different from another.
+
+Each field says once whether it may change when a run resumes: `free`, `semantic` or `fixed`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    field_validator,
+)
+from pydantic import model_validator as validator
+
+from emu3_megatron.config.base import (
+    REQUIRED,
+    Component,
+    Config,
+    chosen_by_kind,
+    fixed,
+    free,
+    semantic,
+)
+from emu3_megatron.config.data import AnyData, MixtureConfig, ValidationConfig
+from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.vocabulary import CLASS_WEIGHTS
+
+
+class NextTokenConfig(Component):
+    """The weighted next-token loss, the objective of every stage of pre-training."""
+
+    kind: Literal["next_token"] = "next_token"
+    weights: dict[str, NonNegativeFloat] = semantic(
+        CLASS_WEIGHTS, "of a label's loss, by its class; the loss is the weighted mean"
+    )
+    z_loss: NonNegativeFloat = semantic(0.0, "weight of the mean squared log-partition")
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _all_classes(cls, weights: Any) -> Any:
+        """Classes that are not named keep Emu3's weight."""
+        if not isinstance(weights, dict):
+            return weights
+        for name in weights:
+            if name not in CLASS_WEIGHTS:
+                raise ValueError(f"no class {name!r}; choose one of {', '.join(CLASS_WEIGHTS)}")
+        return {**CLASS_WEIGHTS, **weights}
+
+
+class MegatronConfig(Component):
+    """Megatron-core: tensor, sequence, context and data parallel."""
+
+    kind: Literal["megatron"] = "megatron"
+
+
+AnyObjective = Annotated[
+    SerializeAsAny[Component], chosen_by_kind({"next_token": NextTokenConfig}, default="next_token")
+]
+AnyEngine = Annotated[
+    SerializeAsAny[Component], chosen_by_kind({"megatron": MegatronConfig}, default="megatron")
+]
+AnyHook = Annotated[SerializeAsAny[Component], chosen_by_kind({})]
+
+
+class BatchConfig(Config):
+    size: PositiveInt = fixed(REQUIRED, "sequences an optimizer step, over all ranks")
+    micro_size: PositiveInt = free(1, "sequences a rank computes at once")
+
+
+class ParallelConfig(Config):
+    """Data parallelism takes the ranks that tensor x context leave over."""
+
+    tensor: PositiveInt = free(1, "ranks that share each layer")
+    context: PositiveInt = free(1, "ranks that share each sequence")
+    sequence: bool = free(False, "sequence parallel norms and dropout; needs tensor>1")
+    distributed_optimizer: bool = free(False, "optimizer states divided over data x context ranks")
+
+
+class BackendConfig(Config):
+    """Who computes what. A choice of hardware: every backend gives the same numbers to rounding."""
+
+    layers: Literal["native", "transformer_engine"] = free(
+        "native", "norms and linear layers: Megatron-core's own, or TransformerEngine's"
+    )
+    attention: Literal["auto", "transformer_engine"] = free(
+        "auto", "transformer_engine: its context parallel attention, a row a document"
+    )
+    loss: Literal["auto", "reference", "triton", "cuda", "unfused"] = free(
+        "auto", "head and loss; unfused keeps all logits, to check the others"
+    )
+
+
+class OptimizerConfig(Config):
+    """AdamW under a cosine with a linear warm-up."""
+
+    lr: PositiveFloat = semantic(REQUIRED, "highest learning rate")
+    min_lr: NonNegativeFloat = semantic(0.0, "learning rate at the end of the cosine")
+    warmup_steps: NonNegativeInt = semantic(0, "steps of linear rise")
+    decay_steps: PositiveInt | None = semantic(
+        None, "steps until min_lr, the warm-up among them; run.steps of the first start without it"
+    )
+    beta1: NonNegativeFloat = semantic(0.9, "of Adam", lt=1)
+    beta2: NonNegativeFloat = semantic(0.95, "of Adam", lt=1)
+    epsilon: PositiveFloat = semantic(1e-8, "of Adam")
+    weight_decay: NonNegativeFloat = semantic(0.1, "of matrices; norms have none")
+    clip: NonNegativeFloat = semantic(1.0, "largest gradient norm; 0 never clips")
+
+
+class PromptConfig(Config):
+    caption: str = free(REQUIRED, "what to draw")
+    height: PositiveInt = free(REQUIRED, "rows of the grid of codes")
+    width: PositiveInt = free(REQUIRED, "columns of the grid of codes")
+
+
+class SampleConfig(Config):
+    """Images drawn from fixed captions while training."""
+
+    every: PositiveInt = free(REQUIRED, "steps between drawings; the last step has one too")
+    tokenizer: Path = free(REQUIRED, "folder of the vision tokenizer")
+    prompts: list[PromptConfig] = free(REQUIRED, "what to draw", min_length=1)
+    guidance: NonNegativeFloat | None = free(
+        None, "scale of guidance; without it 3 where data.null_prompt is above 0, else none"
+    )
+    top_k: PositiveInt | None = free(2048, "likeliest tokens to draw among")
+
+
+class RunConfig(Config):
+    """Where a run lives, how long it is, what it leaves."""
+
+    dir: Path = free(REQUIRED, "folder of the run")
+    steps: PositiveInt = free(REQUIRED, "optimizer steps in all")
+    init_from: Path | None = free(None, "checkpoint whose weights a new run starts from")
+    seed: int = fixed(0, "of initial weights, order of data, dropout")
+    log_every: PositiveInt = free(10, "steps between rows of metrics")
+    save_every: PositiveInt = free(1000, "steps between checkpoints; the last step has one too")
+    keep: PositiveInt = free(3, "newest checkpoints to keep")
+    save_in_background: bool = free(True, "training goes on while files are written")
+    resume: Literal["strict", "auto"] = free(
+        "strict", "auto passes over damaged checkpoints to the newest sound one"
+    )
+    hang_seconds: PositiveFloat = free(900.0, "without progress, before the run ends")
+    stop_after: PositiveInt | None = free(None, "leave after this step, as if told to")
+    wandb: str | None = free(None, "wandb project; honours WANDB_MODE=offline")
+    tensorboard: bool = free(False, "write TensorBoard's event files")
+
+
+class GuardConfig(Config):
+    """What happens to steps that must not move the weights. Those not finite are always skipped."""
+
+    spikes: Literal["ignore", "skip", "rollback"] = free(
+        "ignore", "rollback: weights of the last checkpoint, data goes on behind it"
+    )
+    threshold: PositiveFloat = free(6.0, "robust z-score of loss or gradient norm")
+    window: PositiveInt = free(128, "steps that the score is taken over")
+    patience: PositiveInt = free(5, "bad steps in a row that end the run")
+    replicas_every: PositiveInt = free(100, "steps between comparisons of copies")
+
+
+class DecoderRecipe(Config):
+    """What of a recipe opens a checkpoint's decoder; an imported checkpoint has no more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: ModelConfig
+    precision: Literal["fp32", "bf16"]
+    sample: SampleConfig | None = None
+
+
+class Recipe(Config):
+    """One stage of training."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "weights": "objective.weights",
+        "z_loss": "objective.z_loss",
+        "loss_backend": "backend.loss",
+        "parallel.attention": "backend.attention",
+    }
+
+    run: RunConfig = free(REQUIRED, RunConfig.__doc__ or "")
+    model: ModelConfig = semantic(REQUIRED, ModelConfig.__doc__ or "")
+    data: AnyData = semantic(REQUIRED, "what is read")
+    batch: BatchConfig = semantic(REQUIRED, "sequences a step")
+    objective: AnyObjective = semantic({"kind": "next_token"}, "what is minimised")
+    engine: AnyEngine = free({"kind": "megatron"}, "who computes gradients and moves weights")
+    optimizer: OptimizerConfig = semantic(REQUIRED, OptimizerConfig.__doc__ or "")
+    parallel: ParallelConfig = free(ParallelConfig(), ParallelConfig.__doc__ or "")
+    backend: BackendConfig = free(BackendConfig(), BackendConfig.__doc__ or "")
+    precision: Literal["fp32", "bf16"] = semantic("bf16", "of weights and activations")
+    recompute: Literal["none", "selective", "full"] = free(
+        "none", "activations computed again in the backward pass"
+    )
+    guard: GuardConfig = free(GuardConfig(), GuardConfig.__doc__ or "")
+    validation: ValidationConfig | None = free(None, ValidationConfig.__doc__ or "")
+    sample: SampleConfig | None = free(None, SampleConfig.__doc__ or "")
+    hooks: list[AnyHook] = free([], "further hooks, each with its kind")
+
+    @property
+    def context(self) -> int:
+        """Tokens a sequence."""
+        return self.data.context
+
+    @validator(mode="after")
+    def _validation_is_held_out(self) -> "Recipe":
+        paths = lambda sources: [s.pack for s in sources if hasattr(s, "pack")]
+        trained = {path.resolve() for path in paths(getattr(self.data, "sources", []))}
+        for path in paths(self.validation.sources if self.validation else []):
+            if path.resolve() in trained:
+                raise ValueError(
+                    f"validation.sources: {path} is among data.sources; hold other packs out"
+                )
+        return self
+
+    @validator(mode="after")
+    def _schedule_fits(self) -> "Recipe":
+        if self.optimizer.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"optimizer.min_lr={self.optimizer.min_lr} is above "
+                f"optimizer.lr={self.optimizer.lr}; lower it"
+            )
+        steps = "optimizer.decay_steps" if self.optimizer.decay_steps else "run.steps"
+        if self.optimizer.warmup_steps > (self.optimizer.decay_steps or self.run.steps):
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than "
+                f"{steps}={self.optimizer.decay_steps or self.run.steps}; lower it"
+            )
+        return self
+
+    @validator(mode="after")
+    def _transformer_engine_fits(self) -> "Recipe":
+        if self.backend.attention == "auto":
+            return self
+        name, or_auto = "backend.attention=transformer_engine", "or backend.attention=auto"
+        if not isinstance(self.data, MixtureConfig) or self.data.reset_at_documents:
+            raise ValueError(
+                f"{name} would pad every document to 2 x parallel.context tokens, which packs do "
+                f"not have; set data.reset_at_documents=false, {or_auto}"
+            )
+        if self.sample:
+            raise ValueError(
+                f"{name} has no cache to draw samples with; leave sample out, {or_auto}"
+            )
+        if self.context % (2 * self.parallel.context):
+            raise ValueError(
+                f"{name} needs a data.context that is a multiple of 2 x parallel.context="
+                f"{2 * self.parallel.context}, not {self.context}; change it, {or_auto}"
+            )
+        return self
+
+    @validator(mode="after")
+    def _layout_fits(self) -> "Recipe":
+        tensor, context = self.parallel.tensor, self.parallel.context
+        for name in ("heads", "kv_heads", "ffn"):
+            if getattr(self.model, name) % tensor:
+                raise ValueError(
+                    f"parallel.tensor={tensor} does not divide model.{name}="
+                    f"{getattr(self.model, name)}; choose a divisor"
+                )
+        if self.parallel.sequence and tensor == 1:
+            raise ValueError("parallel.sequence=true needs parallel.tensor of 2 or more")
+        if self.sample and context > 1:
+            raise ValueError("sample: images are drawn with parallel.context=1; leave sample out")
+        # Context parallel ranks hold equal shares, and sequence parallel ranks cut those.
+        pieces = context * (tensor if self.parallel.sequence else 1)
+        if self.context % pieces:
+            raise ValueError(f"data.context={self.context} must be a multiple of {pieces}")
+        if self.batch.size % self.batch.micro_size:
+            raise ValueError(
+                f"batch.size={self.batch.size} must be a multiple of "
+                f"batch.micro_size={self.batch.micro_size}"
+            )
+        return self
