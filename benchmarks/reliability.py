@@ -20,21 +20,18 @@ from harness import Case, main
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.processes import _context, _free_port
+from support.steps import Steps, start
 from support.tiny import VOCABULARY, make_packs
 
 from emu3_megatron import manifest, parallel
 from emu3_megatron.config import Recipe, load_recipe
-from emu3_megatron.data.batches import step_batches
 from emu3_megatron.data.packing.packs import pack_shards
-from emu3_megatron.data.samples import open_samples
-from emu3_megatron.parallel import Mesh
 from emu3_megatron.runs.communication import Communication, HostClock
-from emu3_megatron.runs.guard import Guard
+from emu3_megatron.runs.hooks.guard import Guard
+from emu3_megatron.runs.hooks.saving import SaveCheckpoints
+from emu3_megatron.runs.interfaces import Verdict
 from emu3_megatron.runs.watchdog import Watchdog
-from emu3_megatron.training.checkpoint import _sharded_state, save_checkpoint
-from emu3_megatron.training.optimizer import Trainable, build_trainable
 from emu3_megatron.training.replicas import drifted
-from emu3_megatron.training.step import TrainStep
 
 PAIRS = 50  # of steps a run
 OFTEN = 100
@@ -43,24 +40,20 @@ LEAVE = -1
 Action = Callable[[], Any]
 
 
-def step_pairs(step: TrainStep, batches: list, watchdog: Watchdog) -> Action:
+def step_pairs(steps: Steps, batches: list, guard: Guard, watchdog: Watchdog) -> Action:
     """Seconds of a step without and with everything, one after the other, `PAIRS` times more.
 
     It returns the pairs of all its runs but the first, which warms up.
     """
     found: list[tuple[float, float]] = []
-    sound = lambda *numbers: (None, False)
-    guarded, unguarded = step.guard, type("Unguarded", (), {"judge": sound})()
 
     def bare() -> None:
-        step.guard = unguarded
-        step(1, batches)
+        steps.trainer.step(1, batches, lambda values: Verdict())
 
     def whole() -> None:
-        step.guard = guarded
         with Communication(HostClock()) as communication:
             watchdog.at(1, "training")
-            step(1, batches)
+            steps.trainer.step(1, batches, guard.judge)
             watchdog.at(1, "reading data")
             communication.take_seconds()
 
@@ -100,18 +93,19 @@ def in_pairs(found: list[tuple[float, float]], least: float) -> dict[str, Any]:
 
 def full_guard(recipe: Recipe) -> Guard:
     """A guard that looks for spikes over a full window."""
-    guard = Guard(recipe.guard.model_copy(update={"spikes": "skip"}))
+    config = recipe.guard.model_copy(update={"spikes": "skip"})
+    guard = Guard(config, SaveCheckpoints(recipe.run))
     for step in range(recipe.guard.window):
-        guard.judge(4.0 + 0.01 * (step % 7), 1.0 + 0.01 * (step % 5))
+        guard.judge({"loss": 4.0 + 0.01 * (step % 7), "grad_norm": 1.0 + 0.01 * (step % 5)})
     return guard
 
 
-def megatron_save(trainable: Trainable, folder: Path) -> None:
+def megatron_save(steps: Steps, folder: Path) -> None:
     from megatron.core import dist_checkpointing
 
     target = [tempfile.mkdtemp(dir=folder) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(target)
-    dist_checkpointing.save(_sharded_state(trainable, is_loading=False), str(target[0]))
+    dist_checkpointing.save(steps.engine.state_dict(), str(target[0]))
 
 
 def hash_all(path: Path) -> int:
@@ -127,35 +121,22 @@ def repeat(function: Action) -> Action:
     return run
 
 
-def actions(recipe: Recipe, mesh: Mesh, folder: Path) -> dict[tuple[str, str], Action]:
+def actions(recipe: Recipe, folder: Path) -> dict[tuple[str, str], Action]:
     """What is timed, by case and implementation; every rank must do it."""
-    mesh.seed(0, 0)
-    vocabulary = recipe.model.vocabulary()
-    trainable = build_trainable(recipe)
-    step = TrainStep(recipe, vocabulary, mesh, trainable)
-    batches = next(
-        step_batches(
-            open_samples(recipe, vocabulary),
-            global_batch=recipe.batch.size,
-            micro_batch=recipe.batch.micro_size,
-            data_rank=mesh.data_rank,
-            data_size=mesh.data_size,
-            first_step=0,
-            last_step=1,
-        )
-    )
-    watchdog = Watchdog(recipe.run.dir, mesh, recipe.run.hang_seconds)
+    steps = start(recipe)
+    batches = next(steps.data.batches(steps, 0, 1))
+    watchdog = Watchdog(recipe.run.dir, steps.mesh, recipe.run.hang_seconds)
     watchdog.folder.mkdir(parents=True, exist_ok=True)
     guard = full_guard(recipe)
-    judge = lambda: guard.judge(4.0, 1.0)
+    judge = lambda: guard.judge({"loss": 4.0, "grad_norm": 1.0})
     return {
-        (f"{PAIRS} pairs of steps", "emu3"): step_pairs(step, batches, watchdog),
+        (f"{PAIRS} pairs of steps", "emu3"): step_pairs(steps, batches, guard, watchdog),
         (f"{OFTEN} judgements, window full", "emu3"): repeat(judge),
         (f"{OFTEN} judgements, window full", "clocked"): clocked(repeat(judge)),
         (f"{OFTEN} heartbeats", "emu3"): repeat(lambda: watchdog._beat()),
-        ("comparing replicas", "emu3"): lambda: drifted(trainable.decoder),
-        ("a save", "megatron-core"): lambda: megatron_save(trainable, folder),
-        ("a save", "emu3"): lambda: save_checkpoint(folder / "ours", 1, trainable, recipe),
+        ("comparing replicas", "emu3"): lambda: drifted(steps.engine.live),
+        ("a save", "megatron-core"): lambda: megatron_save(steps, folder),
+        ("a save", "emu3"): lambda: steps.save(folder / "ours", 1),
     }
 
 
@@ -170,7 +151,7 @@ def clocked(action: Action) -> Action:
 def follow(recipe: Recipe, folder: Path, port: int) -> None:
     """The second process: it does what the first is timed at."""
     enter(1, port)
-    todo = list(actions(recipe, parallel.start(), folder).values())
+    todo = list(actions(recipe, folder).values())
     while (number := tell(None)) != LEAVE:
         todo[number]()
     parallel.stop()
@@ -210,7 +191,7 @@ def cases(quick: bool) -> Iterator[Case]:
             other = _context.Process(target=follow, args=(recipe, folder, port))
             other.start()
             enter(0, port)
-        todo = actions(recipe, parallel.start(), folder)
+        todo = actions(recipe, folder)
         for number, ((case, implementation), action) in enumerate(todo.items()):
             run = led(number, action) if ranks == 2 else action
             figures = {"figures": in_pairs} if "pairs" in case else {}

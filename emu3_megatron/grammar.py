@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.vocabulary import TEXT, Vocabulary
-
-SYSTEM_TEXT = "You are a helpful assistant."
+from emu3_megatron.vocabulary import SYSTEM_TEXT, TEXT, Vocabulary
 
 
 class GrammarError(InputError):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.files import sync
 
 NAME = "manifest.json"
-FORMAT = "emu3-megatron/checkpoint/1"
 _THREADS = 4  # files hashed at once; hashlib lets go of the interpreter's lock
 
 
@@ -29,21 +28,31 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def commit(
-    beside: Path, target: Path, about: dict[str, Any], known: dict[str, dict[str, Any]]
+    beside: Path,
+    target: Path,
+    about: dict[str, Any],
+    known: dict[str, dict[str, Any]],
+    still_ours: Callable[[], bool] = lambda: True,
 ) -> None:
     """Give the folder `beside` its manifest and its name.
 
     Args:
-        about: what the manifest says besides; JSON.
+        about: what the manifest says besides, its `format` among it; JSON.
         known: descriptions of files that their writers have hashed and synced already.
+        still_ours: asked before anything under the target's name changes.
+
+    Raises:
+        InputError: the target is not ours any more; it stays as it is.
     """
     files = dict(known)
     for path in sorted(beside.iterdir()):
         if path.name not in files:
             sync(path)
             files[path.name] = describe(path)
-    _write(beside / NAME, {"format": FORMAT, **about, "files": files})
+    _write(beside / NAME, {**about, "files": files})
     sync(beside)
+    if not still_ours():
+        raise InputError(f"{target.parent}: another job has taken this folder over")
     if target.exists():
         shutil.rmtree(target)
     os.rename(beside, target)

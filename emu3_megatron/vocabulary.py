@@ -18,6 +18,8 @@ import numpy as np
 
 from emu3_megatron.errors import InputError
 
+SYSTEM_TEXT = "You are a helpful assistant."  # with which Emu3-Chat's dialogues begin
+
 TEXT, STRUCTURE, CODE = 0, 1, 2
 # Classes of tokens in the order of those numbers, with the weight that Emu3 gives their labels.
 CLASS_WEIGHTS = {"text": 1.0, "structure": 1.0, "code": 0.5}

@@ -1,0 +1,1 @@
+"""Durable folders of named state, saved in the background and loaded into any layout."""

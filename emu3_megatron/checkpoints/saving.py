@@ -7,7 +7,7 @@ and all ranks hear of it.
 
 import inspect
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAM
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from emu3_megatron import manifest
+from emu3_megatron.checkpoints.folders import FORMAT, move_tracker
+from emu3_megatron.checkpoints.state import SplitState, Stateful
 from emu3_megatron.checkpoints.writer import BackgroundWriter, Written
 from emu3_megatron.errors import InputError
-from emu3_megatron.files import replacing
 from emu3_megatron.parallel.votes import any_rank, on_first_rank
-
-TRACKER = "latest"
 
 
 class SaveError(InputError):
@@ -56,8 +55,11 @@ class PendingSave:
         (busy,) = any_rank(not self.writer.is_done())
         return not busy
 
-    def commit(self) -> Path:
+    def commit(self, still_ours: Callable[[], bool] = lambda: True) -> Path:
         """Wait for all writers, then give the checkpoint its name and move the tracker to it.
+
+        Args:
+            still_ours: whether the folder still belongs to this job; the first rank's answer.
 
         Raises:
             SaveError: on all ranks alike; the tracker has not moved.
@@ -65,37 +67,43 @@ class PendingSave:
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, self.writer.wait())
         try:
-            on_first_rank(lambda: self._commit(shares))
+            on_first_rank(lambda: self._commit(shares, still_ours))
         except (OSError, InputError) as error:
             on_first_rank(lambda: shutil.rmtree(self.beside, ignore_errors=True))
             raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
         return self.target
 
-    def _commit(self, shares: list[Written]) -> None:
+    def _commit(self, shares: list[Written], still_ours: Callable[[], bool]) -> None:
         for rank, share in enumerate(shares):
             if share.error:
                 raise SaveError(f"rank {rank}: {share.error}")
         self.finish([share.results for share in shares])
         known = {name: file for share in shares for name, file in share.files.items()}
-        manifest.commit(self.beside, self.target, self.about, known)
+        manifest.commit(self.beside, self.target, self.about, known, still_ours)
         move_tracker(self.target)
 
 
-def request_save(
-    target: Path, step: int, state: dict[str, Any], about: dict[str, Any]
+def request_checkpoint(
+    folder: Path, step: int, owners: Mapping[str, Stateful], about: dict[str, Any]
 ) -> PendingSave:
-    """Copy a sharded state and start writing it beside `target`.
+    """Copy the state of all owners and start writing it beside `folder`/step-….
+
+    Args:
+        about: what the manifest says besides; JSON.
 
     Raises:
         SaveError: on all ranks alike.
     """
-    sharded, common = save_preprocess(state)
+    state = SplitState.of(owners)
+    target = folder / f"step-{step:08d}"
+    sharded, common = save_preprocess(state.tensors)
     try:
         on_first_rank(lambda: _prepare(target, common))
     except (OSError, InputError) as error:
         raise SaveError(f"{target}: not saved: {_reason(error)}") from None
     planned = _Plan().plan(sharded, target.with_name(f".{target.name}.tmp"))
-    return PendingSave(step, target, BackgroundWriter(planned.writer), planned.finish, about)
+    described = {"format": FORMAT, "step": step, **about, "state": state.values}
+    return PendingSave(step, target, BackgroundWriter(planned.writer), planned.finish, described)
 
 
 def write_common(folder: Path, common: dict[str, Any]) -> None:
@@ -105,12 +113,6 @@ def write_common(folder: Path, common: dict[str, Any]) -> None:
     """
     torch.save(common, folder / COMMON_STATE_FNAME)
     save_config(CheckpointingConfig("torch_dist", 1), str(folder))
-
-
-def move_tracker(target: Path) -> None:
-    """Let the tracker name this checkpoint from now on."""
-    with replacing(target.parent / TRACKER) as tracker:
-        tracker.write_text(target.name + "\n")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def report() -> Iterator[str]:
     """
     yield f"Python {platform.python_version()}, torch {torch.__version__}"
     try:
-        importlib.import_module("emu3_megatron.training.loop")
+        importlib.import_module("emu3_megatron.training")
     except ImportError as error:
         raise InputError(f"{error}; install the project again: pip install emu3-megatron") from None
     yield f"megatron-core {version('megatron-core')}: the training loop imports"

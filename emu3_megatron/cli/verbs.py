@@ -21,10 +21,9 @@ from emu3_megatron.vocabulary import Vocabulary
 
 def train(name: str, overrides: list[str], accept: bool = False) -> None:
     recipe = load_recipe(Recipe, name, overrides)
-    from emu3_megatron.evaluation.samples import sampler_of
-    from emu3_megatron.training import train
+    from emu3_megatron.cli.train import run_training
 
-    train(recipe, sampler_of(recipe) if recipe.sample else None, accept)
+    run_training(recipe, accept)
 
 
 def train_tokenizer(name: str, overrides: list[str], out: Path) -> None:
@@ -152,7 +151,7 @@ def inspect_batch(folder: Path, step: int) -> None:
     except FileNotFoundError:
         raise InputError(f"{folder}: no run here, run.json is missing") from None
     recipe = Recipe.model_validate(description["recipe"])
-    phases = [Phase.of_json(phase) for phase in description["phases"]]
+    phases = [Phase.of_json(phase) for phase in description["data"]["phases"]]
     first = (step - 1) * recipe.batch.size
     mixture = PhasedMixture(phases, recipe.model.vocabulary(), recipe.run.seed, since=first)
     print("\n".join(documents_of_step(mixture, step, recipe.batch.size)))
@@ -176,7 +175,7 @@ def generate(
     from emu3_megatron import parallel
     from emu3_megatron.generation.images import generate_images, save_image
     from emu3_megatron.generation.sampling import SamplingSettings
-    from emu3_megatron.training.checkpoint import open_decoder
+    from emu3_megatron.model.opening import open_decoder
     from emu3_megatron.vision.tokenizer import VisionTokenizer
 
     if out.suffix != ".png":

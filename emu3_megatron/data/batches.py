@@ -2,9 +2,9 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class Batch:
     boundaries: list[Tensor]
     order: Tensor
     documents: list[list[tuple[str, int]]]
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    inputs: Any = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; copies from pinned memory do not block."""
@@ -67,6 +69,8 @@ class Batch:
             boundaries=[function(tensor) for tensor in self.boundaries],
             order=function(self.order),
             documents=self.documents,
+            columns={name: function(column) for name, column in self.columns.items()},
+            inputs=self.inputs and self.inputs.pin_memory(),
         )
 
 
@@ -186,6 +190,7 @@ def step_batches(
     first_step: int,
     last_step: int,
     workers: int = 0,
+    place: Callable[[Batch], Batch] | None = None,
 ) -> Iterator[list[Batch]]:
     """The micro-batches of one data-parallel rank, step by step.
 
@@ -214,14 +219,18 @@ def step_batches(
         for first in firsts
         for begin in range(first, first + share, micro_batch)
     )
-    return _read_ahead(samples, requests, share // micro_batch, workers)
+    return _read_ahead(samples, requests, share // micro_batch, workers, place)
 
 
 def _read_ahead(
-    samples: PackedSamples, requests: Iterator[range], per_step: int, workers: int
+    samples: PackedSamples,
+    requests: Iterator[range],
+    per_step: int,
+    workers: int,
+    place: Callable[[Batch], Batch] | None,
 ) -> Iterator[list[Batch]]:
     loader = DataLoader(
-        _Requests(samples),
+        _Requests(samples, place),
         batch_size=None,
         sampler=requests,
         num_workers=workers,
@@ -247,12 +256,13 @@ class _Requests(Dataset["Batch | InputError"]):
     Errors travel as values: torch would wrap one raised in a worker into a long traceback.
     """
 
-    def __init__(self, samples: PackedSamples):
-        self.samples = samples
+    def __init__(self, samples: PackedSamples, place: Callable[[Batch], Batch] | None):
+        self.samples, self.place = samples, place
 
     def __getitem__(self, request: range) -> Batch | InputError:
         try:
-            return self.samples.batch(request)
+            batch = self.samples.batch(request)
+            return self.place(batch) if self.place else batch
         except InputError as error:
             return error
 

@@ -28,9 +28,9 @@ from emu3_megatron.files import write_json
 from emu3_megatron.generation.images import VisionPrompt, caption_images, draw
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Vision, parse
+from emu3_megatron.model.opening import open_decoder
 from emu3_megatron.prepare.pipeline import manifest_vocabulary, prepare, summary
 from emu3_megatron.tokenizer_training.trainer import train_tokenizer
-from emu3_megatron.training.checkpoint import open_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 RECIPE = "stage1-tiny-cpu"

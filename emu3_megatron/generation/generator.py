@@ -11,7 +11,7 @@ from tqdm import tqdm
 from emu3_megatron.errors import InputError
 from emu3_megatron.generation.raster import Choice, Raster
 from emu3_megatron.generation.sampling import SamplingSettings, guide, sample
-from emu3_megatron.generation.stream import Stream, ready_to_sample
+from emu3_megatron.generation.stream import Stream
 from emu3_megatron.model import Decoder
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -44,10 +44,11 @@ def generate(
     """Go on from each prompt, as the grammar allows, until a stop token or `max_tokens` of them.
 
     All rows run in one batch, under guidance with their negatives; what a row says does not depend
-    on the others. Tensor parallel ranks call this alike and get the same. The decoder may be in
-    training; it is left as it was found.
+    on the others. Tensor parallel ranks call this alike and get the same.
 
     Args:
+        decoder: from `open_decoder`, or an engine's `decoder()`: no dropout, no sequence
+            parallelism.
         progress: show a bar with rate and time left.
 
     Returns:
@@ -61,12 +62,14 @@ def generate(
         raise InputError(
             "no sampling with parallel.context > 1; load the checkpoint with context=1"
         )
+    assert not decoder.training, "dropout would act"
+    assert not decoder.config.sequence_parallel, "a single column cannot be divided"
     prompts = _all_prompts(requests, settings)
     rows = [
         _Row(Raster(vocabulary, request.prompt), request.stop, max_tokens, settings.seed + i)
         for i, request in enumerate(requests)
     ]
-    with ready_to_sample(decoder), tqdm(total=max_tokens, unit="tok", disable=not progress) as bar:
+    with torch.no_grad(), tqdm(total=max_tokens, unit="tok", disable=not progress) as bar:
         stream = Stream(decoder, vocabulary, prompts, max_tokens)
         for longest in _fill(rows, stream, settings):
             bar.update(longest - bar.n)

@@ -1,6 +1,8 @@
 """From logits to a token: guidance, temperature, top-k, top-p."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,6 +37,15 @@ class SamplingSettings:
             raise InputError(f"top_k={self.top_k}: give 1 or more, or none for all tokens")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p}: give more than 0, at most 1")
+
+
+def default_guidance(about: Mapping[str, Any]) -> float:
+    """The guidance where none is given: Emu3's 3, unless the weights never saw an empty caption.
+
+    Args:
+        about: what the checkpoint's manifest says, or the run's.
+    """
+    return 1.0 if about.get("null_prompt", False) is False else 3.0
 
 
 def guide(logits_bv: torch.Tensor, negative_bv: torch.Tensor, scale: float) -> torch.Tensor:

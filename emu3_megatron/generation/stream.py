@@ -1,15 +1,14 @@
 """The decoder as a stream: feed columns of tokens, read the logits of what may come next."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 
 from emu3_megatron.generation.raster import Choice
-from emu3_megatron.model import Decoder, KVCache, SequenceLayout
+from emu3_megatron.model import Decoder, Inputs, KVCache, SequenceLayout
+from emu3_megatron.parallel.groups import tensor_rank
 from emu3_megatron.vocabulary import Vocabulary
 
 _COLUMNS_AT_ONCE = 1024  # bounds the mask of a long prompt: rows x these x all columns so far
@@ -53,7 +52,8 @@ class Stream:
             begin = self.cache.length
             end = begin + piece_bs.shape[1]
             layout = SequenceLayout(visible=self._visible(begin, end), cache=self.cache)
-            hidden_sbh = self.decoder.hidden(piece_bs, self.positions_bk[:, begin:end], layout)
+            self.inputs = Inputs(piece_bs, self.positions_bk[:, begin:end], layout)
+            hidden_sbh = self.decoder(self.inputs, "hidden")
             self.cache.advance(end - begin)
         self.hidden_bh = hidden_sbh[-1]
 
@@ -77,41 +77,16 @@ class Stream:
         hidden_bh = self.hidden_bh[rows]
         if choice is Choice.CODE:
             return self._code_logits(hidden_bh).float()
-        return self.decoder.head.logits(hidden_bh[None])[:, 0, self.ids(choice)].float()
+        logits_bsv = self.decoder.head(hidden_bh[None], self.inputs, "logits")
+        return logits_bsv[:, 0, self.ids(choice)].float()
 
     def _code_logits(self, hidden_bh: torch.Tensor) -> torch.Tensor:
         """The head on the rows of codes alone: a fifth of it at Emu3's vocabulary."""
         weight_vh = self.decoder.head.weight
-        ours = parallel_state.get_tensor_model_parallel_rank() * len(weight_vh)
+        ours = tensor_rank() * len(weight_vh)
         first = self.vocabulary.first_code - ours
         begin, end = (min(max(i, 0), len(weight_vh)) for i in (first, self.vocabulary.size - ours))
         # Each rank has written the columns whose rows it holds; the sum puts them together.
         logits_bv = hidden_bh.new_zeros(len(hidden_bh), self.vocabulary.num_codes)
         logits_bv[:, begin - first : end - first] = hidden_bh @ weight_vh[begin:end].T
         return reduce_from_tensor_model_parallel_region(logits_bv)
-
-
-@contextmanager
-def ready_to_sample(decoder: Decoder) -> Iterator[None]:
-    """No gradients, no dropout and no sequence parallelism inside; all as it was afterwards.
-
-    Sequence parallel ranks divide the columns of a call, and in decoding there is but one.
-    """
-    names = ("sequence_parallel", "reduce_scatter_embeddings")
-    switched = [
-        (part, name)
-        for part in (decoder.config, *decoder.modules())
-        for name in names
-        if getattr(part, name, False)
-    ]
-    training = decoder.training
-    decoder.eval()
-    for part, name in switched:
-        setattr(part, name, False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        decoder.train(training)
-        for part, name in switched:
-            setattr(part, name, True)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
+from emu3_megatron.checkpoints.folders import verify as require_sound
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
@@ -17,8 +19,6 @@ from emu3_megatron.interchange.layouts import ALONE, LAYOUTS, Layout
 from emu3_megatron.interchange.sharded import checkpoint_dtype
 from emu3_megatron.interchange.vision import VisionTable, is_tokenizer
 from emu3_megatron.interchange.weights import SHARD_BYTES, Spec, Weights, write_weights
-from emu3_megatron.training.checkpoint import find_checkpoint, read_checkpoint
-from emu3_megatron.training.checkpoint import verify as require_sound
 from emu3_megatron.vision.tokenizer import read_network
 
 

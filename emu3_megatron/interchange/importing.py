@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from emu3_megatron import manifest
+from emu3_megatron.checkpoints.folders import FORMAT
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
@@ -105,6 +106,7 @@ class _Importer:
         assert self.decoder is not None
         model = self.decoder.model
         about = {
+            "format": FORMAT,
             "step": 0,
             "vocabulary": model.vocabulary().fingerprint(),
             "recipe": {
@@ -113,6 +115,8 @@ class _Importer:
             },
             "imported_from": str(self.source),
             "max_positions": self.config.max_positions(),
+            "null_prompt": None,  # whether they were trained without captions is not known
+            "state": {},
         }
         unnamed = folder / "unnamed"
         unnamed.mkdir()

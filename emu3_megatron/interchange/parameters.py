@@ -7,12 +7,15 @@ from torch import Tensor
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.interchange.layouts import DecoderNames
+from emu3_megatron.model.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    HEAD,
+    is_in_vocabulary,
+    layer_and_kind,
+)
 
-_OUTER = {
-    "embedding.word_embeddings.weight": "embed_tokens.weight",
-    "block.final_layernorm.weight": "norm.weight",
-}
-_HEAD = "head.weight"
+_OUTER = {EMBEDDING: "embed_tokens.weight", FINAL_NORM: "norm.weight"}
 _QKV = "self_attention.linear_qkv"
 _GATE_UP = "mlp.linear_fc1"
 _LAYER = {
@@ -27,11 +30,11 @@ _LAYER = {
 
 def counterparts(parameter: str, names: DecoderNames) -> list[str]:
     """The tensors of Hugging Face that make up one parameter of our decoder."""
-    if parameter == _HEAD:
+    if parameter == HEAD:
         return [names.head]
     if parameter in _OUTER:
         return [names.body + _OUTER[parameter]]
-    layer, kind = _layer_and_kind(parameter)
+    layer, kind = layer_and_kind(parameter)
     return [f"{names.body}layers.{layer}.{theirs}.weight" for theirs in _LAYER[kind]]
 
 
@@ -41,10 +44,10 @@ def fuse(parameter: str, tensors: Sequence[Tensor], model: ModelConfig, rows: in
     Args:
         rows: of the parameter; embedding and head get rows of zeros up to here.
     """
-    if _in_vocabulary(parameter):
+    if is_in_vocabulary(parameter):
         (table_vh,) = tensors
         return torch.nn.functional.pad(table_vh, (0, 0, 0, rows - len(table_vh)))
-    kind = _layer_and_kind(parameter)[1] if parameter not in _OUTER else parameter
+    kind = layer_and_kind(parameter)[1] if parameter not in _OUTER else parameter
     if kind == _QKV:
         # Megatron's rows: each group's queries, then its key, then its value.
         grouped = [tensor.unflatten(0, (model.kv_heads, -1)) for tensor in tensors]
@@ -54,22 +57,12 @@ def fuse(parameter: str, tensors: Sequence[Tensor], model: ModelConfig, rows: in
 
 def split(parameter: str, tensor: Tensor, model: ModelConfig) -> list[Tensor]:
     """The inverse of `fuse`; the rows that pad the vocabulary are left out."""
-    if _in_vocabulary(parameter):
+    if is_in_vocabulary(parameter):
         return [tensor[: model.vocabulary().size]]
-    kind = _layer_and_kind(parameter)[1] if parameter not in _OUTER else parameter
+    kind = layer_and_kind(parameter)[1] if parameter not in _OUTER else parameter
     if kind == _QKV:
         queries = model.heads // model.kv_heads * model.head_dim
         parts = [queries, model.head_dim, model.head_dim]
         grouped = tensor.unflatten(0, (model.kv_heads, -1))
         return [part.flatten(0, 1) for part in grouped.split(parts, dim=1)]
     return list(tensor.chunk(2)) if kind == _GATE_UP else [tensor]
-
-
-def _in_vocabulary(parameter: str) -> bool:
-    return parameter in ("embedding.word_embeddings.weight", _HEAD)
-
-
-def _layer_and_kind(parameter: str) -> tuple[str, str]:
-    """`block.layers.7.mlp.linear_fc1.weight` to `7` and `mlp.linear_fc1`."""
-    layer, kind = parameter.removeprefix("block.layers.").removesuffix(".weight").split(".", 1)
-    return layer, kind

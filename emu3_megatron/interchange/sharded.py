@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from torch import Tensor
@@ -38,7 +37,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from emu3_megatron.checkpoints.saving import write_common
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.model.decoder import Decoder, transformer_config
+from emu3_megatron.model.decoder import empty_decoder
+from emu3_megatron.model.opening import sharded_weights
+from emu3_megatron.model.tensors import HEAD, named_tensors
 
 Place: TypeAlias = ShardedTensor | ShardedTensorFactory
 _AT_ONCE = 2**28  # bytes that torch copies to write or to read them; only two tables are larger
@@ -54,12 +55,9 @@ class Frame:
     """
 
     def __init__(self, model: ModelConfig, dtype: torch.dtype = torch.float32):
-        with torch.device("meta"):
-            config = transformer_config(model, bf16=dtype == torch.bfloat16, on_ambient_device=True)
-            decoder = Decoder(config, model.vocabulary(), model.rope_base)
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        state = decoder.sharded_state_dict(metadata={"dp_cp_group": group})
-        self.parameters: dict[str, Tensor] = dict(decoder.named_parameters())
+        decoder = empty_decoder(model, bf16=dtype == torch.bfloat16)
+        state = sharded_weights(decoder)
+        self.parameters: dict[str, Tensor] = dict(named_tensors(decoder))
         self._places: dict[str, Place] = {name: state[name] for name in self.parameters}
         self._objects = [part for part in state.values() if isinstance(part, ShardedObject)]
 
@@ -91,7 +89,7 @@ class Frame:
 
 def checkpoint_dtype(path: Path) -> torch.dtype:
     """The dtype of a checkpoint's weights."""
-    return _tensors(path)["head.weight"].properties.dtype
+    return _tensors(path)[HEAD].properties.dtype
 
 
 def _tensors(path: Path) -> dict[str, TensorStorageMetadata]:

@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emu3_megatron.grammar import SYSTEM_TEXT
-from emu3_megatron.vocabulary import TextEncoding, Vocabulary
+from emu3_megatron.vocabulary import SYSTEM_TEXT, TextEncoding, Vocabulary
 
 # `{image_prompt}{text_prompt}.` with the full stop that transformers' template drops, and further
 # turns as in `grammar.dialogue`.

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
+from emu3_megatron.checkpoints.folders import verify as require_sound
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.interchange import configs
@@ -14,9 +16,8 @@ from emu3_megatron.interchange.decoder import DecoderTable
 from emu3_megatron.interchange.layouts import ALONE, DecoderNames, find_decoder, find_vision
 from emu3_megatron.interchange.vision import VisionTable, is_tokenizer
 from emu3_megatron.interchange.weights import Weights
-from emu3_megatron.model import SequenceLayout, build_decoder
-from emu3_megatron.training.checkpoint import find_checkpoint, load_decoder, read_checkpoint
-from emu3_megatron.training.checkpoint import verify as require_sound
+from emu3_megatron.model import Inputs, SequenceLayout, build_decoder
+from emu3_megatron.model.opening import load_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 _ROWS, _LENGTH = 2, 64
@@ -118,12 +119,12 @@ def _our_logits(checkpoint: Path, model: ModelConfig, tokens_bs: Tensor) -> Tens
     load_decoder(checkpoint, decoder)
     device = next(decoder.parameters()).device
     rows, length = tokens_bs.shape
-    logits_bsv = decoder(
-        tokens_bs=tokens_bs.to(device),
-        positions_bs=torch.arange(length, device=device).expand(rows, -1),
-        layout=SequenceLayout.of_documents([[0, length]] * rows, device=device),
+    inputs = Inputs(
+        tokens_bs,
+        torch.arange(length).expand(rows, -1),
+        SequenceLayout.of_documents([[0, length]] * rows),
     )
-    return logits_bsv.cpu()
+    return decoder(inputs.to(device), "logits").cpu()
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
-from emu3_megatron.model.decoder import Decoder, Targets, build_decoder, count_parameters
+from emu3_megatron.model.decoder import Decoder, Want, build_decoder, count_parameters
+from emu3_megatron.model.inputs import Inputs
 from emu3_megatron.model.layout import DropoutPlace, KVCache, SequenceLayout
 
 __all__ = [
     "Decoder",
     "DropoutPlace",
+    "Inputs",
     "KVCache",
     "SequenceLayout",
-    "Targets",
+    "Want",
     "build_decoder",
     "count_parameters",
 ]

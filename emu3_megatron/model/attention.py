@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from emu3_kernels.ring_attention import RingDropout, ring_attention
-from megatron.core import parallel_state
 from megatron.core.transformer import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
 
 from emu3_megatron.model.layout import SequenceLayout
+from emu3_megatron.parallel.groups import tensor_rank
 
 
 class DocumentAttention(torch.nn.Module):
@@ -74,7 +74,7 @@ class DocumentAttention(torch.nn.Module):
         return RingDropout(
             p=self.dropout,
             seed=layout.dropout.seed + self.layer_number,
-            first_head=parallel_state.get_tensor_model_parallel_rank() * heads,
+            first_head=tensor_rank() * heads,
             first_token=layout.dropout.first_token,
         )
 

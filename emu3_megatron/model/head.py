@@ -4,9 +4,13 @@ from typing import Any
 
 import torch
 from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
-from emu3_kernels.linear_cross_entropy import Backend, LinearCrossEntropy, linear_cross_entropy
+from emu3_kernels.linear_cross_entropy import (
+    Backend,
+    LinearCrossEntropy,
+    linear_cross_entropy,
+    unfused_log_probabilities,
+)
 from emu3_kernels.linear_cross_entropy.backends import choose
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
@@ -15,8 +19,12 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer import TransformerConfig
 from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
+from torch import Tensor
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.model.inputs import Inputs
+from emu3_megatron.parallel.groups import tensor_group
+from emu3_megatron.vocabulary import CLASS_NAMES
 
 
 class OutputHead(ColumnParallelLinear):
@@ -49,33 +57,53 @@ class OutputHead(ColumnParallelLinear):
         self.vocab_size = vocab_size
         self.loss_backend = loss_backend
 
-    def loss(
-        self,
-        hidden_sbh: torch.Tensor,
-        labels_bs: torch.Tensor,
-        weights_bs: torch.Tensor,
-        classes_bs: torch.Tensor,
-        z_loss: float,
-    ) -> LinearCrossEntropy:
-        """The objective's sums over this rank's tokens; see `linear_cross_entropy`.
+    def forward(  # type: ignore[override]
+        self, hidden_sbh: Tensor, inputs: Inputs, want: str, z_loss: float = 0.0
+    ) -> Tensor | LinearCrossEntropy | tuple[Tensor, Tensor]:
+        """What is wanted of this rank's tokens: see `Decoder.forward`.
+
+        Megatron's hooks around a module, which gather its weights, run here as everywhere.
 
         Args:
             hidden_sbh: this rank's; the call gathers and scatters them in sequence parallel.
         """
+        if want == "logits":
+            return self._logits(hidden_sbh)
+        assert inputs.labels_bs is not None, f"{want} needs labels"
+        if want == "log_probabilities":
+            return self._log_probabilities(hidden_sbh, inputs.labels_bs)
+        return self._sums(hidden_sbh, inputs, z_loss)
+
+    def _sums(self, hidden_sbh: Tensor, inputs: Inputs, z_loss: float) -> LinearCrossEntropy:
+        assert inputs.labels_bs is not None
+        assert inputs.weights_bs is not None
+        assert inputs.classes_bs is not None
         main_grad_vh = self._main_grad()
         weight_vh = self.weight if main_grad_vh is None else _AddedElsewhere.apply(self.weight)
         return linear_cross_entropy(
             hidden_sbh.flatten(0, 1),
             weight_vh,
-            labels_bs.T.flatten(),
-            weights_bs.T.flatten(),
-            classes_bs.T.flatten(),
+            inputs.labels_bs.T.flatten(),
+            inputs.weights_bs.T.flatten(),
+            inputs.classes_bs.T.flatten(),
             vocab_size=self.vocab_size,
+            num_classes=len(CLASS_NAMES),
             z_loss=z_loss,
             exchange=_vocabulary_exchange(self.sequence_parallel),
             backend=self.loss_backend,
             main_grad_vh=main_grad_vh,
         )
+
+    def _log_probabilities(self, hidden_sbh: Tensor, labels_bs: Tensor) -> tuple[Tensor, Tensor]:
+        log_prob_n, correct_n = unfused_log_probabilities(
+            hidden_sbh.flatten(0, 1),
+            self.weight,
+            labels_bs.T.flatten(),
+            vocab_size=self.vocab_size,
+            exchange=_vocabulary_exchange(self.sequence_parallel),
+        )
+        rows, length = labels_bs.shape
+        return log_prob_n.view(length, rows).T, correct_n.view(length, rows).T
 
     def _main_grad(self) -> torch.Tensor | None:
         """Megatron's buffer for the weight's gradient, where there is one to add to."""
@@ -84,13 +112,13 @@ class OutputHead(ColumnParallelLinear):
             return None
         return getattr(self.weight, "main_grad", None)
 
-    def logits(self, hidden_sbh: torch.Tensor) -> torch.Tensor:
+    def _logits(self, hidden_sbh: Tensor) -> Tensor:
         """Logits over the whole vocabulary, without padding: [b, s, vocab_size]."""
         logits_sbv = self._enter(hidden_sbh) @ self.weight.T
         logits_sbv = gather_from_tensor_model_parallel_region(logits_sbv)
         return logits_sbv[..., : self.vocab_size].transpose(0, 1)
 
-    def _enter(self, hidden_sbh: torch.Tensor) -> torch.Tensor:
+    def _enter(self, hidden_sbh: Tensor) -> Tensor:
         """All of the rank's tokens; on the way back gradients are summed over vocabulary shares."""
         if self.sequence_parallel:
             return gather_from_sequence_parallel_region(hidden_sbh)
@@ -137,7 +165,7 @@ def _check_backend(backend: Backend, weight_vh: torch.Tensor) -> None:
 
 
 def _vocabulary_exchange(tokens_divided: bool) -> Exchange:
-    group = parallel_state.get_tensor_model_parallel_group()
+    group = tensor_group()
     if group.size() == 1:
         return NoExchange()
     return GroupExchange(group, tokens_divided=tokens_divided)

@@ -1,7 +1,7 @@
 """What attention must know of a batch besides its tokens; it travels with it through the layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -69,6 +69,14 @@ class SequenceLayout(PackedSeqParams):
     dropout: DropoutPlace = DropoutPlace()
     cache: KVCache | None = None
     visible: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "SequenceLayout":
+        """A copy whose plan is on a device; copies from pinned memory do not block."""
+        plan = self.plan and self.plan.to(device, non_blocking=True)
+        return replace(self, plan=plan)
+
+    def pin_memory(self) -> "SequenceLayout":
+        return replace(self, plan=self.plan and self.plan.pin_memory())
 
     @classmethod
     def of_documents(

@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.parallel.groups import token_group
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -39,8 +40,7 @@ class Mesh:
 
     def sum_over_tokens(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum in place over the ranks that hold different tokens (data x context)."""
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        dist.all_reduce(tensor, group=group)
+        dist.all_reduce(tensor, group=token_group())
         return tensor
 
     def seed(self, seed: int, step: int) -> None:

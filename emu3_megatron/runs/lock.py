@@ -37,12 +37,20 @@ class RunLock:
         """Show that the job lives."""
         os.utime(self.path)
 
+    def is_ours(self) -> bool:
+        """Whether the lock still names this process: another job may have taken it for stale."""
+        try:
+            return json.loads(self.path.read_text()) == _me()
+        except (OSError, ValueError):
+            return False
+
     def release(self) -> None:
-        self.path.unlink(missing_ok=True)
+        if self.is_ours():
+            self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         """Make the lock with its contents, unless there is one: a link is made whole or not."""
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
+        me = _me()
         beside = self.path.with_name(f".{NAME}.{me['host']}.{me['pid']}")
         beside.write_text(json.dumps(me))
         try:
@@ -61,6 +69,10 @@ class RunLock:
         except FileNotFoundError:
             return
         gone.unlink()
+
+
+def _me() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": start_time(os.getpid())}
 
 
 def read_holder(folder: Path) -> dict[str, Any] | None:

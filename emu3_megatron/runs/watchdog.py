@@ -98,6 +98,10 @@ class Watchdog:
         """Note progress: a phase of a step begins."""
         self._progress = (step, phase, time.monotonic())
 
+    def goes_on(self) -> None:
+        """Note progress inside a phase that may take long."""
+        self.at(*self._progress[:2])
+
     def _beat_on(self) -> None:
         while not self._ended.wait(self.interval):
             self._beat()

@@ -1,3 +1,3 @@
-from emu3_megatron.training.loop import train
+from emu3_megatron.training.stage import train
 
 __all__ = ["train"]

@@ -1,4 +1,4 @@
-"""Do ranks that hold copies of a parameter still hold the same bits?
+"""A hook that compares the copies of weights that ranks hold, bit for bit.
 
 All data and context parallel ranks hold the same weights; tensor parallel ranks share the norms.
 Nothing in training compares them: a copy that drifts trains on, and only the loss tells, late.
@@ -6,11 +6,39 @@ Nothing in training compares them: a copy that drifts trains on, and only the lo
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
+from emu3_megatron.config.training import GuardConfig
+from emu3_megatron.errors import DIVERGED, RunEnded
 from emu3_megatron.model import Decoder
+from emu3_megatron.model.tensors import named_tensors
+from emu3_megatron.parallel.groups import tensor_group, tensor_rank, token_group
+from emu3_megatron.runs.interfaces import Hook, Run, StepResult
+from emu3_megatron.training.interfaces import Engine
 
 _CHUNK = 1 << 24  # elements hashed at once
+
+
+class CompareReplicas(Hook):
+    """Ends a run whose ranks no longer hold the same copies."""
+
+    name = "comparing replicas"
+    order = 20  # before any save: damaged weights must not become the newest checkpoint
+
+    def __init__(self, config: GuardConfig, engine: Engine):
+        self.config, self.engine = config, engine
+
+    def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:
+        if step % self.config.replicas_every and not is_last:
+            return
+        with self.engine.decoder() as decoder:
+            words = drifted(decoder)
+        if words:
+            run.events.add("replicas differ", step, why=words)
+            raise RunEnded(
+                f"step {step}: {words}; the last checkpoint may hold the damage if it is younger "
+                f"than {self.config.replicas_every} steps",
+                DIVERGED,
+            )
 
 
 def drifted(decoder: Decoder) -> str | None:
@@ -21,15 +49,14 @@ def drifted(decoder: Decoder) -> str | None:
     Returns:
         Its name and the ranks with their hashes, the same words on all ranks; or None.
     """
-    parameters = list(decoder.named_parameters())
+    parameters = list(named_tensors(decoder))
     hashes_p = torch.stack([_hash(parameter.detach()) for _, parameter in parameters])
     whole_p = torch.tensor(
         [not getattr(parameter, "tensor_model_parallel", False) for _, parameter in parameters],
         device=hashes_p.device,
     )
-    token_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    tensor_group = parallel_state.get_tensor_model_parallel_group()
-    differs_p = _differs(hashes_p, token_group) | (_differs(hashes_p, tensor_group) & whole_p)
+    differs_p = _differs(hashes_p, token_group())
+    differs_p |= _differs(hashes_p, tensor_group()) & whole_p
     votes_p = differs_p.to(torch.int32)
     dist.all_reduce(votes_p, op=dist.ReduceOp.MAX)
     if not votes_p.any():
@@ -61,8 +88,7 @@ def _describe(
     whole_p: torch.Tensor,
     index: int,
 ) -> str:
-    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-    mine = (0 if whole_p[index] else tensor_rank, int(hashes_p[index]))
+    mine = (0 if whole_p[index] else tensor_rank(), int(hashes_p[index]))
     given: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()
     dist.all_gather_object(given, mine)
     ranks: dict[tuple[int, int], list[int]] = {}

@@ -6,11 +6,12 @@ from support.processes import run_processes
 
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.training import ParallelConfig
+from emu3_megatron.config.training import BackendConfig, ParallelConfig
 from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, understanding_prompt, vision_prompt
 from emu3_megatron.model import build_decoder
+from emu3_megatron.model.decoder import view_for_inference
 
 SMALL = ModelConfig(
     layers=2, hidden=64, heads=4, kv_heads=2, ffn=96, text="bytes", codes=64, init_std=0.2
@@ -20,7 +21,8 @@ SMALL = ModelConfig(
 def say(layout: ParallelConfig) -> list[list[int]]:
     """An image and a caption, drawn at random by a decoder in training."""
     parallel.start(layout.tensor).seed(0, 0)
-    decoder = build_decoder(SMALL, layout).train()
+    live = build_decoder(SMALL, layout).train()
+    decoder = view_for_inference(live, SMALL, layout, BackendConfig())
     vocabulary = SMALL.vocabulary()
     prompt, negative = (vision_prompt(vocabulary, text, Meta(3, 4)) for text in ("a cat", ""))
     image = Request(prompt, negative, stop=(vocabulary.vision_end,))
@@ -29,8 +31,8 @@ def say(layout: ParallelConfig) -> list[list[int]]:
 
     said = generate(decoder, vocabulary, [image, caption], SamplingSettings(), max_tokens=20)
 
-    assert decoder.config.sequence_parallel is layout.sequence
-    assert decoder.training
+    assert live.config.sequence_parallel is layout.sequence
+    assert live.training
     return [tokens.tolist() for tokens in said]
 
 

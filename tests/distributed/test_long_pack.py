@@ -1,11 +1,11 @@
 """A pack of 131,072 tokens through a decoder on two processes, in little memory."""
 
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
-from emu3_kernels.ring_attention import GroupHops
-from megatron.core import parallel_state
+from emu3_kernels.exchange import GroupExchange
 from support.processes import run_processes
 from support.tiny import VOCABULARY
 
@@ -13,7 +13,8 @@ from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import ParallelConfig
 from emu3_megatron.context_parallel.dispatch import dispatch
-from emu3_megatron.model import SequenceLayout, Targets, build_decoder
+from emu3_megatron.model import Inputs, SequenceLayout, build_decoder
+from emu3_megatron.parallel.groups import context_group
 
 CONTEXT = 131_072
 MODEL = ModelConfig(
@@ -38,18 +39,22 @@ def forward_and_backward() -> tuple[float, float, float]:
     mesh.seed(0, 0)
     decoder = build_decoder(MODEL, ParallelConfig(context=2))
     order_cs = torch.from_numpy(dispatch(BOUNDARIES.numpy(), 2))
-    hops = GroupHops(parallel_state.get_context_parallel_group())
+    exchange = GroupExchange(context_group(), point_to_point=True)
     take = lambda field_s: field_s[order_cs[mesh.context_rank]][None]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY.size, (CONTEXT,), generator=generator)
     positions = torch.arange(CONTEXT) - BOUNDARIES[:-1].repeat_interleave(BOUNDARIES.diff())
     labels_bs = take(tokens.roll(-1))
-    sums = decoder(
-        tokens_bs=take(tokens),
-        positions_bs=take(positions),
-        layout=SequenceLayout.of_documents([BOUNDARIES], order_cs[None], hops),
-        targets=Targets(labels_bs, torch.ones(labels_bs.shape), VOCABULARY.token_class(labels_bs)),
+    layout = SequenceLayout.of_documents([BOUNDARIES], order_cs[None], mesh.context_rank)
+    inputs = Inputs(
+        take(tokens),
+        take(positions),
+        replace(layout, exchange=exchange),
+        labels_bs,
+        torch.ones(labels_bs.shape),
+        VOCABULARY.token_class(labels_bs),
     )
+    sums = decoder(inputs, "sums")
     (sums.loss / sums.weight).backward()
     gradients = [weight.grad.norm() for weight in decoder.parameters()]
     parallel.stop()

@@ -6,26 +6,26 @@ import math
 import torch.distributed as dist
 from support.faults import events, latest, losses, run_job, steps_of, weights
 
-from emu3_megatron.runs.guard import z_score
-from emu3_megatron.training.step import TrainStep
+from emu3_megatron.runs.hooks.guard import z_score
+from emu3_megatron.training.trainer import DecoderTrainer
 
 
 def spoil(number, factor, on_rank=0):
     """Multiply one rank's loss of some steps, which multiplies its gradients."""
-    forward, call = TrainStep._forward, TrainStep.__call__
+    forward, step = DecoderTrainer.forward, DecoderTrainer.step
     now = [0]
 
-    def called(self, step, batches):
-        now[0] = step
-        return call(self, step, batches)
+    def stepping(self, current, batches, judge):
+        now[0] = current
+        return step(self, current, batches, judge)
 
     def spoilt(self, *arguments):
-        sums, loss_func = forward(self, *arguments)
+        loss, sums = forward(self, *arguments)
         if now[0] in number and dist.get_rank() == on_rank:
-            sums = sums._replace(loss=sums.loss * factor)
-        return sums, loss_func
+            loss, sums = loss * factor, {**sums, "loss": sums["loss"] * factor}
+        return loss, sums
 
-    TrainStep._forward, TrainStep.__call__ = spoilt, called
+    DecoderTrainer.forward, DecoderTrainer.step = spoilt, stepping
 
 
 def nan_on_rank_1_in_step_5():
@@ -112,6 +112,28 @@ def test_a_run_killed_after_a_spike_judges_as_if_it_had_not_been(recipe, tmp_pat
 
     assert events(going_on.run.dir, "skipped") != []
     assert losses(going_on.run.dir) == losses(straight.run.dir)
+
+
+def nan_in_step_3():
+    spoil({3}, math.nan)
+
+
+def test_a_resumed_run_goes_on_counting_skipped_steps(recipe):
+    run_job(recipe(run={"stop_after": 4}), fault=nan_in_step_3)
+    (end,) = run_job(recipe())
+
+    assert end.code == 0, end.said
+    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 1, 1, 1]
+
+
+def test_bad_steps_in_a_row_are_counted_over_a_resume(recipe):
+    guard = {"patience": 3}
+    run_job(recipe(run={"steps": 20, "stop_after": 6}, guard=guard), fault=nan_from_step_5_on)
+    (end,) = run_job(recipe(run={"steps": 20}, guard=guard), fault=nan_from_step_5_on)
+
+    assert end.code == 76
+    assert "step 7 was bad (not finite), 3 in a row" in end.said
 
 
 def test_a_flat_past_does_not_make_a_spike_of_noise():

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from support.faults import latest, losses, run_job, steps_of
 
-from emu3_megatron.training import checkpoint
+from emu3_megatron.checkpoints import folders
 
 
 def flip_a_byte(checkpoint, other):
@@ -116,7 +116,7 @@ def test_retention_never_removes_the_last_durable_checkpoint(stopped, recipe):
 def test_a_checkpoint_that_is_being_removed_is_not_half_there_under_its_name(stopped, monkeypatch):
     checkpoints = stopped.run.dir / "checkpoints"
     monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **settings: None)  # killed before
-    checkpoint._prune(checkpoints, keep=1)
+    folders._prune(checkpoints, keep=1)
 
     assert steps_of(stopped.run.dir) == [6]
     assert all((gone / "manifest.json").is_file() for gone in checkpoints.glob(".step-*.tmp"))
@@ -124,10 +124,10 @@ def test_a_checkpoint_that_is_being_removed_is_not_half_there_under_its_name(sto
 
 def rank_1_sees_an_older_tracker():
     """As a file system with a cache may show it for a while."""
-    from emu3_megatron.training import loop
+    from emu3_megatron.training import stage
 
     if os.environ["RANK"] == "1":
-        for module in (checkpoint, loop):
+        for module in (folders, stage):
             module.find_checkpoint = lambda folder: folder / "step-00000004"
 
 

@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.faults import Job, events, run_job
 from support.tiny import VOCABULARY
 
 from emu3_megatron.cli import main
-from emu3_megatron.data.batches import step_batches
-from emu3_megatron.data.phases import Phase
-from emu3_megatron.data.samples import open_samples
-from emu3_megatron.training.step import TrainStep
+from emu3_megatron.data.mixed import MixtureData, Setting
+from emu3_megatron.training.trainer import DecoderTrainer
 
 
 def say(capsys, *arguments):
@@ -49,14 +48,14 @@ def test_status_of_a_run_that_lives_and_of_one_that_was_killed(recipe, capsys):
 
 
 def fail_in_step_3():
-    call = TrainStep.__call__
+    step = DecoderTrainer.step
 
-    def failing(self, step, batches):
-        if step == 3:
+    def failing(self, number, batches, judge):
+        if number == 3:
             raise RuntimeError("out of luck\nand of much else")
-        return call(self, step, batches)
+        return step(self, number, batches, judge)
 
-    TrainStep.__call__ = failing
+    DecoderTrainer.step = failing
 
 
 def test_status_of_a_run_that_failed_says_in_what_step_and_how(recipe, capsys):
@@ -91,24 +90,17 @@ def test_a_reader_that_leaves_ends_status_without_a_traceback(untroubled):
 def test_the_documents_of_a_step_follow_from_its_number(untroubled, recipe, capsys):
     lines = say(capsys, "inspect", "batch", untroubled, "--step", 5)
     description = json.loads((untroubled / "run.json").read_text())
-    phases = [Phase.of_json(phase) for phase in description["phases"]]
-    samples = open_samples(recipe(), VOCABULARY, phases)
-    batches = next(
-        step_batches(
-            samples,
-            global_batch=8,
-            micro_batch=2,
-            data_rank=0,
-            data_size=1,
-            first_step=4,
-            last_step=5,
-        )
-    )
+    setting = Setting(VOCABULARY, recipe().batch, 0, {"text": 1.0, "structure": 1.0, "code": 0.5})
+    data = MixtureData(recipe().data, setting)
+    data.load_state_dict(description["data"])
+    mesh = SimpleNamespace(data_rank=0, data_size=1, context_size=1)
+    run = SimpleNamespace(mesh=mesh, trainer=SimpleNamespace(place=None))
+    batches = next(data.batches(run, 4, 5))
     rows = [row for batch in batches for row in batch.documents]
 
     assert lines[0].startswith("sample 32: pack ")
     told = [line.split()[2].rstrip(":") for line in lines if line.startswith("  ")]
-    assert told == [str(number) for row in rows for _, number in row]
+    assert told == [str(number) for row in rows for _, number, *_ in row]
 
 
 def test_a_mixture_that_changes_in_mid_run_repeats_no_sample(recipe, packs, capsys, tmp_path):

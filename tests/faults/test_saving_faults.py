@@ -19,32 +19,32 @@ def die() -> None:
 
 def die_in_the_write_of_step_6() -> None:
     """The rank dies while its writer is at work."""
-    write_bucket, request = writer._write_bucket, saving.request_save
+    from emu3_megatron.runs.hooks import saving as hook
+
+    write_bucket, request = writer._write_bucket, saving.request_checkpoint
 
     def slow(*arguments):
         time.sleep(2)
         return write_bucket(*arguments)
 
-    def then_die(target, step, *arguments):
+    def then_die(folder, step, *arguments):
         if step == 6:
             writer._write_bucket = slow
-        pending = request(target, step, *arguments)
+        pending = request(folder, step, *arguments)
         if step == 6:
             die()
         return pending
 
-    from emu3_megatron.training import checkpoint
-
-    checkpoint.request_save = then_die
+    hook.request_checkpoint = then_die
 
 
 def die_before_the_commit_of_step_6() -> None:
     commit = saving.manifest.commit
 
-    def then_die(beside, target, about, known):
+    def then_die(beside, target, about, *rest):
         if about["step"] == 6:
             die()
-        commit(beside, target, about, known)
+        commit(beside, target, about, *rest)
 
     saving.manifest.commit = then_die
 

@@ -3,16 +3,19 @@
 import os
 import signal
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 from support.faults import Job, events, latest, losses, run_job
 from support.tiny import make_packs
 
+from emu3_megatron.evaluation.samples import DrawSamples
+from emu3_megatron.runs.hooks.saving import SaveCheckpoints
+from emu3_megatron.runs.interfaces import Hook, StepResult, Verdict
 from emu3_megatron.runs.status import status
-from emu3_megatron.training.hooks import SaveCheckpoints
-from emu3_megatron.training.step import TrainStep
-from emu3_megatron.training.watching import DrawSamples
+from emu3_megatron.training.evaluator import HeldOutLoss
+from emu3_megatron.training.trainer import DecoderTrainer
 
 
 def once_in(owner, name, step_of, step, action):
@@ -34,35 +37,34 @@ def tell(number):
 
 
 def term_during_step_3():
-    once_in(TrainStep, "__call__", lambda a: a[0], 3, lambda: tell(signal.SIGTERM))
+    once_in(DecoderTrainer, "step", lambda a: a[0], 3, lambda: tell(signal.SIGTERM))
 
 
 def usr1_during_step_3():
-    once_in(TrainStep, "__call__", lambda a: a[0], 3, lambda: tell(signal.SIGUSR1))
+    once_in(DecoderTrainer, "step", lambda a: a[0], 3, lambda: tell(signal.SIGUSR1))
 
 
 def term_during_the_save_of_step_2():
-    once_in(SaveCheckpoints, "_request", lambda a: a[0], 2, lambda: tell(signal.SIGTERM))
+    once_in(SaveCheckpoints, "_request", lambda a: a[1], 2, lambda: tell(signal.SIGTERM))
 
 
 def term_in_an_evaluation():
-    once_in(TrainStep, "evaluate", lambda a: 0, 0, lambda: tell(signal.SIGTERM))
+    once_in(HeldOutLoss, "_sums", lambda a: 0, 0, lambda: tell(signal.SIGTERM))
 
 
 def term_while_sampling_after_step_2():
-    from emu3_megatron.training import loop
+    from emu3_megatron.training import stage
 
-    class SlowSampling(DrawSamples):
-        def __init__(self):
-            pass
+    class SlowSampling(Hook):
+        name, order = "sampling", DrawSamples.order
 
-        def after_step(self, step, result, is_last):
+        def after_step(self, run, step, result, is_last):
             if step == 2:
                 tell(signal.SIGTERM)
                 time.sleep(0.3)
 
-    hooks = loop._hooks
-    loop._hooks = lambda *arguments: [*hooks(*arguments), SlowSampling()]
+    assemble = stage._assemble
+    stage._assemble = lambda *arguments: assemble(*arguments[:-1], [SlowSampling()])
 
 
 @pytest.mark.parametrize(
@@ -140,9 +142,15 @@ def test_a_run_that_is_told_to_leave_draws_no_samples_first(leaves, drawn, recip
     cat = {"caption": "a cat", "height": 2, "width": 2}
     recipe = recipe(sample={"every": 1, "tokenizer": "none", "prompts": [cat]})
     steps = []
-    log = SimpleNamespace(show=lambda step, images: steps.append(step))
-    hook = DrawSamples(recipe, SimpleNamespace(decoder=None), lambda *arguments: None, log)
+    hook = object.__new__(DrawSamples)
+    hook.config, hook.draw = recipe.sample, lambda *arguments: None
+    run = SimpleNamespace(
+        folder=recipe.run.dir,
+        about={},
+        log=SimpleNamespace(show=lambda step, images: steps.append(step)),
+        trainer=SimpleNamespace(engine=SimpleNamespace(decoder=nullcontext)),
+    )
 
-    hook.after_step(1, SimpleNamespace(leaves=leaves), is_last=True)
+    hook.after_step(run, 1, StepResult({}, Verdict(leaves=leaves)), is_last=True)
 
     assert steps == drawn

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.inputs import whole_rows
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
@@ -10,7 +11,7 @@ from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.raster import Choice, Raster
 from emu3_megatron.generation.sampling import SamplingSettings, guide
 from emu3_megatron.grammar import GrammarError, Meta, vision_prompt
-from emu3_megatron.model import Decoder, SequenceLayout, build_decoder
+from emu3_megatron.model import Decoder, build_decoder
 
 SMALL = ModelConfig(
     layers=2, hidden=64, heads=4, kv_heads=2, ffn=96, text="bytes", codes=64, init_std=0.2
@@ -48,12 +49,7 @@ MIXED = [
 def last_logits(decoder: Decoder, tokens: np.ndarray) -> torch.Tensor:
     """Logits [v] after the tokens, without a cache."""
     tokens_bs = torch.from_numpy(tokens).long()[None]
-    length = tokens_bs.shape[1]
-    return decoder.eval()(
-        tokens_bs=tokens_bs,
-        positions_bs=torch.arange(length)[None],
-        layout=SequenceLayout.of_documents([[0, length]]),
-    )[0, -1]
+    return decoder(whole_rows(tokens_bs), "logits")[0, -1]
 
 
 def say_greedily(decoder: Decoder, request: Request, scale: float, max_tokens: int) -> list[int]:

@@ -6,7 +6,7 @@ from PIL import Image
 from emu3_megatron.config import Recipe
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
-from emu3_megatron.evaluation.samples import sampler_of
+from emu3_megatron.evaluation.samples import DrawSamples
 from emu3_megatron.model import build_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
@@ -34,7 +34,9 @@ def recipe(tmp_path) -> Recipe:
 
 
 def test_an_image_for_each_prompt(mesh, recipe, tmp_path):
-    sampler_of(recipe)(build_decoder(recipe.model), tmp_path / "samples")
+    hook = DrawSamples(recipe.sample, recipe.model.vocabulary())
+
+    hook.draw(build_decoder(recipe.model).eval(), tmp_path / "samples", {})
 
     sizes = [Image.open(tmp_path / "samples" / f"{i}.png").size for i in (0, 1)]
     assert sizes == [(24, 16), (8, 16)]
@@ -44,4 +46,4 @@ def test_a_tokenizer_of_another_codebook(recipe):
     recipe.model = recipe.model.model_copy(update={"codes": 128})
 
     with pytest.raises(InputError, match=r"sample\.tokenizer has 64 codes, the model 128"):
-        sampler_of(recipe)
+        DrawSamples(recipe.sample, recipe.model.vocabulary())

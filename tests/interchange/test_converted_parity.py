@@ -1,13 +1,14 @@
 """What was imported is the model that transformers runs."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from emu3_kernels.ring_attention import GroupHops
-from megatron.core import parallel_state
+from emu3_kernels.exchange import GroupExchange
+from support.inputs import whole_rows
 from support.processes import run_processes
 from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration, Emu3VQVAE, GenerationConfig
 
@@ -19,8 +20,9 @@ from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.interchange.exporting import export_folder
 from emu3_megatron.interchange.verify import verify
-from emu3_megatron.model import SequenceLayout
-from emu3_megatron.training.checkpoint import open_decoder
+from emu3_megatron.model import Inputs, SequenceLayout
+from emu3_megatron.model.opening import open_decoder
+from emu3_megatron.parallel.groups import context_group
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -34,13 +36,8 @@ def think(checkpoint: Path) -> tuple[np.ndarray, list[int]]:
     mesh = parallel.start(tensor=int(os.environ["WORLD_SIZE"]))
     mesh.seed(0, 0)
     decoder, recipe = open_decoder(checkpoint, mesh)
-    rows, length = TOKENS.shape
     with torch.no_grad():
-        logits_bsv = decoder(
-            tokens_bs=TOKENS,
-            positions_bs=torch.arange(length).expand(rows, -1),
-            layout=SequenceLayout.of_documents([[0, length]] * rows),
-        )
+        logits_bsv = decoder(whole_rows(TOKENS), "logits")
     vocabulary = recipe.model.vocabulary()
     request = Request(prompt(vocabulary), stop=(vocabulary.eos,))
     greedy = SamplingSettings(guidance=1, temperature=0)
@@ -56,16 +53,13 @@ def think_in_context_ranks(checkpoint: Path) -> np.ndarray:
     rows, length = TOKENS.shape
     order_cs = torch.from_numpy(dispatch([0, length], 2))
     mine_s = order_cs[mesh.context_rank]
+    layout = SequenceLayout.of_documents(
+        [[0, length]] * rows, order_cs.expand(rows, -1, -1), mesh.context_rank
+    )
+    exchange = GroupExchange(context_group(), point_to_point=True)
+    layout = replace(layout, exchange=exchange)
     with torch.no_grad():
-        part_bsv = decoder(
-            tokens_bs=TOKENS[:, mine_s],
-            positions_bs=mine_s.expand(rows, -1),
-            layout=SequenceLayout.of_documents(
-                [[0, length]] * rows,
-                order_cs.expand(rows, -1, -1),
-                GroupHops(parallel_state.get_context_parallel_group()),
-            ),
-        )
+        part_bsv = decoder(Inputs(TOKENS[:, mine_s], mine_s.expand(rows, -1), layout), "logits")
     logits_bsv = part_bsv.new_zeros(rows, length, part_bsv.shape[-1])
     logits_bsv[:, mine_s] = part_bsv
     torch.distributed.all_reduce(logits_bsv)

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 from safetensors.torch import load_file
 from support.processes import run_processes
 from torch.distributed.checkpoint import FileSystemReader
 
 from emu3_megatron import manifest, parallel
+from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
 from emu3_megatron.interchange.exporting import export_folder
-from emu3_megatron.training.checkpoint import find_checkpoint, open_decoder, read_checkpoint
+from emu3_megatron.model.opening import open_decoder, sharded_weights
 
 DTYPES = (torch.float32, torch.bfloat16)
 LAYOUTS = ("transformers", "hub", "baai", "baai-vision")
@@ -61,16 +62,14 @@ def save_again(sources: list[Path], targets: list[Path]) -> None:
     mesh.seed(0, 0)
     for source, target in zip(sources, targets, strict=True):
         decoder, _ = open_decoder(source, mesh)
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         beside = target.with_suffix(".beside")
         if mesh.is_first:
             beside.mkdir()
         torch.distributed.barrier()
-        state = decoder.sharded_state_dict(metadata={"dp_cp_group": group})
-        dist_checkpointing.save(state, str(beside))
+        dist_checkpointing.save({"model": sharded_weights(decoder)}, str(beside))
         if mesh.is_first:
             about = read_checkpoint(find_checkpoint(source))
-            about = {k: v for k, v in about.items() if k not in ("files", "format")}
+            about = {k: v for k, v in about.items() if k != "files"}
             manifest.commit(beside, target, about, known={})
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from support.inputs import whole_rows
 from support.tiny import VOCABULARY
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import BackendConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.model import build_decoder
+from emu3_megatron.model import Inputs, SequenceLayout, build_decoder
 
 MODEL = ModelConfig(
     layers=1, hidden=32, heads=4, kv_heads=2, ffn=48, text="bytes", codes=VOCABULARY.num_codes
@@ -35,7 +36,8 @@ def loss(model, hidden_sbh, backend="auto"):
     model.module.head.loss_backend = backend
     labels_bs = torch.arange(TOKENS)[None] * 40
     weights_bs = torch.tensor([1.0, 0.5, 0.0, 2.0]).repeat(TOKENS // 4)[None]
-    return model.module.head.loss(hidden_sbh, labels_bs, weights_bs, labels_bs % 3, 1e-3).loss
+    inputs = Inputs(labels_bs, labels_bs, SequenceLayout(), labels_bs, weights_bs, labels_bs % 3)
+    return model.module.head(hidden_sbh, inputs, "sums", 1e-3).loss
 
 
 def main_grad(model, hidden_sbh, backend):
@@ -77,11 +79,24 @@ def test_a_loss_that_nobody_follows_back_leaves_no_trace(model, hidden_sbh):
     loss(model, hidden_sbh)
 
     with model.no_sync():
-        head.logits(hidden_sbh).sum().backward()
+        head(hidden_sbh, None, "logits").sum().backward()
 
     assert not head.weight.grad_added_to_main_grad
     expected = hidden_sbh.sum((0, 1)).expand(VOCABULARY.size, -1)
     torch.testing.assert_close(head.weight.main_grad[: VOCABULARY.size], expected)
+
+
+def test_hooks_around_the_head_run_for_everything_that_is_wanted(model, hidden_sbh):
+    """Megatron gathers weights in such hooks."""
+    calls = []
+    model.module.head.register_forward_pre_hook(lambda *_: calls.append(True))
+    labels_bs = torch.arange(TOKENS)[None]
+    inputs = whole_rows(labels_bs, labels_bs=labels_bs)
+
+    for want in ("sums", "log_probabilities", "logits"):
+        model(inputs, want)
+
+    assert len(calls) == 3
 
 
 def test_a_backend_that_cannot_serve_is_refused_before_the_first_step(mesh):

@@ -1,11 +1,12 @@
 """TransformerEngine's attention: chosen by the recipe, or refused in one line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from emu3_kernels.ring_attention import GroupHops, NoHops
+from emu3_kernels.exchange import GroupExchange
 from megatron.core import parallel_state
 from megatron.core.extensions import transformer_engine as extension
 from megatron.core.transformer.enums import AttnMaskType
@@ -19,8 +20,9 @@ from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import BackendConfig, ParallelConfig
 from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.errors import InputError
-from emu3_megatron.model import SequenceLayout, build_decoder
+from emu3_megatron.model import Inputs, SequenceLayout, build_decoder
 from emu3_megatron.model.attention import DocumentAttention
+from emu3_megatron.parallel.groups import context_group
 
 SMALL = ModelConfig(
     layers=1, hidden=32, heads=4, kv_heads=2, ffn=48, text="bytes", codes=VOCABULARY.num_codes
@@ -63,8 +65,10 @@ def hidden_states(context):
     order_cs = torch.from_numpy(dispatch(np.array([0, 128]), context))
     mine_bs = order_cs[mesh.context_rank][None]
     tokens_s = torch.arange(128) % VOCABULARY.size
-    hops = NoHops() if context == 1 else GroupHops(parallel_state.get_context_parallel_group())
-    layout = SequenceLayout.of_documents([[0, 128]], order_cs[None], hops)
+    layout = SequenceLayout.of_documents([[0, 128]], order_cs[None], mesh.context_rank)
+    if context > 1:
+        layout = replace(layout, exchange=GroupExchange(context_group(), point_to_point=True))
+    inputs = Inputs(tokens_s[mine_bs], mine_bs, layout)
     found = []
     for attention in ("auto", "transformer_engine"):
         decoder = build_decoder(
@@ -73,7 +77,7 @@ def hidden_states(context):
         kind = type(decoder.block.layers[0].self_attention.core_attention)
         assert kind is (StandIn if attention == "transformer_engine" else DocumentAttention)
         with torch.no_grad():
-            found.append(decoder.hidden(tokens_s[mine_bs], mine_bs, layout).numpy())
+            found.append(decoder(inputs, "hidden").numpy())
     parallel.stop()
     return found
 

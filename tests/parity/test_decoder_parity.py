@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from emu3_kernels.linear_cross_entropy import IGNORE
+from support.inputs import whole_rows
 from transformers import Emu3ForCausalLM, Emu3TextConfig, GenerationConfig
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.model import Decoder, SequenceLayout, Targets, build_decoder
+from emu3_megatron.model import Decoder, build_decoder
 
 # 979 ids, which is not a multiple of 128; two queries share a key.
 SMALL = ModelConfig(
@@ -90,12 +92,7 @@ def random_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def logits_of(decoder: Decoder, tokens_bs: torch.Tensor) -> torch.Tensor:
-    rows, length = tokens_bs.shape
-    return decoder(
-        tokens_bs=tokens_bs,
-        positions_bs=torch.arange(length).expand(rows, -1),
-        layout=SequenceLayout.of_documents([[0, length]] * rows),
-    )
+    return decoder(whole_rows(tokens_bs), "logits")
 
 
 def test_every_weight_has_its_counterpart(ours, theirs):
@@ -120,13 +117,7 @@ def test_gradients_of_the_mean_loss_are_equal(ours, theirs):
     expected = from_transformers({name: p.grad for name, p in theirs.named_parameters()})
 
     ours.zero_grad()
-    inputs_bs, labels_bs = tokens_bs[:, :-1], tokens_bs[:, 1:]
-    sums = ours(
-        tokens_bs=inputs_bs,
-        positions_bs=torch.arange(39).expand(2, -1),
-        layout=SequenceLayout.of_documents([[0, 39]] * 2),
-        targets=Targets(labels_bs, torch.ones(labels_bs.shape), torch.zeros_like(labels_bs)),
-    )
+    sums = ours(whole_rows(tokens_bs[:, :-1], labels_bs=tokens_bs[:, 1:]), "sums")
     (sums.loss / sums.weight).backward()
 
     for name, parameter in ours.named_parameters():
@@ -141,13 +132,25 @@ def test_packed_documents_are_blind_to_each_other(ours, theirs):
     documents = [random_tokens(1, length, seed=length) for length in (5, 31, 12)]
     alone = torch.cat([theirs(document).logits for document in documents], dim=1)
 
-    packed = ours(
-        tokens_bs=torch.cat(documents, dim=1),
-        positions_bs=torch.cat([torch.arange(5), torch.arange(31), torch.arange(12)])[None],
-        layout=SequenceLayout.of_documents([[0, 5, 36, 48]]),
-    )
+    packed = ours(whole_rows(torch.cat(documents, dim=1), [0, 5, 36, 48]), "logits")
 
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_log_probabilities_are_those_of_the_logits(ours, theirs):
+    tokens_bs = random_tokens(2, 40)
+    labels_bs = tokens_bs.roll(-1, dims=1)
+    labels_bs[:, -1] = IGNORE
+
+    found_bs, correct_bs = ours(whole_rows(tokens_bs, labels_bs=labels_bs), "log_probabilities")
+
+    logits_bsv = theirs(tokens_bs).logits.double()
+    expected_bs = logits_bsv.log_softmax(-1).gather(2, labels_bs.clamp(min=0)[..., None])[..., 0]
+    expected_bs[:, -1] = 0
+    torch.testing.assert_close(found_bs.double(), expected_bs, rtol=0, atol=1e-5)
+    right_bs = logits_bsv.argmax(-1) == labels_bs
+    assert torch.equal(correct_bs, right_bs)
 
 
 def test_greedy_generation_is_equal(ours, theirs):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,10 @@ from support.processes import run_processes
 from support.tiny import CONTEXT, VOCABULARY, make_packs, tiny_recipe
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
+from emu3_megatron.cli.train import run_training
 from emu3_megatron.config import Recipe
-from emu3_megatron.data.batches import step_batches
-from emu3_megatron.data.samples import open_samples
+from emu3_megatron.data.mixed import MixtureData, Setting
 from emu3_megatron.interchange.importing import import_folder
-from emu3_megatron.training import train
 
 STEPS = 10
 
@@ -45,14 +45,14 @@ def recipe(tmp_path: Path, mesh) -> Recipe:
         make_packs(tmp_path),
         tmp_path / "run",
         run={"steps": 10**6, "stop_after": STEPS, "init_from": str(tmp_path / "ours")},
-        data={"reset_at_documents": False},
+        data={"reset_at_documents": False, "null_prompt": 0},
         objective={"weights": {"code": 1.0}},
         optimizer={"lr": 3e-3, "warmup_steps": 0},
     )
 
 
 def our_losses(recipe: Recipe) -> list[float]:
-    train(recipe)
+    run_training(recipe)
     rows = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(row)["loss"] for row in rows]
 
@@ -71,17 +71,12 @@ def their_losses(recipe: Recipe) -> list[float]:
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
     )
-    batches = step_batches(
-        open_samples(recipe, VOCABULARY),
-        global_batch=recipe.batch.size,
-        micro_batch=recipe.batch.size,
-        data_rank=0,
-        data_size=1,
-        first_step=0,
-        last_step=STEPS,
-    )
+    whole = recipe.batch.model_copy(update={"micro_size": recipe.batch.size})
+    data = MixtureData(recipe.data, Setting(VOCABULARY, whole, 0, recipe.objective.weights))
+    mesh = SimpleNamespace(data_rank=0, data_size=1, context_size=1)
+    run = SimpleNamespace(mesh=mesh, trainer=SimpleNamespace(place=None))
     losses = []
-    for (batch,) in batches:
+    for (batch,) in data.batches(run, 0, STEPS):
         logits_bsv = model(batch.tokens).logits
         loss = torch.nn.functional.cross_entropy(logits_bsv.flatten(0, 1), batch.labels.flatten())
         loss.backward()

@@ -145,11 +145,11 @@ def _enter(
     with output.open("w", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        from emu3_megatron.training import train
+        from emu3_megatron.cli.train import run_training
 
         fault()
         try:
-            train(recipe, accept=accept)
+            run_training(recipe, accept)
         except InputError as error:
             print(f"emu3: {error}", flush=True)
             os._exit(2)

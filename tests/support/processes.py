@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["emu3_megatron.training.loop"])
+_context.set_forkserver_preload(["emu3_megatron.training.stage"])
 
 
 def run_processes(function: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:

@@ -42,7 +42,12 @@ def tiny_recipe(pack: Path, folder: Path, /, **sections: Any) -> Recipe:
             "codes": VOCABULARY.num_codes,
             "dropout": 0.0,
         },
-        "data": {"context": CONTEXT, "sources": [{"pack": str(pack)}], "workers": 0},
+        "data": {
+            "context": CONTEXT,
+            "sources": [{"pack": str(pack)}],
+            "null_prompt": 0,
+            "workers": 0,
+        },
         "batch": {"size": 8, "micro_size": 2},
         "optimizer": {"lr": 1e-2, "warmup_steps": 2},
         "precision": "fp32",

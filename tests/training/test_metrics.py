@@ -12,14 +12,10 @@ from support.tiny import tiny_recipe
 
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.runs.metrics import (
-    JsonLines,
-    ProgressLine,
-    Throughput,
-    finite,
-    flops_per_token,
-    open_writers,
-)
+from emu3_megatron.model.flops import flops_per_token
+from emu3_megatron.runs.communication import Communication, HostClock
+from emu3_megatron.runs.metrics.log import Log, Work, finite
+from emu3_megatron.runs.metrics.writers import JsonLines, ProgressLine, open_writers
 
 
 @pytest.fixture
@@ -47,16 +43,23 @@ def test_flops_of_a_token_of_the_8b_model():
     assert flops_per_token(model, 131_072) - matrices == pytest.approx(103e9, rel=1e-2)
 
 
-def test_throughput_counts_the_steps_since_the_last_call(recipe, monkeypatch):
+def test_rates_count_the_work_since_the_last_row(mesh, monkeypatch):
     now = 100.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    throughput = Throughput(recipe, num_ranks=1)
-    throughput.start(5)
+    log = Log(Communication(HostClock()), peak_flops=10_000.0)
+    log.start_clocks(5)
 
+    for _ in range(4):
+        log.add(Work(tokens=1024, flops=5_000.0))
     now = 102.0
-    assert throughput.measure(9)["tokens_per_second"] == 4 * (8 * 128) / 2
+    first = log.measure(9)
+    log.add(Work(tokens=1024, flops=5_000.0))
     now = 106.0
-    assert throughput.measure(10)["tokens_per_second"] == 1 * (8 * 128) / 4
+    second = log.measure(10)
+
+    assert (first["step_seconds"], first["tokens_per_second"]) == (0.5, 4 * 1024 / 2)
+    assert first["mfu"] == 4 * 5_000 / 2 / 10_000
+    assert (second["step_seconds"], second["tokens_per_second"]) == (4.0, 1024 / 4)
 
 
 # metrics.jsonl
@@ -139,7 +142,7 @@ def with_run(recipe, **values):
 
 
 def write_rows(recipe):
-    writers = open_writers(recipe, 0)
+    writers = open_writers(recipe.run, {"recipe": {}}, 0)
     image = recipe.run.dir / "0.png"
     Image.new("RGB", (8, 4), "red").save(image)
     for writer in writers:
@@ -168,7 +171,7 @@ def test_tensorboard_hides_the_steps_that_a_resumed_run_takes_anew(recipe, tmp_p
 
     recipe = with_run(recipe, tensorboard=True)
     for first, last in ((0, 4), (2, 3)):
-        _, board, _ = open_writers(recipe, first)
+        _, board, _ = open_writers(recipe.run, {}, first)
         for step in range(first + 1, last + 1):
             board.write(row(step))  # and not closed: the run is killed
 
@@ -202,7 +205,7 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, monkeypatch, module, s
 
     (name,) = setting
     with pytest.raises(InputError, match=rf"run\.{name}.* needs .*emu3-megatron\[tracking\]"):
-        open_writers(with_run(recipe, **setting), 0)
+        open_writers(with_run(recipe, **setting).run, {}, 0)
 
 
 def test_a_run_without_trackers_writes_metrics_alone(recipe, tmp_path):

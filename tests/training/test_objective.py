@@ -1,23 +1,25 @@
-"""The objective's sums, over micro-batches, classes and ranks."""
+"""The weighted next-token loss: its sums over micro-batches, classes and ranks."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from emu3_kernels.linear_cross_entropy import LinearCrossEntropy
 from support.processes import run_processes
+from support.steps import start
+from support.tiny import VOCABULARY, make_packs, tiny_recipe
 
 from emu3_megatron import parallel
-from emu3_megatron.training.objective import Totals, global_weight
+from emu3_megatron.config.training import NextTokenConfig
+from emu3_megatron.training.objectives.next_token import NextToken
+
+OBJECTIVE = NextToken(NextTokenConfig(), VOCABULARY)
 
 
 def part(loss, weight, nll, count, correct):
     """The sums of one micro-batch, by class text, structure, code."""
-    as_tensors = (torch.tensor(float(loss)), torch.tensor(float(weight)))
-    return LinearCrossEntropy(
-        *as_tensors, *(torch.tensor(x).float() for x in (nll, count, correct))
-    )
+    values = {"loss": loss, "weight": weight, "nll": nll, "count": count, "correct": correct}
+    return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
 
 
 PARTS = [
@@ -30,29 +32,19 @@ def batch(*weights):
     return SimpleNamespace(weights=torch.tensor([weights]))
 
 
-def test_the_loss_is_the_weighted_mean_over_micro_batches(mesh):
-    assert Totals.over_ranks(PARTS, mesh).loss == (6 + 3) / (2 + 1)
+def metrics_of(parts):
+    return OBJECTIVE.metrics({name: sum(part[name] for part in parts) for name in parts[0]})
 
 
-def test_classes_are_averaged_over_their_own_tokens(mesh):
-    totals = Totals.over_ranks(PARTS, mesh)
-
-    assert totals.count == (3, 0, 6)
-    assert (totals.nll[0], totals.nll[2]) == (6 / 3, 12 / 6)
-    assert (totals.accuracy[0], totals.accuracy[2]) == (2 / 3, 3 / 6)
+def test_the_loss_is_the_weighted_mean_over_micro_batches():
+    assert metrics_of(PARTS)["loss"] == (6 + 3) / (2 + 1)
 
 
-def test_a_class_that_does_not_occur_has_no_mean(mesh):
-    totals = Totals.over_ranks(PARTS, mesh)
-
-    assert math.isnan(totals.nll[1])
-    assert math.isnan(totals.accuracy[1])
-
-
-def test_by_class_names_only_what_occurred(mesh):
-    assert Totals.over_ranks(PARTS, mesh).by_class() == {
+def test_classes_are_averaged_over_their_own_tokens_and_named_where_they_occur():
+    assert metrics_of(PARTS) == {
+        "loss": 3.0,
         "nll_text": 2.0,
-        "accuracy_text": 2 / 3,
+        "accuracy_text": pytest.approx(2 / 3),
         "tokens_text": 3,
         "tokens_structure": 0,
         "nll_code": 2.0,
@@ -61,37 +53,38 @@ def test_by_class_names_only_what_occurred(mesh):
     }
 
 
-def test_a_step_that_weighs_nothing_has_a_loss_of_zero(mesh):
+def test_a_step_that_weighs_nothing_has_a_loss_of_zero():
     silent = part(0.0, 0.0, nll=[4, 0, 0], count=[2, 0, 0], correct=[0, 0, 0])
 
-    assert Totals.over_ranks([silent], mesh).loss == 0.0
+    assert metrics_of([silent])["loss"] == 0.0
 
 
-def test_global_weight_adds_up_the_micro_batches(mesh):
-    weight = global_weight([batch(1.0, 0.5), batch(0.5, 0.0)], torch.device("cpu"))
-
-    assert weight.item() == 2.0
+def test_counts_are_the_weights_of_all_labels():
+    assert OBJECTIVE.counts(batch(1.0, 0.5)).tolist() == [1.5]
 
 
-def test_a_global_weight_of_nothing_can_be_divided_by(mesh):
-    weight = global_weight([batch(0.0, 0.0)], torch.device("cpu"))
+def test_a_denominator_of_nothing_can_be_divided_by():
+    sums = LinearCrossEntropy(*(torch.zeros(n) for n in ((), (), 3, 3, 3)))
+    decoder = lambda inputs, want, z_loss: sums
 
-    assert weight > 0
-    assert torch.zeros(()) / weight == 0
+    loss, _ = OBJECTIVE(decoder, None, torch.zeros(1, dtype=torch.float64))
+
+    assert loss == 0
 
 
-def sums_of_a_rank(context):
-    """This rank's view of the global weight and of the totals; rank r's batch weighs r + 1."""
-    mesh = parallel.start(context=context)
+def sums_of_a_rank(recipe):
+    """This rank's view of the denominator and of the metrics; rank r's batch weighs r + 1."""
+    steps = start(recipe)
     # Context parallel ranks read the same batch and compute different tokens of it.
-    weight = global_weight([batch(float(mesh.data_rank + 1))], mesh.device)
-    totals = Totals.over_ranks([PARTS[mesh.rank]], mesh)
+    denominators = steps.trainer._denominators([batch(float(steps.mesh.data_rank + 1))])
+    metrics = OBJECTIVE.metrics(steps.trainer.sum([PARTS[steps.mesh.rank]]))
     parallel.stop()
-    return weight.item(), totals.loss, totals.count
+    return denominators.tolist(), metrics["loss"], metrics["tokens_text"]
 
 
 @pytest.mark.parametrize(("context", "weight"), [(1, 1.0 + 2.0), (2, 1.0)], ids=["DP 2", "CP 2"])
-def test_two_ranks_agree_on_the_sums(context, weight):
-    expected = (weight, (6 + 3) / (2 + 1), (3, 0, 6))
+def test_two_ranks_agree_on_the_sums(tmp_path, context, weight):
+    expected = ([weight], (6 + 3) / (2 + 1), 3)
+    recipe = tiny_recipe(make_packs(tmp_path), tmp_path, parallel={"context": context})
 
-    assert run_processes(sums_of_a_rank, 2, context) == [expected, expected]
+    assert run_processes(sums_of_a_rank, 2, recipe) == [expected, expected]

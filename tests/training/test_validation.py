@@ -2,21 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.faults import run_job
 from support.processes import run_processes
-from support.steps import losses
+from support.steps import losses, start
 from support.tiny import CONTEXT, VOCABULARY, make_packs, tiny_recipe
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
-from emu3_megatron.data.samples import open_held_out
+from emu3_megatron.data.held_out import HeldOut
+from emu3_megatron.data.mixed import Setting
 from emu3_megatron.errors import InputError
-from emu3_megatron.training.optimizer import build_trainable
-from emu3_megatron.training.step import TrainStep
-from emu3_megatron.training.validation import Validation
+from emu3_megatron.training.evaluator import HeldOutLoss
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,18 @@ def recipe_of(packs: tuple[Path, Path], folder: Path, every=3, batches=1, **sect
     return tiny_recipe(packs[0], folder, validation=held_out, **sections)
 
 
+def open_held_out(recipe: Recipe) -> HeldOut:
+    setting = Setting(VOCABULARY, recipe.batch, recipe.run.seed, recipe.objective.weights)
+    return HeldOut(recipe.validation, recipe.context, setting)
+
+
 def held_out_loss(recipe: Recipe) -> dict[str, float]:
     """By the weights that a run begins with."""
-    mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
-    mesh.seed(recipe.run.seed, 0)
-    step = TrainStep(recipe, VOCABULARY, mesh, build_trainable(recipe))
-    totals = Validation(recipe, VOCABULARY, mesh, step).measure(lambda: True)
-    assert totals is not None
+    steps = start(recipe)
+    measured = HeldOutLoss(steps.trainer, open_held_out(recipe), steps).measure(lambda: True)
+    assert measured is not None
     parallel.stop(keep_processes=True)
-    return {"loss": totals.loss, **totals.by_class()}
+    return measured
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -84,21 +87,23 @@ def test_it_leaves_no_trace_in_training(packs, tmp_path):
 
 def test_the_documents_are_the_same_for_every_seed_of_a_run(packs, tmp_path):
     def documents(seed: int) -> list[Any]:
-        samples = open_held_out(recipe_of(packs, tmp_path, run={"seed": seed}), VOCABULARY)
-        return samples.batch(range(8)).documents
+        mesh = SimpleNamespace(data_rank=0, data_size=1, context_size=1)
+        run = SimpleNamespace(mesh=mesh, trainer=SimpleNamespace(place=None))
+        data = open_held_out(recipe_of(packs, tmp_path, run={"seed": seed}))
+        return [batch.documents for step in data.batches(run) for batch in step]
 
     assert documents(0) == documents(1)
 
 
 def test_packs_that_would_be_read_twice_are_refused(packs, tmp_path):
     with pytest.raises(InputError, match=r"validation.batches=99 .* lower it, or pack more"):
-        open_held_out(recipe_of(packs, tmp_path, batches=99), VOCABULARY)
+        open_held_out(recipe_of(packs, tmp_path, batches=99))
 
 
 def test_packs_of_another_context_are_refused(packs, tmp_path):
     recipe = recipe_of(packs, tmp_path, data={"context": 2 * CONTEXT})
     with pytest.raises(InputError, match=r"tiny.pack: packed for a context of 128"):
-        open_held_out(recipe, VOCABULARY)
+        open_held_out(recipe)
 
 
 def test_packs_that_are_trained_on_are_not_held_out(packs, tmp_path):

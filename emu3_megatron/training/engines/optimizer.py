@@ -1,77 +1,23 @@
-"""The trainable whole: decoder, gradient buffers, AdamW and its schedule, all Megatron's."""
+"""Megatron's AdamW: building it, the two halves of its step, and loading its states."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from emu3_megatron.config import Recipe
-from emu3_megatron.model import Decoder, build_decoder
+from emu3_megatron.training.interfaces import EngineSetting
 
 _RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
 
 
-@dataclass(frozen=True)
-class Trainable:
-    """A decoder under training.
-
-    Attributes:
-        decoder: the bare decoder; its weights are the live ones.
-        model: the decoder as Megatron's schedule runs it, with gradient buffers.
-    """
-
-    decoder: Decoder
-    model: DistributedDataParallel
-    optimizer: MegatronOptimizer
-    schedule: OptimizerParamScheduler
-
-
-def build_trainable(recipe: Recipe) -> Trainable:
-    """Build this rank's share of decoder and optimizer; weights drawn from the recipe's seed."""
-    bf16 = recipe.precision == "bf16"
-    decoder = build_decoder(
-        recipe.model,
-        recipe.parallel,
-        seed=recipe.run.seed,
-        bf16=bf16,
-        recompute=recipe.recompute,
-        backend=recipe.backend,
-    )
-    config = decoder.config
-    model = DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=recipe.parallel.distributed_optimizer,
-        ),
-        decoder,
-    )
-    optimizer = get_megatron_optimizer(_optimizer_config(recipe), [model])
-    config.grad_scale_func = optimizer.scale_loss
-    config.no_sync_func = model.no_sync
-    config.finalize_model_grads_func = _finalize_gradients
-    return Trainable(decoder, model, optimizer, _build_schedule(recipe, optimizer))
-
-
-def _finalize_gradients(model: list[torch.nn.Module], num_tokens: Any, **kwargs: Any) -> None:
-    """Sum gradients over ranks. They are already divided by the global weight, not by tokens."""
-    finalize_model_grads(model, None, **kwargs)
-
-
-def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
-    bf16 = recipe.precision == "bf16"
-    settings = recipe.optimizer
-    return OptimizerConfig(
+def build_optimizer(setting: EngineSetting, model: DistributedDataParallel) -> MegatronOptimizer:
+    """AdamW over the model's parameters; matrices decay, norms do not."""
+    bf16, settings = setting.precision == "bf16", setting.optimizer
+    config = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
         min_lr=settings.min_lr,
@@ -82,26 +28,19 @@ def _optimizer_config(recipe: Recipe) -> OptimizerConfig:
         clip_grad=settings.clip,
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
-        use_distributed_optimizer=recipe.parallel.distributed_optimizer,
+        use_distributed_optimizer=setting.parallel.distributed_optimizer,
     )
+    optimizer = get_megatron_optimizer(config, [model])
+    # Megatron leaves it to its schedule to give each group its share of the decay.
+    for group in optimizer.param_groups:
+        group["weight_decay"] = settings.weight_decay * group.get("wd_mult", 1.0)
+    return optimizer
 
 
-def _build_schedule(recipe: Recipe, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
-    settings = recipe.optimizer
-    return OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=settings.lr,
-        min_lr=settings.min_lr,
-        lr_warmup_steps=settings.warmup_steps,
-        # Reached after the last step: none is taken at a rate of zero.
-        lr_decay_steps=recipe.run.steps + 1,
-        lr_decay_style="cosine",
-        start_wd=settings.weight_decay,
-        end_wd=settings.weight_decay,
-        wd_incr_steps=0,
-        wd_incr_style="constant",
-    )
+def set_rate(optimizer: MegatronOptimizer, lr: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
 
 
 def gradient_norm(optimizer: MegatronOptimizer) -> float:
@@ -116,12 +55,6 @@ def take_step(optimizer: MegatronOptimizer, grad_norm: float) -> None:
         if part.config.clip_grad > 0 and (parameters := part.get_parameters()):
             clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, grad_norm)
     optimizer.step_with_ready_grads()
-
-
-def set_schedule(schedule: OptimizerParamScheduler, step: int) -> None:
-    """Rates as they are after `step` steps: a function of the recipe and the step alone."""
-    schedule.num_steps = 0
-    schedule.step(step)
 
 
 def allocate_states(optimizer: MegatronOptimizer) -> None:

@@ -1,109 +1,21 @@
-"""What a run tells: a line of JSON a step, TensorBoard, wandb, and a line on the screen."""
+"""Writers of metrics: JSON lines, TensorBoard, wandb, and a progress bar."""
 
 import hashlib
 import json
 import math
 import os
-import resource
 import sys
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
-from emu3_megatron.config import ModelConfig, Recipe
+from emu3_megatron.config.training import RunConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
-
-# Dense bf16 peaks in FLOP/s, from NVIDIA's data sheets.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
-
-
-def flops_per_token(model: ModelConfig, context: int) -> float:
-    """Training FLOPs of one token: 6 x matrix parameters, and causal attention (half the square).
-
-    The head counts, the embedding does not. Recomputation is not counted.
-    """
-    attention = model.hidden * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-    layer = attention + 3 * model.hidden * model.ffn
-    head = model.hidden * model.vocabulary().size
-    pairs = context / 2
-    scores = 2 * 2 * pairs * model.heads * model.head_dim * model.layers
-    return 6 * (layer * model.layers + head) + 3 * scores
-
-
-def peak_flops() -> float | None:
-    """Peak of this rank's device, where it is known."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
-
-
-class Throughput:
-    """Tokens a second over the steps since the last call, and MFU."""
-
-    def __init__(self, recipe: Recipe, num_ranks: int):
-        self.tokens_per_step = recipe.batch.size * recipe.context
-        self.flops = flops_per_token(recipe.model, recipe.context)
-        peak = peak_flops()
-        self.peak = peak * num_ranks if peak else None
-        self.start(0)
-
-    def start(self, step: int) -> None:
-        self.mark, self.step = time.perf_counter(), step
-
-    def measure(self, step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        step_seconds = (now - self.mark) / (step - self.step)
-        rate = self.tokens_per_step / step_seconds
-        self.start(step)
-        measured = {"step_seconds": step_seconds, "tokens_per_second": rate}
-        if self.peak:
-            measured["mfu"] = rate * self.flops / self.peak
-        return measured
-
-
-T = TypeVar("T")
-
-
-class Waited(Iterator[T]):
-    """An iterator that knows how long its items were waited for."""
-
-    def __init__(self, items: Iterable[T]):
-        self._items = iter(items)
-        self._seconds = 0.0
-
-    def __next__(self) -> T:
-        mark = time.perf_counter()
-        item = next(self._items)
-        self._seconds += time.perf_counter() - mark
-        return item
-
-    def close(self) -> None:
-        """End the generator that the items come from, and the processes that read ahead for it.
-
-        An error would keep both alive, and Python waits for such processes when it exits.
-        """
-        if isinstance(self._items, Generator):
-            self._items.close()
-
-    def take_seconds(self) -> float:
-        """Seconds since the last call."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-
-def peak_memory() -> int:
-    """Bytes this rank has had in use at most: of its GPU, or of main memory without one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Writer:
@@ -189,7 +101,7 @@ class TensorBoard(Writer):
 class WandB(Writer):
     """One wandb run a run folder, resumed with it."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, config: RunConfig, recipe: Any):
         try:
             import wandb
 
@@ -199,12 +111,12 @@ class WandB(Writer):
                 "run.wandb needs wandb: pip install 'emu3-megatron[tracking]'"
             ) from None
         self.run = wandb.init(
-            project=recipe.run.wandb,
-            name=recipe.run.dir.name,
-            id=hashlib.sha256(str(recipe.run.dir.resolve()).encode()).hexdigest()[:16],
-            dir=recipe.run.dir,
+            project=config.wandb,
+            name=config.dir.name,
+            id=hashlib.sha256(str(config.dir.resolve()).encode()).hexdigest()[:16],
+            dir=config.dir,
             resume="allow",
-            config=recipe.model_dump(mode="json"),
+            config=recipe,
         )
 
     def write(self, row: dict[str, Any]) -> None:
@@ -241,18 +153,18 @@ class ProgressLine(Writer):
         self.bar.close()
 
 
-def open_writers(recipe: Recipe, resumed_step: int) -> list[Writer]:
-    """Everything that rank 0 writes metrics to."""
-    recipe.run.dir.mkdir(parents=True, exist_ok=True)
-    writers: list[Writer] = [JsonLines(recipe.run.dir / "metrics.jsonl", resumed_step)]
-    if recipe.run.tensorboard:
-        writers.append(TensorBoard(recipe.run.dir / "tensorboard", resumed_step))
-    if recipe.run.wandb:
-        writers.append(WandB(recipe))
-    writers.append(ProgressLine(resumed_step, recipe.run.steps))
+def open_writers(config: RunConfig, about: dict[str, Any], resumed_step: int) -> list[Writer]:
+    """Everything that the first rank writes metrics to.
+
+    Args:
+        about: of the run; wandb keeps its recipe.
+        resumed_step: rows of later steps, left by an earlier start, are dropped.
+    """
+    config.dir.mkdir(parents=True, exist_ok=True)
+    writers: list[Writer] = [JsonLines(config.dir / "metrics.jsonl", resumed_step)]
+    if config.tensorboard:
+        writers.append(TensorBoard(config.dir / "tensorboard", resumed_step))
+    if config.wandb:
+        writers.append(WandB(config, about.get("recipe")))
+    writers.append(ProgressLine(resumed_step, config.steps))
     return writers
-
-
-def finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: leave such values out."""
-    return {k: v for k, v in row.items() if not (isinstance(v, float) and not math.isfinite(v))}

@@ -1,0 +1,111 @@
+"""The state that a checkpoint holds, by owner.
+
+An owner (the trainer, the data, each hook) gives a dict. What of it holds tensors goes through
+Megatron's distributed checkpointing: a ShardedTensor as it says, a plain tensor as one that is the
+same on all ranks. The rest is JSON and goes into the manifest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedBase
+
+from emu3_megatron.checkpoints.folders import read_checkpoint
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that an owner is about to be loaded from.
+
+    Attributes:
+        values: what the manifest holds of the owner, JSON.
+    """
+
+    path: Path
+    values: State
+
+
+class Stateful(Protocol):
+    """An owner of state. Every rank calls alike."""
+
+    def state_dict(self, saved: Saved | None = None) -> State:
+        """What a checkpoint is to hold; with `saved`, the template that loading will fill."""
+        ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """State of all owners, by where it goes.
+
+    Attributes:
+        tensors: through Megatron's distributed checkpointing, by owner.
+        values: into the manifest, by owner; JSON.
+    """
+
+    tensors: dict[str, State]
+    values: dict[str, State]
+
+    @classmethod
+    def of(cls, owners: Mapping[str, Stateful]) -> "SplitState":
+        """Ask all owners for what to save."""
+        states = {name: owner.state_dict() for name, owner in owners.items()}
+        has = {name: _with_tensors(state) for name, state in states.items()}
+        rest = {
+            name: {key: value for key, value in state.items() if key not in has[name]}
+            for name, state in states.items()
+        }
+        tensors = {name: _as_sharded(name, part) for name, part in has.items() if part}
+        return cls(tensors, rest)
+
+
+def load_state(path: Path, owners: Mapping[str, Stateful]) -> dict[str, Any]:
+    """Load owners from a checkpoint; one that it knows nothing of stays as it is.
+
+    Returns:
+        What the manifest says.
+    """
+    about = read_checkpoint(path)
+    known = {name: owner for name, owner in owners.items() if name in about["state"]}
+    templates, values = {}, {}
+    for name, owner in known.items():
+        values[name] = about["state"][name]
+        template = _with_tensors(owner.state_dict(Saved(path, values[name])))
+        if template:
+            templates[name] = _as_sharded(name, template)
+    loaded = dist_checkpointing.load(templates, str(path)) if templates else {}
+    for name, owner in known.items():
+        tensors = {key: loaded[name][key] for key in templates.get(name, {})}
+        owner.load_state_dict({**values[name], **tensors})
+    return about
+
+
+def _with_tensors(state: State) -> State:
+    """The entries that hold tensors, at any depth."""
+    return {key: value for key, value in state.items() if _holds_tensors(value)}
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_tensors(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensors(item) for item in value)
+    return isinstance(value, torch.Tensor | ShardedBase)
+
+
+def _as_sharded(key: str, value: Any) -> Any:
+    """Plain tensors become ShardedTensors of which each rank holds a copy."""
+    if isinstance(value, dict):
+        return {name: _as_sharded(f"{key}.{name}", item) for name, item in value.items()}
+    if isinstance(value, torch.Tensor):
+        return ShardedTensor.from_rank_offsets(key, value, replica_id=dist.get_rank())
+    return value

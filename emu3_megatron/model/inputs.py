@@ -1,0 +1,58 @@
+"""What the decoder reads: one rank's part of a batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from emu3_megatron.model.layout import SequenceLayout
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """This context parallel rank's tokens of a batch, in ascending order within each row.
+
+    Attributes:
+        tokens_bs: int64.
+        positions_bs: int64, of each token inside its document.
+        layout: which tokens see which.
+        labels_bs: int64, the token to predict; IGNORE where there is none.
+        weights_bs: float32, of each label in the loss.
+        classes_bs: int64, class of each label by the vocabulary.
+        starts: for each row where each of its documents begins among these tokens and where the
+            last one ends, int64 [documents + 1].
+        columns: further values of each token by name, float32 [b, s].
+    """
+
+    tokens_bs: Tensor
+    positions_bs: Tensor
+    layout: SequenceLayout
+    labels_bs: Tensor | None = None
+    weights_bs: Tensor | None = None
+    classes_bs: Tensor | None = None
+    starts: tuple[Tensor, ...] = ()
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Inputs":
+        """A copy on a device; copies from pinned memory do not block."""
+        return self._map(
+            lambda tensor: tensor.to(device, non_blocking=True), self.layout.to(device)
+        )
+
+    def pin_memory(self) -> "Inputs":
+        return self._map(Tensor.pin_memory, self.layout.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor], layout: SequenceLayout) -> "Inputs":
+        optional = lambda tensor: None if tensor is None else function(tensor)
+        return replace(
+            self,
+            tokens_bs=function(self.tokens_bs),
+            positions_bs=function(self.positions_bs),
+            layout=layout,
+            labels_bs=optional(self.labels_bs),
+            weights_bs=optional(self.weights_bs),
+            classes_bs=optional(self.classes_bs),
+            starts=tuple(function(row) for row in self.starts),
+            columns={name: function(column) for name, column in self.columns.items()},
+        )

@@ -1,0 +1,60 @@
+"""Megatron's configuration of an Emu3 decoder."""
+
+import torch
+from megatron.core.transformer import TransformerConfig
+
+from emu3_megatron.config import ModelConfig
+from emu3_megatron.config.training import ParallelConfig
+
+
+def transformer_config(
+    model: ModelConfig,
+    parallel: ParallelConfig | None = None,
+    *,
+    bf16: bool = False,
+    recompute: str = "none",
+    on_ambient_device: bool = False,
+) -> TransformerConfig:
+    """Megatron's configuration of an Emu3 decoder.
+
+    Args:
+        on_ambient_device: make weights on torch's default device (meta, say), not on the GPU.
+    """
+    parallel = parallel or ParallelConfig()
+    # Weights are drawn after building, whole and by name, so that no layout changes them.
+    leave = lambda tensor: tensor
+    full = {"recompute_method": "uniform", "recompute_num_layers": 1} if recompute == "full" else {}
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        ffn_hidden_size=model.ffn,
+        num_attention_heads=model.heads,
+        num_query_groups=model.kv_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        # Emu3's one dropout acts in four places: embedding, attention probabilities, and the
+        # residual branches of attention and MLP (modeling_emu3.py).
+        hidden_dropout=model.dropout,
+        attention_dropout=model.dropout,
+        init_method=leave,
+        output_layer_init_method=leave,
+        embedding_init_method=leave,
+        use_cpu_initialization=on_ambient_device,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        tensor_model_parallel_size=parallel.tensor,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        # The loss is divided by the global batch's weight; Megatron must not average again.
+        calculate_per_token_loss=True,
+        recompute_granularity=None if recompute == "none" else recompute,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        **full,
+    )

@@ -1,0 +1,77 @@
+"""Rows of metrics, and the held-out loss among them."""
+
+from emu3_megatron.checkpoints.state import Saved, State
+from emu3_megatron.config.training import RunConfig, ValidationConfig
+from emu3_megatron.parallel.votes import on_first_rank
+from emu3_megatron.runs.interfaces import Evaluator, Hook, Run, StepResult
+from emu3_megatron.runs.metrics.writers import open_writers
+
+
+class LogMetrics(Hook):
+    """Writes a row of metrics every `log_every` steps, and before every evaluation."""
+
+    name = "logging"
+    order = 0  # before the guard: the step that ends a run has its row
+
+    def __init__(self, config: RunConfig, validation: ValidationConfig | None):
+        self.config, self.validation = config, validation
+        self.skipped = 0
+
+    def before_training(self, run: Run, step: int) -> None:
+        on_first_rank(lambda: run.log.writers.extend(open_writers(self.config, run.about, step)))
+        run.log.start_clocks(step)
+        run.communication.is_on = self._is_due(run, step + 1)
+
+    def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:
+        self.skipped += result.verdict.trouble is not None
+        run.log.add(result.work)
+        if is_last or self._is_due(run, step):
+            measured = run.log.measure(step)
+            run.log.write(
+                {"step": step, **result.metrics, **measured, "skipped_steps": self.skipped}
+            )
+        run.communication.is_on = self._is_due(run, step + 1)
+
+    def _is_due(self, run: Run, step: int) -> bool:
+        return step % self.config.log_every == 0 or validates(self.validation, step, run.steps)
+
+    def after_training(self, run: Run) -> None:
+        # On all ranks together: a launcher that sees one leave gives the others little time.
+        on_first_rank(run.log.close)
+
+    def state_dict(self, saved: Saved | None = None) -> State:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: State) -> None:
+        self.skipped = state["skipped"]
+
+
+def validates(config: ValidationConfig | None, step: int, last: int) -> bool:
+    """Whether the held-out loss is due after a step; after the last of a run it always is."""
+    return config is not None and (step % config.every == 0 or step == last)
+
+
+class Validate(Hook):
+    """Logs the held-out loss as `validation/...`.
+
+    A run that is told to leave gives the evaluation up; its time counts in no row of metrics.
+    """
+
+    name = "validating"
+    order = 30
+
+    def __init__(self, config: ValidationConfig, evaluator: Evaluator):
+        self.config, self.evaluator = config, evaluator
+
+    def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:
+        if not validates(self.config, step, run.steps):
+            return
+
+        def goes_on() -> bool:
+            run.progress()
+            return not run.stop.was_made()
+
+        if measured := self.evaluator.measure(goes_on):
+            named = {f"validation/{name}": value for name, value in measured.items()}
+            run.log.write({"step": step, **named})
+        run.log.start_clocks(step)

@@ -1,0 +1,42 @@
+"""The training loop, of every stage and of every model."""
+
+from contextlib import closing
+
+from emu3_megatron.errors import REQUEUE, RunEnded
+from emu3_megatron.runs.hooks.guard import Guard
+from emu3_megatron.runs.interfaces import Run
+
+
+def take_steps(run: Run, guard: Guard, first: int, last: int) -> None:
+    """Take the steps after `first` up to `last`.
+
+    Args:
+        run: with its trainer, data and hooks.
+        guard: judges each step; one of the hooks.
+
+    Raises:
+        RunEnded: the run was told to leave, or a hook ended it.
+    """
+    hooks = sorted(run.hooks, key=lambda hook: hook.order)
+    judge = lambda values: guard.judge(values, run.stop.was_told)
+    left = None
+    with closing(run.log.waited(run.data.batches(run, first, last))) as steps:
+        run.describe()
+        for hook in hooks:
+            hook.before_training(run, first)
+        for step, batches in enumerate(steps, start=first + 1):
+            run.watchdog.at(step, "training")
+            result = run.trainer.step(step, batches, judge)
+            leaves = result.verdict.leaves
+            for hook in hooks:
+                run.watchdog.at(step, hook.name)
+                hook.after_step(run, step, result, is_last=leaves or step == last)
+            run.watchdog.at(step, "reading data")
+            if leaves:
+                left = step
+                break
+        for hook in hooks:
+            hook.after_training(run)
+    if left:
+        run.events.add("left", left, "told to leave: saved, and ready to be started again")
+        raise RunEnded(f"{run.folder}: told to leave after step {left}", REQUEUE)

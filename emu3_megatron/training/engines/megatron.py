@@ -1,0 +1,151 @@
+"""The engine on Megatron-core: tensor, sequence, context and data parallel."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from emu3_megatron.checkpoints.state import Saved, State
+from emu3_megatron.config.training import MegatronConfig, ParallelConfig
+from emu3_megatron.data.batches import Batch
+from emu3_megatron.model import Decoder, build_decoder
+from emu3_megatron.model.decoder import view_for_inference
+from emu3_megatron.model.opening import load_decoder, sharded_weights
+from emu3_megatron.parallel.groups import token_group
+from emu3_megatron.training.engines.optimizer import (
+    allocate_states,
+    build_optimizer,
+    gradient_norm,
+    load_states,
+    set_rate,
+    take_step,
+)
+from emu3_megatron.training.interfaces import EngineSetting, Sums
+
+# The one format of the distributed optimizer that any layout reads.
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+class MegatronEngine:
+    """Megatron's schedule, gradient buffers and AdamW around our decoder.
+
+    Attributes:
+        live: the bare decoder; its weights are those that move.
+        model: the decoder as Megatron's schedule runs it, with gradient buffers.
+    """
+
+    def __init__(self, section: MegatronConfig, setting: EngineSetting):
+        self.setting = setting
+        self.live = self._build(setting.seed, setting.parallel, recompute=setting.recompute)
+        self.model = DistributedDataParallel(
+            self.live.config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=setting.parallel.distributed_optimizer,
+            ),
+            self.live,
+        )
+        self.optimizer = build_optimizer(setting, self.model)
+        self.live.config.grad_scale_func = self.optimizer.scale_loss
+        self.live.config.no_sync_func = self.model.no_sync
+        self.live.config.finalize_model_grads_func = _finalize_gradients
+        self.run_schedule = get_forward_backward_func()
+
+    def _build(
+        self, seed: int | None, parallel: ParallelConfig, recompute: str = "none"
+    ) -> Decoder:
+        return build_decoder(
+            self.setting.model,
+            parallel,
+            seed=seed,
+            bf16=self.setting.precision == "bf16",
+            recompute=recompute,
+            backend=self.setting.backend,
+        )
+
+    def forward_backward(
+        self, batches: Sequence[Batch], forward: Callable[[Any, Batch], tuple[Tensor, Sums]]
+    ) -> list[Sums]:
+        """See `Engine`."""
+        self.model.train()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        def forward_step(
+            iterator: Iterator[Batch], model: torch.nn.Module
+        ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Sums]]]:
+            loss, sums = forward(model, next(iterator))
+            return loss, lambda loss: (loss, torch.tensor(1, dtype=torch.int), sums)
+
+        rows, length = batches[0].tokens.shape
+        return self.run_schedule(
+            forward_step_func=forward_step,
+            data_iterator=iter(batches),
+            model=[self.model],
+            num_microbatches=len(batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=False,
+        )
+
+    def grad_norm(self) -> float:
+        """See `Engine`."""
+        return gradient_norm(self.optimizer)
+
+    def update(self, grad_norm: float, lr: float) -> None:
+        """See `Engine`."""
+        set_rate(self.optimizer, lr)
+        take_step(self.optimizer, grad_norm)
+
+    @cached_property
+    def _view(self) -> Decoder:
+        setting = self.setting
+        return view_for_inference(self.live, setting.model, setting.parallel, setting.backend)
+
+    @contextmanager
+    def decoder(self) -> Iterator[Decoder]:
+        """See `Engine`."""
+        with torch.no_grad():
+            yield self._view
+
+    def frozen(self, checkpoint: Path) -> Decoder:
+        """See `Engine`."""
+        parallel = self.setting.parallel.model_copy(update={"sequence": False})
+        decoder = self._build(None, parallel)
+        load_decoder(checkpoint, decoder)
+        return decoder.eval().requires_grad_(False)
+
+    def start_from(self, checkpoint: Path) -> None:
+        """See `Engine`."""
+        load_decoder(checkpoint, self.live)
+        self.optimizer.reload_model_params()
+
+    def state_dict(self, saved: Saved | None = None) -> State:
+        """Weights and optimizer states, as Megatron describes them."""
+        if saved:
+            allocate_states(self.optimizer)
+        metadata = {**_SHARDING, "dp_cp_group": token_group()}
+        model = sharded_weights(self.live, _SHARDING)
+        optimizer = self.optimizer.sharded_state_dict(
+            model, is_loading=saved is not None, metadata=metadata
+        )
+        return {"model": model, "optimizer": optimizer}
+
+    def load_state_dict(self, state: State) -> None:
+        self.live.load_state_dict(state["model"])
+        load_states(self.optimizer, state["optimizer"])
+
+
+def _finalize_gradients(model: list[torch.nn.Module], num_tokens: Any, **kwargs: Any) -> None:
+    """Sum gradients over ranks. They are already divided by the global weight, not by tokens."""
+    finalize_model_grads(model, None, **kwargs)

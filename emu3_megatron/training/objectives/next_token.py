@@ -1,0 +1,46 @@
+"""The weighted next-token loss: sum of weighted losses over sum of weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emu3_megatron.config.training import NextTokenConfig
+from emu3_megatron.data.batches import Batch
+from emu3_megatron.model import Inputs
+from emu3_megatron.training.interfaces import Sums
+from emu3_megatron.vocabulary import CLASS_NAMES, Vocabulary
+
+
+class NextToken:
+    """Sum over the global batch of w x (nll + z_loss x log-partition^2), over the sum of w.
+
+    w is the weight of a label's class; labels of context spans and of padding have none.
+    """
+
+    def __init__(self, section: NextTokenConfig, vocabulary: Vocabulary):
+        self.weights: Mapping[str, float] = section.weights
+        self.z_loss = section.z_loss
+
+    def counts(self, batch: Batch) -> Tensor:
+        """The weight of all labels, fp64 [1]."""
+        return batch.weights.sum(dtype=torch.float64)[None]
+
+    def __call__(self, decoder: Any, inputs: Inputs, denominators: Tensor) -> tuple[Tensor, Sums]:
+        sums = decoder(inputs, "sums", self.z_loss)
+        # A step whose labels all weigh nothing has loss 0.
+        weight = denominators[0].float().clamp(min=torch.finfo(torch.float32).tiny)
+        return sums.loss / weight, {name: value.detach() for name, value in sums._asdict().items()}
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """The loss, and NLL, accuracy and count of each class that occurred."""
+        loss, weight = float(sums["loss"]), float(sums["weight"])
+        rows = {"loss": loss / weight if weight else 0.0}
+        for i, name in enumerate(CLASS_NAMES):
+            count = float(sums["count"][i])
+            if count:
+                rows[f"nll_{name}"] = float(sums["nll"][i]) / count
+                rows[f"accuracy_{name}"] = float(sums["correct"][i]) / count
+            rows[f"tokens_{name}"] = int(count)
+        return rows

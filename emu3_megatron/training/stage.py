@@ -1,0 +1,191 @@
+"""Training a decoder: what a run starts from, and what stands around its steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron import parallel
+from emu3_megatron.checkpoints.folders import (
+    find_checkpoint,
+    newest_sound,
+    read_checkpoint,
+    refuse_old,
+    tracked,
+    verify,
+)
+from emu3_megatron.checkpoints.state import load_state
+from emu3_megatron.config import Recipe
+from emu3_megatron.config.changes import changes, refuse_changes
+from emu3_megatron.data.held_out import HeldOut
+from emu3_megatron.data.mixed import Setting
+from emu3_megatron.errors import InputError
+from emu3_megatron.model.flops import flops_per_token, peak_flops
+from emu3_megatron.model.opening import check_model
+from emu3_megatron.parallel import Mesh
+from emu3_megatron.parallel.votes import on_first_rank
+from emu3_megatron.runs.hooks.guard import Guard
+from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
+from emu3_megatron.runs.hooks.saving import SaveCheckpoints
+from emu3_megatron.runs.interfaces import Data, Hook, Run
+from emu3_megatron.runs.loop import take_steps
+from emu3_megatron.runs.metrics.log import Work
+from emu3_megatron.runs.supervision import supervised
+from emu3_megatron.training.engines import build_engine
+from emu3_megatron.training.evaluator import HeldOutLoss
+from emu3_megatron.training.interfaces import EngineSetting, Objective
+from emu3_megatron.training.placing import Placer
+from emu3_megatron.training.replicas import CompareReplicas
+from emu3_megatron.training.schedule import learning_rate
+from emu3_megatron.training.trainer import DecoderTrainer
+
+
+def train(
+    recipe: Recipe,
+    *,
+    objective: Objective,
+    data: Data[Any],
+    hooks: Sequence[Hook] = (),
+    accept: bool = False,
+) -> None:
+    """Train as the recipe says, from the newest checkpoint in its run folder if there is one.
+
+    Args:
+        hooks: besides those of every run: logging, guard, comparing replicas, validation, saving.
+        accept: go on though the recipe has changed in what the run learns.
+
+    Raises:
+        InputError: data, layout or checkpoint do not fit the recipe.
+        RunEnded: the run was told to leave, or gave up.
+    """
+    mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
+    _check_layout(recipe, mesh)
+    with supervised(recipe.run, mesh, peak_flops()) as run:
+        checkpoint, about = _to_resume_from(recipe)
+        recipe = _completed(recipe, data, about)
+        if checkpoint:
+            _refuse_changes(recipe, about, accept)
+        first = about.get("step", 0)
+        last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
+        start_from = None if checkpoint else _to_start_from(recipe)
+        guard = _assemble(run, recipe, objective, data, hooks)
+        _load(run, checkpoint, start_from)
+        run.about = _describe(recipe, about or (read_checkpoint(start_from) if start_from else {}))
+        if first >= last and mesh.is_first:
+            print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")
+        take_steps(run, guard, first, last)
+
+
+def _check_layout(recipe: Recipe, mesh: Mesh) -> None:
+    step = recipe.batch.micro_size * mesh.data_size
+    if recipe.batch.size % step:
+        raise InputError(
+            f"batch.size={recipe.batch.size} must be a multiple of batch.micro_size x data "
+            f"parallel ranks = {recipe.batch.micro_size} x {mesh.data_size} = {step}"
+        )
+
+
+def _to_resume_from(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to resume from, proven whole and of this model, and its manifest."""
+    folder = recipe.run.dir / "checkpoints"
+    path = newest_sound(folder) if recipe.run.resume == "auto" else tracked(folder)
+    if path is None:
+        return None, {}
+    about = read_checkpoint(path)
+    refuse_old(path, about)
+    check_model(path, about, recipe.model)
+    if recipe.run.resume == "strict":
+        verify(path)
+    return path, about
+
+
+def _to_start_from(recipe: Recipe) -> Path | None:
+    """The checkpoint whose weights a new run starts from, proven whole and of this model."""
+    if recipe.run.init_from is None:
+        return None
+    init_from = recipe.run.init_from
+    path = on_first_rank(lambda: find_checkpoint(init_from))
+    check_model(path, read_checkpoint(path), recipe.model)
+    verify(path)
+    return path
+
+
+def _completed(recipe: Recipe, data: Data[Any], about: dict[str, Any]) -> Recipe:
+    """The recipe with what its first start fills in: contents of sources, length of the cosine."""
+    past = about["recipe"]["optimizer"]["decay_steps"] if about else None
+    steps = recipe.optimizer.decay_steps or past or recipe.run.steps
+    optimizer = recipe.optimizer.model_copy(update={"decay_steps": steps})
+    section = getattr(data, "section", recipe.data)
+    return recipe.model_copy(update={"optimizer": optimizer, "data": section})
+
+
+def _refuse_changes(recipe: Recipe, about: dict[str, Any], accept: bool) -> None:
+    changed = list(changes(Recipe.model_validate(about["recipe"]), recipe))
+    refuse_changes(recipe.run.dir, changed, accept)
+    on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
+
+
+def _assemble(
+    run: Run, recipe: Recipe, objective: Objective, data: Data[Any], hooks: Sequence[Hook]
+) -> Guard:
+    """Give a run its trainer, data and hooks."""
+    vocabulary, mesh = recipe.model.vocabulary(), run.mesh
+    mesh.seed(recipe.run.seed, 0)
+    engine = build_engine(recipe.engine, EngineSetting.of(recipe))
+    tokens = recipe.batch.size * recipe.context
+    trainer = DecoderTrainer(
+        engine,
+        objective,
+        rate=lambda step: learning_rate(recipe.optimizer, step),
+        mesh=mesh,
+        place=Placer(vocabulary, mesh.context_rank),
+        seed=recipe.run.seed,
+        work=Work(tokens, tokens * flops_per_token(recipe.model, recipe.context)),
+    )
+    saves = SaveCheckpoints(recipe.run)
+    guard = Guard(recipe.guard, saves)
+    run.trainer, run.data = trainer, data
+    run.hooks = [
+        LogMetrics(recipe.run, recipe.validation),
+        guard,
+        CompareReplicas(recipe.guard, engine),
+        saves,
+        *hooks,
+    ]
+    if recipe.validation:
+        setting = Setting(vocabulary, recipe.batch, recipe.run.seed, objective.weights)
+        held_out = HeldOut(recipe.validation, recipe.context, setting)
+        run.hooks.append(Validate(recipe.validation, HeldOutLoss(trainer, held_out, run)))
+    return guard
+
+
+def _load(run: Run, checkpoint: Path | None, start_from: Path | None) -> None:
+    """Load what there is to load: all of a checkpoint, or the weights of another run."""
+    if checkpoint:
+        load_state(checkpoint, run.owners())
+    elif start_from:
+        trainer = run.trainer
+        assert isinstance(trainer, DecoderTrainer)
+        trainer.engine.start_from(start_from)
+
+
+def _describe(recipe: Recipe, before: dict[str, Any]) -> dict[str, Any]:
+    """What the run's checkpoints and `run.json` say of it.
+
+    Args:
+        before: the manifest of the checkpoint that the weights come from.
+    """
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "vocabulary": recipe.model.vocabulary().fingerprint(),
+        "null_prompt": _saw_empty_captions(recipe, before),
+    }
+
+
+def _saw_empty_captions(recipe: Recipe, before: dict[str, Any]) -> bool | None:
+    """Whether the weights, or those they come from, were trained without captions at times.
+
+    None: they were imported, and it is not known.
+    """
+    if getattr(recipe.data, "null_prompt", 0) > 0:
+        return True
+    return before.get("null_prompt", False)

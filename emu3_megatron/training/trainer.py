@@ -1,0 +1,131 @@
+"""One optimizer step of a decoder: micro-batches in, weights moved, metrics out.
+
+The trainer owns the collectives of a step: one sum of the objective's counts over data parallel
+ranks, one fp64 sum of its sums over data x context, and the judge's vote.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
+from torch import Tensor
+
+from emu3_megatron.checkpoints.state import Saved, State
+from emu3_megatron.data.batches import Batch
+from emu3_megatron.model import DropoutPlace, Inputs
+from emu3_megatron.parallel import Mesh
+from emu3_megatron.parallel.groups import context_group, data_group
+from emu3_megatron.runs.interfaces import Judge, StepResult
+from emu3_megatron.runs.metrics.log import Work
+from emu3_megatron.training.interfaces import DecoderCall, Engine, Objective, Sums
+from emu3_megatron.training.placing import Placer
+
+
+class DecoderTrainer:
+    """Trains a decoder by an objective on an engine.
+
+    Args:
+        rate: the learning rate of each step.
+        seed: of dropout.
+        work: what a step comes to.
+
+    Attributes:
+        place: gives a batch this rank's `inputs`; data workers apply it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        objective: Objective,
+        *,
+        rate: Callable[[int], float],
+        mesh: Mesh,
+        place: Placer,
+        seed: int,
+        work: Work,
+    ):
+        self.engine, self.objective = engine, objective
+        self.rate, self.mesh, self.place = rate, mesh, place
+        self.seed, self.work = seed, work
+        self.exchange: Exchange = (
+            NoExchange() if mesh.context_size == 1 else GroupExchange(context_group(), pairs=True)
+        )
+
+    def step(self, number: int, batches: Sequence[Batch], judge: Judge) -> StepResult:
+        """See `runs.interfaces.Trainer`."""
+        self.mesh.seed(self.seed, number)
+        batches = self._at(number, batches)
+        denominators = self._denominators(batches)
+        parts = self.engine.forward_backward(
+            batches, lambda decoder, batch: self.forward(decoder, batch, denominators)
+        )
+        metrics = self.objective.metrics(self.sum(parts))
+        grad_norm = self.engine.grad_norm()
+        # Before the weights move: the GPU is waited for here anyway, and would idle later.
+        verdict = judge({"loss": metrics["loss"], "grad_norm": grad_norm})
+        lr = self.rate(number)
+        if not verdict.trouble:
+            self.engine.update(grad_norm, lr)
+        metrics |= {"grad_norm": grad_norm, "lr": lr}
+        details = self._describe(batches, parts) if verdict.trouble else []
+        return StepResult(metrics, verdict, self.work, details)
+
+    def forward(
+        self, decoder: DecoderCall, batch: Batch, denominators: Tensor
+    ) -> tuple[Tensor, Sums]:
+        """The objective of one micro-batch."""
+        inputs: Inputs = (batch.inputs or self.place(batch).inputs).to(self.mesh.device)
+        layout = replace(inputs.layout, exchange=self.exchange)
+        return self.objective(decoder, replace(inputs, layout=layout), denominators)
+
+    def sum(self, parts: Sequence[Sums]) -> Sums:
+        """Add up this rank's micro-batches and all ranks with other tokens; fp64 on the CPU."""
+        flat = torch.stack([torch.cat([t.double().flatten() for t in p.values()]) for p in parts])
+        total = self.mesh.sum_over_tokens(flat.sum(0)).cpu()
+        pieces = total.split([tensor.numel() for tensor in parts[0].values()])
+        return {
+            name: piece.view(tensor.shape)
+            for (name, tensor), piece in zip(parts[0].items(), pieces, strict=True)
+        }
+
+    def _denominators(self, batches: Sequence[Batch]) -> Tensor:
+        """The objective's counts over the global batch, known before the first forward."""
+        counts = torch.stack([self.objective.counts(batch) for batch in batches]).sum(0)
+        counts = counts.to(self.mesh.device, non_blocking=True)
+        dist.all_reduce(counts, group=data_group())
+        return counts
+
+    def _at(self, number: int, batches: Sequence[Batch]) -> list[Batch]:
+        """Batches that know their place in the step, on which attention dropout depends."""
+        # The seed leaves room for the number of a layer, and for a million steps a run seed.
+        seed = (self.seed << 32) + (number << 12)
+        first = self.mesh.data_rank * len(batches)
+        placed = [batch if batch.inputs else self.place(batch) for batch in batches]
+        return [
+            _with_dropout(batch, DropoutPlace(seed, (first + index) * batch.tokens.numel()))
+            for index, batch in enumerate(placed)
+        ]
+
+    def _describe(self, batches: Sequence[Batch], parts: Sequence[Sums]) -> list[dict[str, Any]]:
+        """Of each micro-batch its loss here and its documents."""
+        return [
+            {
+                "loss": str(self.objective.metrics(part)["loss"]),
+                "documents": [[list(ref[:2]) for ref in row] for row in batch.documents],
+            }
+            for batch, part in zip(batches, parts, strict=True)
+        ]
+
+    def state_dict(self, saved: Saved | None = None) -> State:
+        return self.engine.state_dict(saved)
+
+    def load_state_dict(self, state: State) -> None:
+        self.engine.load_state_dict(state)
+
+
+def _with_dropout(batch: Batch, place: DropoutPlace) -> Batch:
+    layout = replace(batch.inputs.layout, dropout=place)
+    return replace(batch, inputs=replace(batch.inputs, layout=layout))
