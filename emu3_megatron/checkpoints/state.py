@@ -91,21 +91,33 @@ def load_state(path: Path, owners: Mapping[str, Stateful]) -> dict[str, Any]:
 
 def _with_tensors(state: State) -> State:
     """The entries that hold tensors, at any depth."""
-    return {key: value for key, value in state.items() if _holds_tensors(value)}
+    kinds = (torch.Tensor, ShardedBase)
+    return {key: value for key, value in state.items() if _holds(value, kinds)}
 
 
-def _holds_tensors(value: Any) -> bool:
+def _holds(value: Any, kinds: Any) -> bool:
+    """Whether a value is, or has in it, something of these types."""
     if isinstance(value, dict):
-        return any(_holds_tensors(item) for item in value.values())
+        return any(_holds(item, kinds) for item in value.values())
     if isinstance(value, list | tuple):
-        return any(_holds_tensors(item) for item in value)
-    return isinstance(value, torch.Tensor | ShardedBase)
+        return any(_holds(item, kinds) for item in value)
+    return isinstance(value, kinds)
 
 
-def _as_sharded(key: str, value: Any) -> Any:
-    """Plain tensors become ShardedTensors of which each rank holds a copy."""
+def _as_sharded(owner: str, state: State) -> State:
+    """Plain tensors become ShardedTensors of which each rank holds a copy.
+
+    An entry that Megatron has described, with ShardedTensors in it, is passed on as it is.
+    """
+    return {
+        key: value if _holds(value, ShardedBase) else _replicated(f"{owner}.{key}", value)
+        for key, value in state.items()
+    }
+
+
+def _replicated(key: str, value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _as_sharded(f"{key}.{name}", item) for name, item in value.items()}
+        return {name: _replicated(f"{key}.{name}", item) for name, item in value.items()}
     if isinstance(value, torch.Tensor):
         return ShardedTensor.from_rank_offsets(key, value, replica_id=dist.get_rank())
     return value

@@ -51,7 +51,7 @@ class DecoderTrainer:
         self.rate, self.mesh, self.place = rate, mesh, place
         self.seed, self.work = seed, work
         self.exchange: Exchange = (
-            NoExchange() if mesh.context_size == 1 else GroupExchange(context_group(), pairs=True)
+            NoExchange() if mesh.context_size == 1 else GroupExchange(context_group(), point_to_point=True)
         )
 
     def step(self, number: int, batches: Sequence[Batch], judge: Judge) -> StepResult:

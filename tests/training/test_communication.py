@@ -11,18 +11,18 @@ from support.processes import run_processes
 from support.tiny import make_packs, tiny_recipe
 
 from emu3_megatron.runs.communication import Communication, HostClock
-from emu3_megatron.training.step import TrainStep
+from emu3_megatron.training.trainer import DecoderTrainer
 
 
 def rank_1_comes_a_second_late_to_step_3() -> None:
-    step = TrainStep.__call__
+    step = DecoderTrainer.step
 
-    def late(self, number, batches):
+    def late(self, number, batches, judge):
         if number == 3 and os.environ["RANK"] == "1":
             time.sleep(1)
-        return step(self, number, batches)
+        return step(self, number, batches, judge)
 
-    TrainStep.__call__ = late  # type: ignore[method-assign]
+    DecoderTrainer.step = late  # type: ignore[method-assign]
 
 
 def test_waiting_for_a_late_rank_shows_in_its_step(tmp_path):
