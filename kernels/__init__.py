@@ -1,1 +1,1 @@
-"""Kernels of the two hot paths, each with a plain reference. They know torch and triton only."""
+"""Attention and loss, each with a plain reference. This package imports torch and triton only."""

@@ -1,6 +1,6 @@
-"""Passes over memory around attention kernels that cannot do them themselves.
+"""Merging, adding and gathering around attention kernels.
 
-csrc's kernels where they are built and the device runs them, plain torch everywhere else.
+The kernels of csrc where they are built and the device runs them, plain torch everywhere else.
 """
 
 import torch
@@ -27,7 +27,7 @@ def merge(
     if _sums(out_thd, new_out_thd) and out_thd.shape[2] % 4 == 0 and lse_ht.stride(1) == 1:
         cuda.merge_attention(out_thd, lse_ht, new_out_thd.contiguous(), new_lse_ht.contiguous())
         return
-    # Both -inf gives nan: nothing is visible, and out stays as it is.
+    # Where both are -inf, nothing is visible: the difference is NaN, and out stays as it is.
     share_ht = torch.sigmoid(new_lse_ht - lse_ht).nan_to_num_(0.0)
     out_thd.lerp_(new_out_thd.to(out_thd.dtype), share_ht.T.unsqueeze(-1).to(out_thd.dtype))
     torch.logaddexp(lse_ht, new_lse_ht.to(lse_ht.dtype), out=lse_ht)

@@ -1,4 +1,4 @@
-"""Attention of one rank's queries to one rank's keys, exact whatever ranks hold which tokens."""
+"""Attention of one rank's queries to one rank's keys, one tile of a ring."""
 
 import torch
 from emu3_kernels.attention_tile import backends
@@ -31,7 +31,7 @@ def attention_tile(
     dropout: Dropout | None = None,
     backend: Backend = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention over the keys of one tile, merged with what earlier tiles gave.
+    """Softmax attention over the keys of one tile, merged with the result of earlier tiles.
 
     No autograd: the backward of a whole ring needs out and lse over all tiles, see
     `attention_tile_backward`.
@@ -73,7 +73,7 @@ def attention_tile_backward(
     dropout: Dropout | None = None,
     backend: Backend = "auto",
 ) -> None:
-    """Add one tile's share of the gradients into dq, dk and dv.
+    """Add one tile's part of the gradients into dq, dk and dv.
 
     Args:
         dout_thd: gradient of the whole attention's out, [t, h, d].

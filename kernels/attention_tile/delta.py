@@ -1,4 +1,4 @@
-"""What each tile's backward must know of the whole: sum(dout x out), and an out that has it."""
+"""sum(dout * out), which the backward of each tile needs, and an out that gives it."""
 
 import torch
 
@@ -16,10 +16,10 @@ def attention_delta(dout_thd: torch.Tensor, out_thd: torch.Tensor) -> torch.Tens
 
 
 def stand_in_out(dout_thd: torch.Tensor, delta_ht: torch.Tensor) -> torch.Tensor:
-    """The shortest out with sum_d(dout * out) = delta, [t, h, d] like delta.
+    """The shortest vectors with sum_d(dout * out) = delta: [t, h, d], in delta's type.
 
-    torch's backward kernels want out, and only to compute delta. Being no longer than the real
-    out, it loses no more when it is rounded to bf16.
+    torch's backward kernels take out, but only compute delta from it. These vectors are no longer
+    than the real out, so rounding them to bf16 loses no more.
     """
     unit_thd = dout_thd.to(delta_ht.dtype)
     # Squares of small gradients would underflow.

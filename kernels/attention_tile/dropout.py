@@ -1,4 +1,4 @@
-"""Attention dropout that no layout changes: a hash of global positions decides what is kept."""
+"""Attention dropout by a hash of global positions: the same on every parallel layout."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -8,7 +8,7 @@ import torch
 Hash = TypeVar("Hash", int, torch.Tensor)
 
 WORD = 0xFFFFFFFF
-# Odd multipliers that spread neighbours over 32 bits: the golden ratio's and murmur3's.
+# Odd multipliers, from the golden ratio and murmur3: neighbours differ in all 32 bits.
 HEAD, QUERY, KEY = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 
 
@@ -18,10 +18,10 @@ class Dropout:
 
     Attributes:
         p: chance that a probability is dropped, in [0, 1); the others grow by 1 / (1 - p).
-        seed: up to 64 bits; another one for each layer, micro-batch and step.
+        seed: up to 64 bits; a different one for each layer and step.
         query_index_t: int [t], each local query's place in the whole sequence.
         key_index_t: int [t], each local key's.
-        first_head: what head 0 of this call is among all heads (tensor parallelism).
+        first_head: number of this call's head 0 among all heads (tensor parallelism).
     """
 
     p: float

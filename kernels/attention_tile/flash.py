@@ -1,35 +1,13 @@
-"""torch's own flash attention on GPUs."""
+"""torch's flash attention for GPUs, many segments of the mask in one call."""
+
+from functools import partial
 
 import torch
-from emu3_kernels.attention_tile import parts
+from emu3_kernels.attention_tile.implementation import unsupported_by_gpu_kernels
 from emu3_kernels.attention_tile.packed import Call, calls, nothing_is_negative
-from emu3_kernels.attention_tile.tile import Tile
+from emu3_kernels.attention_tile.parts import by_parts
 
 aten = torch.ops.aten
-
-
-def refusal(tile: Tile) -> str | None:
-    """Why it cannot take a call."""
-    return parts.half_on_gpu(tile, largest_dim=256)
-
-
-def forward(
-    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `attention_tile`."""
-    return parts.forward(tile, running, calls(tile.ranges), _attend)
-
-
-def backward(
-    tile: Tile,
-    dout_thd: torch.Tensor,
-    delta_ht: torch.Tensor,
-    lse_ht: torch.Tensor,
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-) -> None:
-    """See `attention_tile_backward`."""
-    segments = calls(tile.ranges)
-    parts.backward(tile, dout_thd, delta_ht, lse_ht, gradients, segments, _differentiate)
 
 
 def _attend(
@@ -57,3 +35,8 @@ def _differentiate(
         *(0.0, call.causal, no_rng, torch.empty(0, device=q.device)),
         scale=scale,
     )
+
+
+IMPLEMENTATION = by_parts(
+    partial(unsupported_by_gpu_kernels, largest_dim=256), calls, _attend, _differentiate
+)

@@ -1,43 +1,24 @@
-"""The flash-attn package (FlashAttention-2, from 2.7 on), where it is installed."""
+"""The flash-attn package (FlashAttention-2, 2.7 or later), where it is installed."""
 
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
 import torch
-from emu3_kernels.attention_tile import parts
+from emu3_kernels.attention_tile.implementation import unsupported_by_gpu_kernels
 from emu3_kernels.attention_tile.packed import Call, calls, nothing_is_negative
+from emu3_kernels.attention_tile.parts import by_parts
 from emu3_kernels.attention_tile.tile import Tile
 
 
-def refusal(tile: Tile) -> str | None:
-    """Why it cannot take a call."""
-    if reason := parts.half_on_gpu(tile, largest_dim=256):
+def _unsupported_reason(tile: Tile) -> str | None:
+    if reason := unsupported_by_gpu_kernels(tile, largest_dim=256):
         return reason
     try:
         _package()
     except ImportError as error:
         return f"the package does not import ({error}); pip install flash-attn"
     return None
-
-
-def forward(
-    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `attention_tile`."""
-    return parts.forward(tile, running, calls(tile.ranges), _attend)
-
-
-def backward(
-    tile: Tile,
-    dout_thd: torch.Tensor,
-    delta_ht: torch.Tensor,
-    lse_ht: torch.Tensor,
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-) -> None:
-    """See `attention_tile_backward`."""
-    segments = calls(tile.ranges)
-    parts.backward(tile, dout_thd, delta_ht, lse_ht, gradients, segments, _differentiate)
 
 
 def _attend(
@@ -77,3 +58,6 @@ def _differentiate(
 @cache
 def _package() -> ModuleType:
     return import_module("flash_attn.flash_attn_interface")
+
+
+IMPLEMENTATION = by_parts(_unsupported_reason, calls, _attend, _differentiate)

@@ -1,4 +1,4 @@
-"""Many segments in one call of a packed ("varlen") kernel, where the mask allows it."""
+"""Segments of a mask grouped into calls of a packed ("varlen") kernel."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,7 +9,7 @@ from emu3_kernels.attention_tile.ranges import KeyRanges, Segment
 
 
 class Call(NamedTuple):
-    """Segments of one kind, none of which sees another's keys."""
+    """Segments of one kind, causal or not, no two of which share a key."""
 
     queries: slice
     keys: slice
@@ -26,12 +26,12 @@ class Call(NamedTuple):
 
 
 def nothing_is_negative(lse_ht: torch.Tensor) -> torch.Tensor:
-    """Flash attention's lse is +inf where a query sees nothing, ours -inf."""
+    """-inf in the place of the +inf that flash attention gives where a query sees nothing."""
     return lse_ht.masked_fill(lse_ht == torch.inf, -torch.inf)
 
 
 def calls(ranges: KeyRanges) -> Iterator[Call]:
-    """All segments, neighbours in one call as long as they are of one kind and share no key."""
+    """All segments; neighbours of one kind that share no key go into one call."""
     run: list[Segment] = []
     for segment in ranges.segments:
         if run and (segment.causal != run[-1].causal or segment.k_start < run[-1].k_end):
@@ -43,7 +43,7 @@ def calls(ranges: KeyRanges) -> Iterator[Call]:
 
 
 def _call(run: list[Segment], device: torch.device) -> Call:
-    """Gaps between segments become sequences too: of queries without keys and the reverse."""
+    """A call; gaps between segments become sequences of queries without keys, and the reverse."""
     q, k = [run[0].q_start], [run[0].k_start]
     for segment in run:
         q += [segment.q_start, segment.q_start, segment.q_end]

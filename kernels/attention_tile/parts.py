@@ -1,10 +1,12 @@
-"""Tiles by kernels that know neither a running result nor the whole mask: a call for each part."""
+"""Backends from kernels that take a part of the mask a call and cannot add to earlier results."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 import torch
 from emu3_kernels.attention_tile.delta import stand_in_out
+from emu3_kernels.attention_tile.implementation import Gradients, Implementation, Running
+from emu3_kernels.attention_tile.ranges import KeyRanges
 from emu3_kernels.attention_tile.tile import Tile
 from emu3_kernels.passes import accumulate, merge
 
@@ -27,52 +29,42 @@ Attend = Callable[[T, T, T, P, float], tuple[T, T]]
 Differentiate = Callable[[T, T, T, T, T, T, P, float], tuple[T, T, T]]
 
 
-def forward(
-    tile: Tile,
-    running: tuple[torch.Tensor, torch.Tensor] | None,
-    parts: Iterable[P],
+def by_parts(
+    unsupported_reason: Callable[[Tile], str | None],
+    parts_of: Callable[[KeyRanges], Iterable[P]],
     attend: Attend[P],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend part by part, and merge."""
-    out_thd, lse_ht = running or tile.nothing_yet()
-    q_thd, k_thd, v_thd = tile.inputs
-    for part in parts:
-        queries, keys = part.queries, part.keys
-        new = attend(q_thd[queries], k_thd[keys], v_thd[keys], part, tile.scale)
-        merge(out_thd[queries], lse_ht[:, queries], *new)
-    return out_thd, lse_ht
-
-
-def backward(
-    tile: Tile,
-    dout_thd: torch.Tensor,
-    delta_ht: torch.Tensor,
-    lse_ht: torch.Tensor,
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    parts: Iterable[P],
     differentiate: Differentiate[P],
-) -> None:
-    """Differentiate part by part, each as a share of the whole, and add up."""
-    q_thd, k_thd, v_thd = tile.inputs
-    stand_in_thd = stand_in_out(dout_thd, delta_ht).to(q_thd.dtype)
-    dout_thd = dout_thd.to(q_thd.dtype)
-    for part in parts:
-        queries, keys = part.queries, part.keys
-        partial = differentiate(
-            *(dout_thd[queries], q_thd[queries], k_thd[keys], v_thd[keys]),
-            *(stand_in_thd[queries], lse_ht[:, queries].contiguous(), part, tile.scale),
-        )
-        for total, share, rows in zip(gradients, partial, (queries, keys, keys), strict=True):
-            accumulate(total[rows], share)
+) -> Implementation:
+    """A backend that calls a kernel once for each part of the mask and adds up what it gives.
 
+    Args:
+        unsupported_reason: why the kernel cannot take a tile; None if it can.
+        parts_of: the parts of a mask; together they are all of it, without overlap.
+        attend: attention of one part.
+        differentiate: gradients of one part, from the whole attention's lse and an out that has
+            the whole attention's sum(dout * out).
+    """
 
-def half_on_gpu(tile: Tile, largest_dim: int) -> str | None:
-    """Why kernels for GPUs and 16-bit values, without our dropout, cannot take a tile."""
-    dim = tile.q_thd.shape[2]
-    if not tile.q_thd.is_cuda:
-        return f"runs on GPUs, not on {tile.q_thd.device.type}"
-    if tile.q_thd.element_size() != 2:
-        return f"does not take {tile.q_thd.dtype}"
-    if dim % 8 or dim > largest_dim:
-        return f"head dimension {dim} is no multiple of 8 up to {largest_dim}"
-    return None if tile.dropout is None else "cannot drop by global positions"
+    def forward(tile: Tile, running: Running | None) -> Running:
+        out_thd, lse_ht = running or tile.nothing_yet()
+        q_thd, k_thd, v_thd = tile.inputs
+        for part in parts_of(tile.ranges):
+            queries, keys = part.queries, part.keys
+            new = attend(q_thd[queries], k_thd[keys], v_thd[keys], part, tile.scale)
+            merge(out_thd[queries], lse_ht[:, queries], *new)
+        return out_thd, lse_ht
+
+    def backward(tile: Tile, dout_thd: T, delta_ht: T, lse_ht: T, gradients: Gradients) -> None:
+        q_thd, k_thd, v_thd = tile.inputs
+        stand_in_thd = stand_in_out(dout_thd, delta_ht).to(q_thd.dtype)
+        dout_thd = dout_thd.to(q_thd.dtype)
+        for part in parts_of(tile.ranges):
+            queries, keys = part.queries, part.keys
+            partial = differentiate(
+                *(dout_thd[queries], q_thd[queries], k_thd[keys], v_thd[keys]),
+                *(stand_in_thd[queries], lse_ht[:, queries].contiguous(), part, tile.scale),
+            )
+            for total, share, rows in zip(gradients, partial, (queries, keys, keys), strict=True):
+                accumulate(total[rows], share)
+
+    return Implementation(unsupported_reason, forward, backward)

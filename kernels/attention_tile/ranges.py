@@ -1,4 +1,4 @@
-"""Which local keys each local query sees: contiguous ranges, whatever the dispatch."""
+"""The mask of an attention tile: for each query the range of keys that it sees."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from emu3_kernels.movable import Movable, Move
 
 
 class Piece(NamedTuple):
@@ -44,15 +45,15 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class KeyRanges:
+class KeyRanges(Movable):
     """Query i sees exactly the keys [first_q[i], last_q[i]); both never decrease.
 
     This is the mask of any pair of ranks that hold their tokens in ascending global order: a query
-    sees the keys from its document's beginning up to itself, and sorting keeps those together.
+    sees the keys from its document's beginning up to itself, and these are neighbours.
 
     Attributes:
-        segments: the same on the host, for kernels that are called once for each.
-        first_q: int32 [queries], on the device.
+        segments: the same as numbers of Python's, for kernels that are called once for each.
+        first_q: int32 [queries].
         last_q: int32 [queries]; at or below first_q where nothing is visible.
         keys: number of keys.
     """
@@ -78,32 +79,40 @@ class KeyRanges:
                 from row to row without overlap, and the ranges they see never move back.
             queries: number of queries.
             keys: number of keys.
-            device: where the kernels run.
+            device: where the ranges are moved once they are made on the CPU.
 
         Raises:
             ValueError: segments that are no such ranges.
         """
         rows_m5 = torch.as_tensor(segments, dtype=torch.int64).reshape(-1, 5)
         first_q, last_q = _ranges(rows_m5, queries, keys)
-        rows = tuple(Segment(*row[:4], bool(row[4])) for row in rows_m5.tolist())
-        return cls(rows, first_q.to(device), last_q.to(device), keys)
+        rows = tuple(Segment(a, b, c, d, bool(causal)) for a, b, c, d, causal in rows_m5.tolist())
+        return cls(rows, first_q, last_q, keys).to(device)
+
+    def map_tensors(self, move: Move) -> "KeyRanges":
+        first_q, last_q = move(self.first_q), move(self.last_q)
+        return KeyRanges(self.segments, first_q, last_q, self.keys)
 
     @property
     def queries(self) -> int:
+        """Number of queries."""
         return self.first_q.shape[0]
 
     @cached_property
     def by_key(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same from the keys' side: int32 [keys] each, key j is seen by [first[j], last[j])."""
+        """The same by key: int32 [keys] each, key j is seen by queries [first[j], last[j])."""
         key_k = torch.arange(self.keys, dtype=torch.int32, device=self.first_q.device)
         first_k = torch.searchsorted(self.last_q, key_k, right=True, out_int32=True)
         last_k = torch.searchsorted(self.first_q, key_k, right=True, out_int32=True)
         return first_k, last_k
 
     def heaviest_first(self, block: int, by_key: bool = False) -> torch.Tensor:
-        """Numbers of blocks of queries (or keys), those that see (are seen by) most first: int32.
+        """Numbers of blocks of queries, those that see the most keys first: int32.
 
         The last blocks to start are then small, and multiprocessors finish together.
+
+        Args:
+            by_key: blocks of keys, those that are seen by the most queries first.
         """
         if (block, by_key) not in self._orders:
             first, last = self.by_key if by_key else (self.first_q, self.last_q)
@@ -121,7 +130,7 @@ class KeyRanges:
 
 
 def _ranges(rows_m5: torch.Tensor, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """first_q and last_q, int32 on the host."""
+    """first_q and last_q, int32 on the CPU."""
     q_start, q_end, k_start, k_end, _ = rows_m5.unbind(1)
     if (q_end < q_start).any() or (k_end < k_start).any() or (rows_m5 < 0).any():
         raise ValueError("segments: a range that ends before it begins, or begins before 0")
@@ -153,7 +162,7 @@ def _spread(rows_m5: torch.Tensor, queries: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _by_turns(gaps: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-    """A gap, a segment, a gap ... and the last gap."""
+    """Interleaved: a gap, a segment, a gap ... and the last gap."""
     both = gaps.new_empty(len(gaps) + len(segments))
     both[::2], both[1::2] = gaps, segments
     return both

@@ -1,9 +1,10 @@
-"""Plain torch: any device, any floating type, computed in fp32 or wider."""
+"""Attention tiles in plain torch: any device, any floating type, computed in fp32 or wider."""
 
 from collections.abc import Iterator
 
 import torch
 from emu3_kernels.attention_tile.dropout import Dropout
+from emu3_kernels.attention_tile.implementation import Gradients, Implementation, Running
 from emu3_kernels.attention_tile.ranges import KeyRanges
 from emu3_kernels.attention_tile.tile import Tile
 from emu3_kernels.passes import accumulate, merge
@@ -11,13 +12,7 @@ from emu3_kernels.passes import accumulate, merge
 BLOCK = 512  # queries at a time: memory grows with the keys they see, not with queries x keys
 
 
-def refusal(tile: Tile) -> None:
-    """Takes everything."""
-
-
-def forward(
-    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(tile: Tile, running: Running | None) -> Running:
     """See `attention_tile`."""
     q_thd, k_thd, v_thd = tile.inputs
     out_thd, lse_ht = running or tile.nothing_yet()
@@ -39,7 +34,7 @@ def backward(
     dout_thd: torch.Tensor,
     delta_ht: torch.Tensor,
     lse_ht: torch.Tensor,
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    gradients: Gradients,
 ) -> None:
     """See `attention_tile_backward`."""
     q_thd, k_thd, v_thd = tile.inputs
@@ -61,7 +56,7 @@ def backward(
 
 
 def _blocks(ranges: KeyRanges) -> Iterator[tuple[slice, slice]]:
-    """Runs of queries, and the keys that any of them sees."""
+    """Blocks of queries, and the keys that any query of the block sees."""
     for start in range(0, ranges.queries, BLOCK):
         end = min(start + BLOCK, ranges.queries)
         first, last = int(ranges.first_q[start]), int(ranges.last_q[end - 1])
@@ -100,3 +95,6 @@ def _probabilities(score_hqk: torch.Tensor, lse_hq: torch.Tensor) -> torch.Tenso
 def _factor(dropout: Dropout, like: torch.Tensor, queries: slice, keys: slice) -> torch.Tensor:
     """What dropout multiplies probabilities by: 0 or 1 / (1 - p)."""
     return dropout.keep(like.shape[0], queries, keys).to(like.dtype) / (1 - dropout.p)
+
+
+IMPLEMENTATION = Implementation(lambda tile: None, forward, backward)

@@ -1,46 +1,27 @@
 """torch's blockwise attention for CPUs, one call for each rectangle or square of the mask."""
 
 import torch
-from emu3_kernels.attention_tile import parts
-from emu3_kernels.attention_tile.ranges import Piece
-from emu3_kernels.attention_tile.tile import Tile
+from emu3_kernels.attention_tile.implementation import dropout_unsupported
+from emu3_kernels.attention_tile.parts import by_parts
+from emu3_kernels.attention_tile.ranges import KeyRanges, Piece
+from emu3_kernels.attention_tile.tile import Tile, from_bhtd, to_bhtd
 
 aten = torch.ops.aten
 
 
-def refusal(tile: Tile) -> str | None:
-    """Why it cannot take a call."""
+def _unsupported_reason(tile: Tile) -> str | None:
     if tile.q_thd.device.type != "cpu":
         return f"runs on CPUs, not on {tile.q_thd.device.type}"
-    return None if tile.dropout is None else "cannot drop by global positions"
-
-
-def forward(
-    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `attention_tile`."""
-    return parts.forward(tile, running, tile.ranges.pieces(), _attend)
-
-
-def backward(
-    tile: Tile,
-    dout_thd: torch.Tensor,
-    delta_ht: torch.Tensor,
-    lse_ht: torch.Tensor,
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-) -> None:
-    """See `attention_tile_backward`."""
-    pieces = tile.ranges.pieces()
-    parts.backward(tile, dout_thd, delta_ht, lse_ht, gradients, pieces, _differentiate)
+    return dropout_unsupported(tile)
 
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, piece: Piece, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-        *map(batch, (q, k, v)), is_causal=piece.causal, scale=scale
+        *map(to_bhtd, (q, k, v)), is_causal=piece.causal, scale=scale
     )
-    return unbatch(out), lse[0]
+    return from_bhtd(out), lse[0]
 
 
 def _differentiate(
@@ -54,16 +35,9 @@ def _differentiate(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *map(batch, (dout, q, k, v, out)), lse[None], 0.0, piece.causal, scale=scale
+        *map(to_bhtd, (dout, q, k, v, out)), lse[None], 0.0, piece.causal, scale=scale
     )
-    return unbatch(dq), unbatch(dk), unbatch(dv)
+    return from_bhtd(dq), from_bhtd(dk), from_bhtd(dv)
 
 
-def batch(t_thd: torch.Tensor) -> torch.Tensor:
-    """[t, h, d] to torch's [1, h, t, d]."""
-    return t_thd.transpose(0, 1)[None]
-
-
-def unbatch(t_bhtd: torch.Tensor) -> torch.Tensor:
-    """And back."""
-    return t_bhtd[0].transpose(0, 1)
+IMPLEMENTATION = by_parts(_unsupported_reason, KeyRanges.pieces, _attend, _differentiate)

@@ -1,4 +1,4 @@
-"""One rank's queries, one rank's keys and who sees whom: what implementations are called with."""
+"""The arguments of one attention tile, checked, and the order of dimensions that torch wants."""
 
 from dataclasses import dataclass
 
@@ -45,3 +45,13 @@ class Tile:
         tokens, heads, _ = self.q_thd.shape
         out_thd = self.q_thd.new_zeros(self.q_thd.shape, dtype=wide)
         return out_thd, out_thd.new_full((heads, tokens), -torch.inf)
+
+
+def to_bhtd(t_thd: torch.Tensor) -> torch.Tensor:
+    """[t, h, d] to the [1, h, t, d] of torch's attention functions."""
+    return t_thd.transpose(0, 1)[None]
+
+
+def from_bhtd(t_bhtd: torch.Tensor) -> torch.Tensor:
+    """The reverse of `to_bhtd`."""
+    return t_bhtd[0].transpose(0, 1)

@@ -1,6 +1,7 @@
-"""The backward kernels: one owns blocks of queries, one blocks of keys, so that nobody races.
+"""The backward kernels in Triton: dq by blocks of queries, dk and dv by blocks of keys.
 
-Both compute the probabilities again from the global log-sum-exp and add into fp32 in place.
+Each value is written by one program, so there are no atomics. Both compute the probabilities again
+from the log-sum-exp over all keys, and add into fp32 in place.
 """
 
 import triton
@@ -226,7 +227,7 @@ def _dkdv_step(
         do_md = tl.load(do_ptr + rows * do_t + dims)
         lse_m = tl.load(lse_ptr + queries) * LOG2E
         delta_m = tl.load(delta_ptr + queries)
-    # Keys by queries: the probabilities are then the left operand, which may stay in registers.
+    # Keys by queries: the probabilities are the left operand then, which may stay in registers.
     score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision=PRECISION)
     prob_nm = tl.exp2(score_nm * (scale * LOG2E) - lse_m[None, :])
     if MASKED:

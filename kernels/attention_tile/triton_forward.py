@@ -1,4 +1,4 @@
-"""The forward kernel: online softmax over the keys a block of queries sees, merged at the end."""
+"""The forward kernel in Triton: online softmax over the keys that a block of queries sees."""
 
 import triton
 import triton.language as tl
@@ -51,7 +51,7 @@ def forward_kernel(
     if RUNNING & (low >= high):
         return
 
-    # Rows past the end repeat the last query; nothing stores them.
+    # Rows past the end repeat the last query; they are not stored.
     rows = tl.minimum(start + tl.arange(0, BLOCK_M), queries - 1).to(tl.int64)
     dims = tl.arange(0, DIM)
     q_md = tl.load(q_ptr + head * q_h + rows[:, None] * q_t + dims[None, :])
@@ -127,7 +127,7 @@ def _step(
 
 @triton.jit
 def _merge(out_md, lse_m, new_out_md, new_lse_m):
-    """passes.merge, in registers."""
+    """passes.merge in registers: attention over further keys into out and lse."""
     larger_m = tl.maximum(lse_m, new_lse_m)
     shift_m = tl.where(larger_m == float("-inf"), 0.0, larger_m)
     weight_m, new_weight_m = tl.exp(lse_m - shift_m), tl.exp(new_lse_m - shift_m)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the hash of dropout, and loops split by where masks matter."""
+"""What the Triton kernels share: the hash of dropout, and loops split by whether they mask."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ def mix(word):
 
 @triton.jit
 def row_salts(dropout_key, head, query_index):
-    """What the hash knows before it meets the key."""
+    """The part of the hash that does not depend on the key."""
     salt = mix(dropout_key.to(tl.uint32) + head.to(tl.uint32) * HEAD)
     return mix(salt + query_index.to(tl.uint32) * QUERY)
 
@@ -31,6 +31,6 @@ def kept(salts, key_index, threshold):
 
 @triton.jit
 def stretches(low, full_low, full_high, high, BLOCK: tl.constexpr):
-    """Borders of three loops in steps of BLOCK: masked, whole blocks that need no mask, masked."""
+    """Borders of three loops in steps of BLOCK: with masks, without, and with masks again."""
     start = low + tl.cdiv(full_low - low, BLOCK) * BLOCK
     return low, start, start + tl.maximum(full_high - start, 0) // BLOCK * BLOCK, high

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels."""
+"""The backend of our Triton kernels: launch shapes and launches."""
 
 import math
 import os
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from emu3_kernels.attention_tile.dropout import Dropout
+from emu3_kernels.attention_tile.implementation import Gradients, Implementation, Running
 from emu3_kernels.attention_tile.tile import Tile
 from emu3_kernels.attention_tile.triton_backward import dkdv_kernel, dq_kernel
 from emu3_kernels.attention_tile.triton_forward import forward_kernel
@@ -34,8 +35,8 @@ SINGLE = {
 }
 
 
-def refusal(tile: Tile) -> str | None:
-    """Why it cannot take a call."""
+def unsupported_reason(tile: Tile) -> str | None:
+    """See `Implementation`."""
     q_thd = tile.q_thd
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     dtypes = [torch.float16, torch.float32] + [torch.bfloat16] * (not interpreted)
@@ -49,9 +50,7 @@ def refusal(tile: Tile) -> str | None:
     return None
 
 
-def forward(
-    tile: Tile, running: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(tile: Tile, running: Running | None) -> Running:
     """See `attention_tile`."""
     (q_thd, k_thd, v_thd), ranges = tile.inputs, tile.ranges
     tokens, heads, _ = q_thd.shape
@@ -81,7 +80,7 @@ def backward(
     dout_thd: torch.Tensor,
     delta_ht: torch.Tensor,
     lse_ht: torch.Tensor,
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    gradients: Gradients,
 ) -> None:
     """See `attention_tile_backward`."""
     (q_thd, k_thd, v_thd), ranges = tile.inputs, tile.ranges
@@ -113,7 +112,7 @@ def backward(
 
 
 def launches(q_thd: torch.Tensor) -> dict[str, Launch]:
-    """By kernel: one table for 16-bit inputs and one for fp32, all head dimensions up to 128."""
+    """Launches by kernel: one table for 16-bit inputs, one for fp32, for all head dimensions."""
     return HALF if q_thd.element_size() == 2 else SINGLE
 
 
@@ -131,23 +130,26 @@ def _constants(tile: Tile, launch: Launch) -> dict[str, Any]:
 
 
 def _strides(*tensors_thd: torch.Tensor) -> tuple[int, ...]:
-    """Of tokens and heads, in turn."""
+    """Of each tensor the strides of tokens and of heads."""
     if any(t.stride(2) != 1 for t in tensors_thd):
         raise ValueError("backend triton: head dimensions must be contiguous")
     return tuple(stride for t in tensors_thd for stride in t.stride()[:2])
 
 
 def _indices(tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
-    """Global positions; without dropout nobody reads them."""
+    """Global positions of queries and keys; without dropout the kernels do not read them."""
     if tile.dropout is None:
         return tile.ranges.first_q, tile.ranges.first_q
     return tile.dropout.query_index_t, tile.dropout.key_index_t
 
 
 def _dropout(dropout: Dropout | None) -> tuple[int, int, int, float]:
-    """key, threshold, first head and factor; hashes as int32, one type for all values."""
+    """key, threshold, first head and factor; hashes as int32, so that Triton sees one type."""
     if dropout is None:
         return 0, 0, 0, 1.0
     signed = lambda word: word - 2**32 if word >= 2**31 else word
     factor = 1 / (1 - dropout.p)
     return signed(dropout.key), signed(dropout.threshold), dropout.first_head, factor
+
+
+IMPLEMENTATION = Implementation(unsupported_reason, forward, backward)
