@@ -1,26 +1,25 @@
-"""How the ranks that share a vocabulary talk, so that one code path serves one rank, many, a test.
+"""Communication among the ranks that share a vocabulary or the tokens of a sequence.
 
-Every reduction is an all-gather followed by the same sum in rank order on all ranks, or a single
-collective of torch's: two runs are bit-equal.
+The operations take an `Exchange` and run the same code on one rank, on a process group, and on the
+simulated ranks of the tests. Results do not depend on timing: a sum over ranks is either taken in
+rank order or by one collective of torch's.
 """
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
-T = TypeVar("T")
-
 
 class Exchange(Protocol):
-    """Talk among `size` ranks, of which this is number `rank`. No member knows autograd.
+    """Communication among `size` ranks, of which this is number `rank`. Autograd sees none of it.
 
-    The hidden states of a call are either the same on all ranks, or divided among them in rank
-    order (sequence parallelism): `tokens_divided`.
+    Attributes:
+        tokens_divided: of the hidden states of a vocabulary: each rank holds its part of the
+            tokens, all parts equally long and in rank order (sequence parallelism). Otherwise all
+            ranks hold the same tokens.
     """
 
     rank: int
@@ -28,7 +27,11 @@ class Exchange(Protocol):
     tokens_divided: bool
 
     def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Start to collect the tensors of all ranks; the call returned waits: [size, ...]."""
+        """Start to collect the tensors of all ranks.
+
+        Returns:
+            a function that waits and returns them, [size, ...].
+        """
         ...
 
     def gather_tokens(self, hidden_nh: torch.Tensor) -> torch.Tensor:
@@ -36,7 +39,23 @@ class Exchange(Protocol):
         ...
 
     def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
-        """The gradient of this rank's hidden states, from every rank's part for all tokens."""
+        """The gradient of this rank's hidden states: every rank's gradient of all tokens, summed.
+
+        The argument may be overwritten.
+        """
+        ...
+
+    def send_receive(
+        self, outgoing: torch.Tensor, target: int, incoming: torch.Tensor, source: int
+    ) -> Callable[[], None]:
+        """Start to send one tensor to a rank and to fill another from a rank.
+
+        A tensor without elements is not sent, and its receiver must not expect it. Two ranks must
+        start the messages between them in the same order.
+
+        Returns:
+            a function that waits until `incoming` is filled and `outgoing` may be reused.
+        """
         ...
 
 
@@ -57,20 +76,37 @@ class NoExchange:
     def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
         return gradient_nh
 
+    def send_receive(
+        self, outgoing: torch.Tensor, target: int, incoming: torch.Tensor, source: int
+    ) -> Callable[[], None]:
+        raise AssertionError("a single rank has no other to send to")
+
 
 class GroupExchange:
-    """A torch.distributed process group.
+    """Communication over a torch.distributed process group.
 
     Args:
-        tokens_divided: each rank comes with the hidden states of its part of the tokens, all parts
-            equally long, and takes the gradient of that part.
+        tokens_divided: see `Exchange`.
+        point_to_point: messages between two ranks will be sent. All ranks of the group must then
+            make their exchange at the same time, since this waits for all of them.
     """
 
-    def __init__(self, group: dist.ProcessGroup, *, tokens_divided: bool = False):
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        *,
+        tokens_divided: bool = False,
+        point_to_point: bool = False,
+    ):
         self.group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         self.tokens_divided = tokens_divided
+        self.point_to_point = point_to_point
+        if point_to_point:
+            # NCCL builds its communicator at a group's first call, which all ranks must join, and
+            # not every rank takes part in the first message.
+            dist.barrier(group)
 
     def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         gathered = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
@@ -88,71 +124,32 @@ class GroupExchange:
         return self.all_gather(hidden_nh.contiguous())().flatten(0, 1)
 
     def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
-        gradient_nh = gradient_nh.contiguous()  # a collective on a copy would be lost
+        gradient_nh = gradient_nh.contiguous()  # a collective fills a copy, which must be returned
         if not self.tokens_divided:
             dist.all_reduce(gradient_nh, group=self.group)
             return gradient_nh
-        mine = gradient_nh.new_empty(gradient_nh.shape[0] // self.size, *gradient_nh.shape[1:])
-        dist.reduce_scatter_tensor(mine, gradient_nh, group=self.group)
-        return mine
+        own_nh = gradient_nh.new_empty(gradient_nh.shape[0] // self.size, *gradient_nh.shape[1:])
+        dist.reduce_scatter_tensor(own_nh, gradient_nh, group=self.group)
+        return own_nh
 
+    def send_receive(
+        self, outgoing: torch.Tensor, target: int, incoming: torch.Tensor, source: int
+    ) -> Callable[[], None]:
+        assert self.point_to_point, "this exchange was made without point_to_point=True"
+        # One batch, which NCCL runs on a stream of its own beside the computation.
+        operations = [
+            dist.P2POp(operation, tensor, group=self.group, group_peer=peer)
+            for operation, tensor, peer in (
+                (dist.isend, outgoing, target),
+                (dist.irecv, incoming, source),
+            )
+            if tensor.numel()
+        ]
+        works = dist.batch_isend_irecv(operations) if operations else []
 
-class SimulatedExchange:
-    """One of several ranks that are threads of this process; `simulate` makes them."""
+        def wait() -> None:
+            for work in works:
+                work.wait()
+            operations.clear()  # they kept the tensors alive until here
 
-    def __init__(self, rank: int, board: "_Board", tokens_divided: bool):
-        self.rank = rank
-        self.size = board.barrier.parties
-        self.board = board
-        self.tokens_divided = tokens_divided
-
-    def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        gathered = self.board.collect(self.rank, tensor)
-        return lambda: gathered
-
-    def gather_tokens(self, hidden_nh: torch.Tensor) -> torch.Tensor:
-        return self.all_gather(hidden_nh)().flatten(0, 1) if self.tokens_divided else hidden_nh
-
-    def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
-        total_nh = self.all_gather(gradient_nh)().sum(0)
-        return total_nh.chunk(self.size)[self.rank] if self.tokens_divided else total_nh
-
-
-class _Board:
-    """Where simulated ranks pin up their tensors for the others."""
-
-    def __init__(self, size: int):
-        self.barrier = threading.Barrier(size, timeout=60)
-        self.pinned: list[Any] = [None] * size
-
-    def collect(self, rank: int, tensor: torch.Tensor) -> torch.Tensor:
-        self.pinned[rank] = tensor
-        self.barrier.wait()
-        gathered = torch.stack(self.pinned)
-        self.barrier.wait()  # nobody pins the next before all have read
-        return gathered
-
-
-def simulate(
-    size: int, function: Callable[[Exchange], T], *, tokens_divided: bool = False
-) -> list[T]:
-    """Call `function` once for each of `size` ranks, at the same time; what each returned.
-
-    A group of any size without its processes or devices, for tests.
-    """
-    board = _Board(size)
-
-    def call(rank: int) -> T:
-        try:
-            return function(SimulatedExchange(rank, board, tokens_divided))
-        except BaseException:
-            board.barrier.abort()  # the others must not wait for this one
-            raise
-
-    with ThreadPoolExecutor(size) as threads:
-        calls = [threads.submit(call, rank) for rank in range(size)]
-    errors = [error for one in calls if (error := one.exception())]
-    # Where one fails the others find the barrier broken: its own error says more.
-    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
-        raise error
-    return [one.result() for one in calls]
+        return wait

@@ -61,7 +61,7 @@ class DocumentAttention(torch.nn.Module):
             key,
             value,
             layout.plan,
-            layout.hops,
+            layout.exchange,
             scale=dim**-0.5,
             dropout=self._dropout(layout, heads),
         )

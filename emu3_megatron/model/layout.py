@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
-from emu3_kernels.ring_attention import Hops, NoHops, RingPlan
+from emu3_kernels.exchange import Exchange, NoExchange
+from emu3_kernels.ring_attention import RingPlan
 from megatron.core.packed_seq_params import PackedSeqParams
 
 
@@ -57,7 +58,7 @@ class SequenceLayout(PackedSeqParams):
 
     Attributes:
         plan: of this context parallel rank, over all rows put one behind the other.
-        hops: how keys travel between context parallel ranks.
+        exchange: among the context parallel ranks.
         dropout: what attention dropout depends on.
         cache: earlier keys and values, in generation.
         visible: bool [b, 1, queries, keys], with a cache.
@@ -65,7 +66,7 @@ class SequenceLayout(PackedSeqParams):
 
     qkv_format: str = "sbhd"
     plan: RingPlan | None = None
-    hops: Hops = field(default_factory=NoHops)
+    exchange: Exchange = field(default_factory=NoExchange)
     dropout: DropoutPlace = DropoutPlace()
     cache: KVCache | None = None
     visible: torch.Tensor | None = None
@@ -75,7 +76,7 @@ class SequenceLayout(PackedSeqParams):
         cls,
         boundaries: Sequence[torch.Tensor | Sequence[int]],
         order_bcs: torch.Tensor | None = None,
-        hops: Hops | None = None,
+        exchange: Exchange | None = None,
         *,
         dropout: DropoutPlace | None = None,
         device: torch.device | str = "cpu",
@@ -86,9 +87,9 @@ class SequenceLayout(PackedSeqParams):
             boundaries: for each row, where its documents begin, and the row's length at the end.
             order_bcs: for each row the tokens that each context parallel rank holds, ascending,
                 int64 [b, ranks, s / ranks]; without it one rank holds all.
-            hops: between those ranks.
+            exchange: among those ranks.
         """
-        hops = hops or NoHops()
+        exchange = exchange or NoExchange()
         bounds = [torch.as_tensor(row, dtype=torch.int64) for row in boundaries]
         starts = [0, *accumulate(int(row[-1]) for row in bounds)]
         if order_bcs is None:
@@ -97,5 +98,5 @@ class SequenceLayout(PackedSeqParams):
             row_starts_b11 = torch.tensor(starts[:-1])[:, None, None]
             shares = list((order_bcs + row_starts_b11).transpose(0, 1).flatten(1))
         joined = torch.cat([row + start for row, start in zip(bounds, starts[:-1], strict=True)])
-        plan = RingPlan.build(shares, joined.unique(), hops.rank, device)
-        return cls(plan=plan, hops=hops, dropout=dropout or DropoutPlace())
+        plan = RingPlan.build(shares, joined.unique(), exchange.rank, device)
+        return cls(plan=plan, exchange=exchange, dropout=dropout or DropoutPlace())

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
 from emu3_kernels.linear_cross_entropy import LinearCrossEntropy
-from emu3_kernels.ring_attention import GroupHops, Hops, NoHops
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -54,7 +54,7 @@ class TrainStep:
         self.seed = recipe.run.seed
         self.guard = Guard(recipe.guard)
         self.stop = stop or StopRequest()
-        self.hops = _hops(mesh)
+        self.exchange = _context_exchange(mesh)
         self.run_schedule = get_forward_backward_func()
 
     def __call__(self, number: int, batches: Sequence[Batch]) -> StepResult:
@@ -124,7 +124,7 @@ class TrainStep:
         take = lambda field_bs: field_bs.gather(1, mine_bs).to(self.mesh.device, non_blocking=True)
         labels_bs = take(batch.labels)
         layout = SequenceLayout.of_documents(
-            batch.boundaries, batch.order, self.hops, dropout=dropout, device=self.mesh.device
+            batch.boundaries, batch.order, self.exchange, dropout=dropout, device=self.mesh.device
         )
         return {
             "tokens_bs": take(batch.tokens),
@@ -147,10 +147,10 @@ class TrainStep:
         return [DropoutPlace(seed, (first + index) * tokens) for index in range(len(batches))]
 
 
-def _hops(mesh: Mesh) -> Hops:
+def _context_exchange(mesh: Mesh) -> Exchange:
     if mesh.context_size == 1:
-        return NoHops()
-    return GroupHops(parallel_state.get_context_parallel_group())
+        return NoExchange()
+    return GroupExchange(parallel_state.get_context_parallel_group(), point_to_point=True)
 
 
 def _describe(batches: Sequence[Batch], sums: Sequence[LinearCrossEntropy]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Attention over a ring: each rank keeps its queries, keys and values come by, hop after hop."""
+"""Attention over a ring: queries stay on their rank, keys and values are sent, step after step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from emu3_kernels.attention_tile import (
     attention_tile,
     attention_tile_backward,
 )
+from emu3_kernels.exchange import Exchange
 from emu3_kernels.passes import gather
-from emu3_kernels.ring_attention.hops import Hops
-from emu3_kernels.ring_attention.plan import Hop, RingPlan
+from emu3_kernels.ring_attention.plan import RingPlan, RingStep
 
 
 @dataclass(frozen=True)
 class RingDropout:
-    """Attention dropout that depends on which tokens meet, never on which rank they meet at.
+    """Attention dropout that depends on the two tokens, never on the rank that computes them.
 
     Attributes:
         p: probability that an attention weight is dropped.
-        seed: of one layer in one step.
+        seed: of one layer in one training step.
         first_head: number of this rank's first query head, under tensor parallelism.
         first_token: number of the sequence's first token among all that share the seed.
     """
@@ -33,31 +33,31 @@ class RingDropout:
     first_head: int = 0
     first_token: int = 0
 
-    def at(self, plan: RingPlan, hop: Hop) -> Dropout:
-        """What one tile must know."""
+    def of_step(self, plan: RingPlan, step: RingStep) -> Dropout:
+        """The dropout of one tile."""
         return Dropout(
             p=self.p,
             seed=self.seed,
             query_index_t=plan.queries_t + self.first_token,
-            key_index_t=hop.keys_k + self.first_token,
+            key_index_t=step.keys_k + self.first_token,
             first_head=self.first_head,
         )
 
 
 @dataclass(frozen=True)
 class Ring:
-    """A plan and what every tile of it shares.
+    """A plan and what all its tiles share.
 
     Attributes:
         plan: of this rank.
-        hops: how keys travel.
+        exchange: communication with the other ranks of the plan.
         scale: of the scores, 1 / sqrt(head dimension) as a rule.
         dropout: None for none.
         backend: of the tiles, see `attention_tile`.
     """
 
     plan: RingPlan
-    hops: Hops
+    exchange: Exchange
     scale: float
     dropout: RingDropout | None = None
     backend: Backend = "auto"
@@ -76,12 +76,12 @@ class Ring:
             that see nothing have 0 and -inf.
         """
         running = None
-        for hop, key, value in self._arrivals(key_thd, value_thd):
-            if hop.ranges is not None:
+        for step, key, value in self._steps(key_thd, value_thd):
+            if step.ranges is not None:
                 running = attention_tile(
-                    query_thd, key, value, hop.ranges, running=running, **self._options(hop)
+                    query_thd, key, value, step.ranges, running=running, **self._options(step)
                 )
-        assert running is not None  # the first hop is a rank's own
+        assert running is not None  # the first step always has ranges
         return running
 
     def backward(
@@ -95,75 +95,71 @@ class Ring:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Gradients of query, key and value, in fp32 (fp64 of fp64 inputs).
 
-        Keys travel once more; their gradients travel home and are added there in the order of the
-        hops, so that sums are the same at every repeat.
+        Keys and values are sent once more. Their gradients are sent back to the rank that holds
+        them and added there in the order of the steps, so that sums are the same at every repeat.
         """
         delta_ht = attention_delta(dout_thd, out_thd)
         dtype = lse_ht.dtype
         dquery = torch.zeros_like(query_thd, dtype=dtype)
         own = key_thd.new_zeros(2, *key_thd.shape, dtype=dtype)
-        came_home = _nothing
-        for number, (hop, key, value) in enumerate(self._arrivals(key_thd, value_thd)):
+        add_returned: Callable[[], None] = lambda: None
+        for number, (step, key, value) in enumerate(self._steps(key_thd, value_thd)):
             gradients = own if number == 0 else own.new_zeros(2, *key.shape)
-            if hop.ranges is not None:
+            if step.ranges is not None:
                 attention_tile_backward(
-                    dout_thd, query_thd, key, value, delta_ht, lse_ht, hop.ranges,
-                    dq_thd=dquery, dk_thd=gradients[0], dv_thd=gradients[1], **self._options(hop),
+                    dout_thd, query_thd, key, value, delta_ht, lse_ht, step.ranges,
+                    dq_thd=dquery, dk_thd=gradients[0], dv_thd=gradients[1], **self._options(step),
                 )  # fmt: skip
-            came_home()
+            add_returned()
             if number:
-                came_home = self._send_home(hop, gradients, own)
-        came_home()
+                add_returned = self._return_gradients(step, gradients, own)
+        add_returned()
         return dquery, own[0], own[1]
 
-    def _arrivals(
+    def _steps(
         self, key_thd: torch.Tensor, value_thd: torch.Tensor
-    ) -> Iterator[tuple[Hop, torch.Tensor, torch.Tensor]]:
-        """Each hop with its keys and values; the next travel while the caller uses these."""
-        hops = self.plan.hops
-        arrive: Callable[[], Any] = lambda: (key_thd, value_thd)  # the first hop is at home
-        for hop, following in zip(hops, [*hops[1:], None], strict=True):
-            key, value = arrive()
+    ) -> Iterator[tuple[RingStep, torch.Tensor, torch.Tensor]]:
+        """Each step with its keys and values; while the caller uses them the next are sent."""
+        steps = self.plan.steps
+        receive: Callable[[], Any] = lambda: (key_thd, value_thd)  # the first step's are our own
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
+            key, value = receive()
             if following is not None:
-                arrive = self._send(following, key_thd, value_thd)
-            yield hop, key, value
+                receive = self._send(following, key_thd, value_thd)
+            yield step, key, value
 
     def _send(
-        self, hop: Hop, key_thd: torch.Tensor, value_thd: torch.Tensor
+        self, step: RingStep, key_thd: torch.Tensor, value_thd: torch.Tensor
     ) -> Callable[[], torch.Tensor]:
-        """Begin a hop: only the rows that the target's queries see leave."""
-        outgoing = key_thd.new_empty(2, len(hop.sent_rows), *key_thd.shape[1:])
-        gather(key_thd, hop.sent_rows, outgoing[0])
-        gather(value_thd, hop.sent_rows, outgoing[1])
-        incoming = key_thd.new_empty(2, len(hop.keys_k), *key_thd.shape[1:])
-        wait = self.hops.swap(outgoing, hop.target, incoming, hop.source)
+        """Start to send the rows that the target's queries see; what is returned receives."""
+        outgoing = key_thd.new_empty(2, len(step.sent_rows), *key_thd.shape[1:])
+        gather(key_thd, step.sent_rows, outgoing[0])
+        gather(value_thd, step.sent_rows, outgoing[1])
+        incoming = key_thd.new_empty(2, len(step.keys_k), *key_thd.shape[1:])
+        wait = self.exchange.send_receive(outgoing, step.target, incoming, step.source)
 
-        def arrive() -> torch.Tensor:
+        def receive() -> torch.Tensor:
             wait()
             return incoming
 
-        return arrive
+        return receive
 
-    def _send_home(
-        self, hop: Hop, gradients: torch.Tensor, own: torch.Tensor
+    def _return_gradients(
+        self, step: RingStep, gradients: torch.Tensor, own: torch.Tensor
     ) -> Callable[[], None]:
-        """Begin to return a hop's gradients; those of our own keys come back meanwhile."""
-        incoming = own.new_empty(2, len(hop.sent_rows), *own.shape[2:])
-        wait = self.hops.swap(gradients, hop.source, incoming, hop.target)
+        """Start to send a step's gradients back; what is returned adds those of our own keys."""
+        incoming = own.new_empty(2, len(step.sent_rows), *own.shape[2:])
+        wait = self.exchange.send_receive(gradients, step.source, incoming, step.target)
 
-        def came_home() -> None:
+        def add_returned() -> None:
             wait()
-            own[:, hop.sent_rows] += incoming
+            own[:, step.sent_rows] += incoming
 
-        return came_home
+        return add_returned
 
-    def _options(self, hop: Hop) -> dict[str, Any]:
-        dropout = self.dropout.at(self.plan, hop) if self.dropout else None
+    def _options(self, step: RingStep) -> dict[str, Any]:
+        dropout = self.dropout.of_step(self.plan, step) if self.dropout else None
         return {"scale": self.scale, "dropout": dropout, "backend": self.backend}
-
-
-def _nothing() -> None:
-    """The first hop is at home already."""
 
 
 class _RingAttention(torch.autograd.Function):
@@ -189,7 +185,7 @@ def ring_attention(
     key_thd: torch.Tensor,
     value_thd: torch.Tensor,
     plan: RingPlan,
-    hops: Hops,
+    exchange: Exchange,
     *,
     scale: float,
     dropout: RingDropout | None = None,
@@ -197,8 +193,8 @@ def ring_attention(
 ) -> torch.Tensor:
     """Causal attention inside documents whose tokens lie on several ranks; differentiable.
 
-    Keys and values that a rank needs are sent to it straight from the ranks that hold them, the
-    next while the present ones are used. Out, log-sum-exp and all gradients are summed in fp32
+    Keys and values that a rank needs are sent to it directly by the ranks that hold them, the next
+    while the present ones are used. Out, log-sum-exp and all gradients are summed in fp32
     and rounded once, so the error does not grow with the number of ranks. All ranks of the ring
     must call this, and its backward, in the same order.
 
@@ -206,21 +202,22 @@ def ring_attention(
         query_thd: [t, heads, d], this rank's tokens in the order of the plan.
         key_thd: [t, kv_heads, d], heads a multiple of kv_heads; value_thd likewise.
         plan: of this rank, see `RingPlan.build`.
-        hops: `NoHops()` for a plan of one rank, `GroupHops`, or one of `simulate`.
+        exchange: communication among the ranks of the plan: `NoExchange()` for one rank, else
+            `GroupExchange(group, point_to_point=True)`.
         scale: of the scores, 1 / sqrt(d) as a rule.
 
     Returns:
         [t, heads, d] in the dtype of the query; 0 for queries that see nothing.
 
     Raises:
-        ValueError: shapes, plan and hops do not fit each other, or the backend cannot do this.
+        ValueError: shapes, plan and exchange do not fit each other, or the backend cannot do this.
     """
-    if (plan.rank, plan.size) != (hops.rank, hops.size):
+    if (plan.rank, plan.size) != (exchange.rank, exchange.size):
         raise ValueError(
-            f"the plan is that of rank {plan.rank} of {plan.size}, the hops are those of rank "
-            f"{hops.rank} of {hops.size}"
+            f"the plan is for rank {plan.rank} of {plan.size}, the exchange for rank "
+            f"{exchange.rank} of {exchange.size}"
         )
     if len(query_thd) != len(plan.queries_t):
         raise ValueError(f"{len(query_thd)} queries, but a plan for {len(plan.queries_t)}")
-    ring = Ring(plan, hops, scale, dropout, backend)
+    ring = Ring(plan, exchange, scale, dropout, backend)
     return _RingAttention.apply(query_thd, key_thd, value_thd, ring)

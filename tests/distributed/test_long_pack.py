@@ -4,7 +4,7 @@ import resource
 
 import pytest
 import torch
-from emu3_kernels.ring_attention import GroupHops
+from emu3_kernels.exchange import GroupExchange
 from megatron.core import parallel_state
 from support.processes import run_processes
 from support.tiny import VOCABULARY
@@ -38,7 +38,7 @@ def forward_and_backward() -> tuple[float, float, float]:
     mesh.seed(0, 0)
     decoder = build_decoder(MODEL, ParallelConfig(context=2))
     order_cs = torch.from_numpy(dispatch(BOUNDARIES.numpy(), 2))
-    hops = GroupHops(parallel_state.get_context_parallel_group())
+    exchange = GroupExchange(parallel_state.get_context_parallel_group(), point_to_point=True)
     take = lambda field_s: field_s[order_cs[mesh.context_rank]][None]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY.size, (CONTEXT,), generator=generator)
@@ -47,7 +47,7 @@ def forward_and_backward() -> tuple[float, float, float]:
     sums = decoder(
         tokens_bs=take(tokens),
         positions_bs=take(positions),
-        layout=SequenceLayout.of_documents([BOUNDARIES], order_cs[None], hops),
+        layout=SequenceLayout.of_documents([BOUNDARIES], order_cs[None], exchange),
         targets=Targets(labels_bs, torch.ones(labels_bs.shape), VOCABULARY.token_class(labels_bs)),
     )
     (sums.loss / sums.weight).backward()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from emu3_kernels.ring_attention import GroupHops
+from emu3_kernels.exchange import GroupExchange
 from megatron.core import parallel_state
 from support.processes import run_processes
 from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration, Emu3VQVAE, GenerationConfig
@@ -63,7 +63,7 @@ def think_in_context_ranks(checkpoint: Path) -> np.ndarray:
             layout=SequenceLayout.of_documents(
                 [[0, length]] * rows,
                 order_cs.expand(rows, -1, -1),
-                GroupHops(parallel_state.get_context_parallel_group()),
+                GroupExchange(parallel_state.get_context_parallel_group(), point_to_point=True),
             ),
         )
     logits_bsv = part_bsv.new_zeros(rows, length, part_bsv.shape[-1])

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from emu3_kernels.ring_attention import GroupHops, NoHops
+from emu3_kernels.exchange import GroupExchange, NoExchange
 from megatron.core import parallel_state
 from megatron.core.extensions import transformer_engine as extension
 from megatron.core.transformer.enums import AttnMaskType
@@ -63,8 +63,11 @@ def hidden_states(context):
     order_cs = torch.from_numpy(dispatch(np.array([0, 128]), context))
     mine_bs = order_cs[mesh.context_rank][None]
     tokens_s = torch.arange(128) % VOCABULARY.size
-    hops = NoHops() if context == 1 else GroupHops(parallel_state.get_context_parallel_group())
-    layout = SequenceLayout.of_documents([[0, 128]], order_cs[None], hops)
+    exchange = NoExchange()
+    if context > 1:
+        group = parallel_state.get_context_parallel_group()
+        exchange = GroupExchange(group, point_to_point=True)
+    layout = SequenceLayout.of_documents([[0, 128]], order_cs[None], exchange)
     found = []
     for attention in ("auto", "transformer_engine"):
         decoder = build_decoder(
