@@ -1,4 +1,4 @@
-"""The output head and its loss in one call: vocabulary-parallel, weighted, measured by class."""
+"""The output head and its loss in one call: vocabulary parallel, weighted, measured by class."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,25 @@ import torch
 from emu3_kernels.exchange import Exchange, NoExchange
 from emu3_kernels.linear_cross_entropy.backends import BACKENDS, Backend, choose
 from emu3_kernels.linear_cross_entropy.fused import Task, fused_linear_cross_entropy
-from emu3_kernels.linear_cross_entropy.unfused import unfused_linear_cross_entropy
+from emu3_kernels.linear_cross_entropy.inputs import (
+    IGNORE,
+    check_head,
+    check_tokens,
+    kept_and_valid,
+)
+from emu3_kernels.linear_cross_entropy.unfused import (
+    unfused_linear_cross_entropy,
+    unfused_log_probabilities,
+)
 
-__all__ = ["BACKENDS", "IGNORE", "Backend", "LinearCrossEntropy", "linear_cross_entropy"]
-
-IGNORE = -100
+__all__ = [
+    "BACKENDS",
+    "IGNORE",
+    "Backend",
+    "LinearCrossEntropy",
+    "linear_cross_entropy",
+    "unfused_log_probabilities",
+]
 
 
 class LinearCrossEntropy(NamedTuple):
@@ -75,18 +89,14 @@ def linear_cross_entropy(
         ValueError: shapes or types do not fit together, or the backend cannot take them.
     """
     exchange = exchange or NoExchange()
-    _check_tokens(hidden_nh, labels_n, weights_n, classes_n, exchange)
-    _check_head(hidden_nh, weight_vh, main_grad_vh, vocab_size, exchange)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; at least one token is needed")
+    check_tokens(hidden_nh, exchange, labels_n, weights_n, classes_n)
+    check_head(hidden_nh, weight_vh, vocab_size, exchange)
+    _check_settings(weight_vh, classes_n, main_grad_vh, chunk_size, backend)
     wide = torch.promote_types(hidden_nh.dtype, torch.float32)
-    kept_n = labels_n != IGNORE
-    valid_n = ~kept_n | ((labels_n >= 0) & (labels_n < vocab_size))
+    kept_n, valid_n = kept_and_valid(labels_n, vocab_size)
     weights_n = weights_n.to(wide).where(kept_n, 0.0).where(valid_n, torch.nan)
 
     if backend == "unfused":
-        if main_grad_vh is not None:
-            raise ValueError("backend unfused: autograd alone knows the gradient, not main_grad_vh")
         loss, maximum_n, lse_n, target_n = unfused_linear_cross_entropy(
             hidden_nh,
             weight_vh,
@@ -111,38 +121,22 @@ def linear_cross_entropy(
     )
 
 
-def _check_tokens(
-    hidden_nh: torch.Tensor,
-    labels_n: torch.Tensor,
-    weights_n: torch.Tensor,
-    classes_n: torch.Tensor,
-    exchange: Exchange,
-) -> None:
-    tokens = labels_n.shape[0]
-    if {tensor.shape for tensor in (labels_n, weights_n, classes_n)} != {(tokens,)}:
-        raise ValueError("labels, weights and classes must be [n], all of one length")
-    if {labels_n.dtype, classes_n.dtype} != {torch.int64}:
-        raise ValueError(f"labels are {labels_n.dtype}, classes {classes_n.dtype}; needed: int64")
-    if hidden_nh.shape[0] * (exchange.size if exchange.tokens_divided else 1) != tokens:
-        raise ValueError(f"{hidden_nh.shape[0]} hidden states do not fit {tokens} labels")
-
-
-def _check_head(
-    hidden_nh: torch.Tensor,
+def _check_settings(
     weight_vh: torch.Tensor,
+    classes_n: torch.Tensor,
     main_grad_vh: torch.Tensor | None,
-    vocab_size: int,
-    exchange: Exchange,
+    chunk_size: int | None,
+    backend: str,
 ) -> None:
-    if hidden_nh.dtype != weight_vh.dtype or hidden_nh.shape[1:] != weight_vh.shape[1:]:
-        raise ValueError(
-            f"hidden states are {hidden_nh.dtype} {list(hidden_nh.shape)}, the head's weight "
-            f"{weight_vh.dtype} {list(weight_vh.shape)}: types and second sizes must be equal"
-        )
-    rows = exchange.size * weight_vh.shape[0]
-    if rows < vocab_size:
-        raise ValueError(f"{rows} rows over all ranks do not fit a vocabulary of {vocab_size}")
-    if main_grad_vh is not None and main_grad_vh.shape != weight_vh.shape:
+    if classes_n.dtype != torch.int64:
+        raise ValueError(f"classes are {classes_n.dtype}; needed: int64")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; at least one token is needed")
+    if main_grad_vh is None:
+        return
+    if backend == "unfused":
+        raise ValueError("backend unfused: autograd computes the gradient, not main_grad_vh")
+    if main_grad_vh.shape != weight_vh.shape:
         raise ValueError(
             f"main_grad_vh is {list(main_grad_vh.shape)}, the weight {list(weight_vh.shape)}"
         )

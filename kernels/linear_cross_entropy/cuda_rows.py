@@ -1,4 +1,4 @@
-"""The row passes of csrc/: one read of each row where a rank holds the whole vocabulary."""
+"""The row passes of csrc/, which read each row once where a rank holds the whole vocabulary."""
 
 import torch
 from emu3_kernels import cuda

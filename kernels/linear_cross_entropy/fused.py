@@ -36,7 +36,7 @@ class Task:
 
 
 class Gradients(NamedTuple):
-    """What to compute: by hidden states, by weight."""
+    """Which gradients to compute: by hidden states, by weight."""
 
     hidden: bool
     weight: bool
@@ -103,7 +103,7 @@ def _scaled(
 
 @dataclass(frozen=True)
 class _Begun:
-    """A chunk whose ranks are still telling each other its statistics."""
+    """A chunk whose statistics are still being exchanged among the ranks."""
 
     tokens: slice
     logits_nv: torch.Tensor

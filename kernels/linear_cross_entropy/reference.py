@@ -1,4 +1,4 @@
-"""The row passes in plain torch: every device, fp32 and fp64, and the path of training on a CPU."""
+"""The row passes in plain torch: on every device, in fp32 and fp64; CPUs train with it."""
 
 import torch
 from emu3_kernels.linear_cross_entropy.rows import Rows

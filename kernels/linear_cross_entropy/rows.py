@@ -1,4 +1,4 @@
-"""What a backend does to a chunk of logits, between the two matrix products."""
+"""What a backend computes on a chunk of logits, between the two matrix products."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,9 +1,13 @@
-"""Plain torch and its autograd, all logits at once: what the fused paths are checked against."""
+"""Loss and log-probabilities in plain torch and its autograd, all logits at once.
+
+The fused implementations are checked against it.
+"""
 
 from typing import Any
 
 import torch
-from emu3_kernels.exchange import Exchange
+from emu3_kernels.exchange import Exchange, NoExchange
+from emu3_kernels.linear_cross_entropy.inputs import check_head, check_tokens, kept_and_valid
 
 
 def unfused_linear_cross_entropy(
@@ -17,38 +21,83 @@ def unfused_linear_cross_entropy(
     exchange: Exchange,
 ) -> tuple[torch.Tensor, ...]:
     """The loss, and for each token its largest logit, log-sum-exp and target logit."""
-    first_row = exchange.rank * weight_vh.shape[0]
-    num_rows = min(max(vocab_size - first_row, 0), weight_vh.shape[0])
-    logits_nv = _Enter.apply(hidden_nh, exchange) @ weight_vh[:num_rows].T
-    logits_nv = logits_nv.to(torch.promote_types(logits_nv.dtype, torch.float32))
-
-    maximum_n, lse_n, target_n = _softmax_parts(logits_nv, labels_n - first_row, exchange)
+    maximum_n, lse_n, target_n = _softmax_parts(
+        hidden_nh, weight_vh, labels_n, vocab_size, exchange
+    )
     loss = (weights_n * (lse_n - target_n + z_loss * lse_n.square())).sum()
     return loss, maximum_n, lse_n.detach(), target_n.detach()
 
 
-def _softmax_parts(
-    logits_nv: torch.Tensor, local_n: torch.Tensor, exchange: Exchange
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Largest logit, log-sum-exp and target logit of each row over all ranks' columns.
+def unfused_log_probabilities(
+    hidden_nh: torch.Tensor,
+    weight_vh: torch.Tensor,
+    labels_n: torch.Tensor,
+    *,
+    vocab_size: int,
+    exchange: Exchange | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each label's log-probability under softmax(hidden @ weight.T), all logits at once.
 
-    `local_n` counts labels from this rank's first column; a label elsewhere contributes nothing.
+    The results are equal on all ranks that share the vocabulary. All of them must compute the same
+    loss from the log-probabilities: gradients of hidden states are summed over the ranks.
+
+    Args:
+        hidden_nh: [n, h], the same on all ranks of the exchange, or this rank's part where the
+            exchange divides tokens.
+        weight_vh: this rank's rows of the head, [v, h], see `linear_cross_entropy`.
+        labels_n: int64 [n], all tokens. Of IGNORE the log-probability is 0, without gradient, and
+            not correct; any other id outside the vocabulary gives NaN.
+        vocab_size: ids of the whole vocabulary, without padding.
+        exchange: the ranks that share the vocabulary; none by default.
+
+    Returns:
+        log_prob_n: [n], fp32 or the inputs' wider type, differentiable.
+        correct_n: bool [n], whether the label has the largest logit.
+
+    Raises:
+        ValueError: shapes or types do not fit together.
     """
-    tokens, columns = logits_nv.shape
-    if columns:
-        here_n = (local_n >= 0) & (local_n < columns)
-        picked_n = logits_nv.gather(1, local_n.clamp(0, columns - 1)[:, None])[:, 0]
+    exchange = exchange or NoExchange()
+    check_tokens(hidden_nh, exchange, labels_n)
+    check_head(hidden_nh, weight_vh, vocab_size, exchange)
+    kept_n, valid_n = kept_and_valid(labels_n, vocab_size)
+    maximum_n, lse_n, target_n = _softmax_parts(
+        hidden_nh, weight_vh, labels_n, vocab_size, exchange
+    )
+    log_prob_n = (target_n - lse_n).where(kept_n, 0.0).where(valid_n, torch.nan)
+    return log_prob_n, kept_n & valid_n & (target_n.detach() >= maximum_n)
+
+
+def _softmax_parts(
+    hidden_nh: torch.Tensor,
+    weight_vh: torch.Tensor,
+    labels_n: torch.Tensor,
+    vocab_size: int,
+    exchange: Exchange,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Largest logit, log-sum-exp and target logit of each token over all ranks' columns.
+
+    The target logit of a label outside the vocabulary is 0.
+    """
+    first_row = exchange.rank * weight_vh.shape[0]
+    num_rows = min(max(vocab_size - first_row, 0), weight_vh.shape[0])
+    logits_nv = _GatherTokens.apply(hidden_nh, exchange) @ weight_vh[:num_rows].T
+    logits_nv = logits_nv.to(torch.promote_types(logits_nv.dtype, torch.float32))
+    local_n = labels_n - first_row
+    if num_rows:
+        here_n = (local_n >= 0) & (local_n < num_rows)
+        picked_n = logits_nv.gather(1, local_n.clamp(0, num_rows - 1)[:, None])[:, 0]
         target_n = torch.where(here_n, picked_n, 0.0)
         largest_n = logits_nv.detach().amax(1)
     else:  # this rank holds nothing but padding
         target_n = logits_nv.sum(1)
-        largest_n = logits_nv.new_full((tokens,), -torch.inf)
+        largest_n = logits_nv.new_full((len(labels_n),), -torch.inf)
     maximum_n = exchange.all_gather(largest_n)().amax(0)
     sum_exp_n = _Sum.apply((logits_nv - maximum_n[:, None]).exp().sum(1), exchange)
     return maximum_n, sum_exp_n.log() + maximum_n, _Sum.apply(target_n, exchange)
 
 
-class _Enter(torch.autograd.Function):
+class _GatherTokens(torch.autograd.Function):
     """All tokens' hidden states; their gradient is summed over the ranks, at least in fp32."""
 
     @staticmethod
@@ -63,7 +112,7 @@ class _Enter(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """Every rank goes on to compute the same loss from the sum, so its gradient passes as it is."""
+    """Sum over the ranks. All of them compute the same loss from it, so its gradient is theirs."""
 
     @staticmethod
     def forward(ctx: Any, share: torch.Tensor, exchange: Exchange) -> torch.Tensor:
