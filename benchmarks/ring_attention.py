@@ -4,15 +4,17 @@ Emu3's heads and 131,072 tokens on a GPU (32,768 for tiles of one document); a f
 in fp32, on a CPU. `error` is that of out (forward) or of the queries' gradient (backward) at 64
 queries, relative to fp64.
 
-The rank of a ring is simulated: all its hops one after the other, its neighbours' keys copied from
+The rank of a ring is simulated: all its steps one after the other, its neighbours' keys copied from
 memory on the same device. It shows what cutting attention into tiles costs, not what a network
 does to it.
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +25,16 @@ from emu3_kernels.attention_tile import (
     attention_tile,
     attention_tile_backward,
 )
-from emu3_kernels.ring_attention import Ring, RingPlan, SimulatedHops, simulate
+from emu3_kernels.exchange import Exchange, NoExchange
+from emu3_kernels.ring_attention import Ring, RingPlan
 from harness import Case, main
 from simulated_packs import simulated_packs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from support.simulated_ranks import simulate
 
 from emu3_megatron.context_parallel.dispatch import dispatch
 
@@ -238,15 +245,13 @@ def _flex(problem: Problem) -> Callable[..., torch.Tensor]:
     return partial(torch.compile(flex_attention), block_mask=mask, enable_gqa=True)
 
 
-class FromMemory:
-    """Hops of one rank alone: what comes is copied from memory, what leaves is dropped."""
+@dataclass(frozen=True)
+class FromMemory(NoExchange):
+    """One rank of several: what it receives is copied from memory, what it sends is dropped."""
 
-    def __init__(self, rank: int, size: int):
-        self.rank = rank
-        self.size = size
-        self._stored: dict[tuple[int, ...], torch.Tensor] = {}
+    _stored: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
-    def swap(
+    def send_receive(
         self, outgoing: torch.Tensor, target: int, incoming: torch.Tensor, source: int
     ) -> Callable[[], None]:
         if incoming.shape not in self._stored:
@@ -256,7 +261,7 @@ class FromMemory:
 
 
 def ring_cases(quick: bool, ranks: int = 8) -> Iterator[Case]:
-    """All hops of the rank with the most work, beside one call over the whole sequence."""
+    """All steps of the rank with the most work, beside one call over the whole sequence."""
     on_gpu = torch.cuda.is_available()
     tokens = (16_384 if quick else FULL) if on_gpu else (1024 if quick else 4096)
     backend = "triton" if on_gpu else "sdpa"
@@ -275,7 +280,7 @@ def ring_cases(quick: bool, ranks: int = 8) -> Iterator[Case]:
         )
         whole_pairs, pairs = pairs_of(problem.ranges()), pairs_of_plan(busiest)
         one_call = tile(problem, backend)
-        by_hops = ring_rank(part, busiest, backend)
+        by_steps = ring_rank(part, busiest, backend)
         for i, (name, products) in enumerate((("forward", 2), ("backward", 5))):
             case = f"ring/{kind}/cp{ranks}/{name}"
             figures = lambda result, seconds, p=problem, n=whole_pairs, k=products: p.tera(
@@ -283,11 +288,11 @@ def ring_cases(quick: bool, ranks: int = 8) -> Iterator[Case]:
             )
             yield Case(case, "emu3 (one call)", one_call[i], figures, tensors=True)
             figures = lambda result, seconds, p=part, n=pairs, k=products: p.tera(n, seconds, k)
-            yield Case(case, "emu3", by_hops[i], figures, tensors=True)
+            yield Case(case, "emu3", by_steps[i], figures, tensors=True)
 
 
 def pairs_of_plan(plan: RingPlan) -> int:
-    return sum(pairs_of(hop.ranges) for hop in plan.hops if hop.ranges is not None)
+    return sum(pairs_of(step.ranges) for step in plan.steps if step.ranges is not None)
 
 
 def ring_rank(part: Problem, plan: RingPlan, backend: Any) -> tuple[Run, Run]:
@@ -329,10 +334,10 @@ def all_ranks(problem: Problem, ranks: int, backend: Any) -> list[torch.Tensor]:
     blocks = torch.arange(len(problem.query)).split(16)
     shares = [torch.cat(blocks[rank::ranks]) for rank in range(ranks)]
 
-    def one(hops: SimulatedHops) -> list[torch.Tensor]:
-        rows = shares[hops.rank]
-        plan = RingPlan.build(shares, problem.boundaries, hops.rank, problem.query.device)
-        ring = Ring(plan, hops, problem.scale, backend=backend)
+    def one(exchange: Exchange) -> list[torch.Tensor]:
+        rows = shares[exchange.rank]
+        plan = RingPlan.build(shares, problem.boundaries, exchange.rank, problem.query.device)
+        ring = Ring(plan, exchange, problem.scale, backend=backend)
         inputs = [t[rows] for t in (problem.query, problem.key, problem.value)]
         out, lse = ring.forward(*inputs)
         out = out.bfloat16()

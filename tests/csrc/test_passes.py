@@ -13,8 +13,9 @@ from emu3_kernels.attention_tile import (
     attention_tile_backward,
     reference,
 )
-from emu3_kernels.ring_attention import Ring, RingPlan, simulate
+from emu3_kernels.ring_attention import Ring, RingPlan
 from support.rings import Inputs, Pack, one_device, scattered_shares
+from support.simulated_ranks import simulate
 
 KERNELS = {
     "emu3_merge_attention": "merge",
@@ -72,12 +73,12 @@ def test_a_ring_gathers_what_leaves_by_the_kernels(called):
     inputs = Inputs.random(pack.tokens, torch.float32)
     shares = scattered_shares(pack.tokens, ranks, block=5)
 
-    def one(hops):
-        plan = RingPlan.build(shares, pack.boundaries, hops.rank)
-        mine = inputs.of(shares[hops.rank])
+    def one(exchange):
+        plan = RingPlan.build(shares, pack.boundaries, exchange.rank)
+        mine = inputs.of(shares[exchange.rank])
         query, key, value = mine.leaves()
         with torch.no_grad():
-            ring = Ring(plan, hops, scale=0.25, backend="reference")
+            ring = Ring(plan, exchange, scale=0.25, backend="reference")
             out, lse = ring.forward(query, key, value)
             return [out, *ring.backward(mine.dout, query, key, value, out, lse)]
 

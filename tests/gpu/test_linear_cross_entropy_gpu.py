@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from emu3_kernels import cuda
-from emu3_kernels.exchange import GroupExchange, simulate
+from emu3_kernels.exchange import GroupExchange
 from emu3_kernels.linear_cross_entropy import IGNORE
 from emu3_kernels.linear_cross_entropy.backends import choose
 from emu3_kernels.linear_cross_entropy.fused import merge
 from support.heads import HeadCase, error
+from support.simulated_ranks import simulate
 
 pytestmark = pytest.mark.gpu
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from emu3_kernels.ring_attention import Ring, RingPlan, SimulatedHops, simulate
-from support.rings import Inputs, Pack, one_device, scattered_shares
+from emu3_kernels.exchange import Exchange
+from emu3_kernels.ring_attention import Ring, RingPlan
+from support.rings import Inputs, Pack, assert_equal_plans, one_device, scattered_shares, tensors_of
+from support.simulated_ranks import simulate
 
 pytestmark = pytest.mark.gpu
 
@@ -14,10 +16,10 @@ def ring(inputs: Inputs, ranks: int) -> list[torch.Tensor]:
     """Out and gradients of query, key and value over simulated ranks, on the CPU."""
     shares = scattered_shares(PACK.tokens, ranks, block=128)
 
-    def one(hops: SimulatedHops) -> list[torch.Tensor]:
-        mine = inputs.of(shares[hops.rank])
-        plan = RingPlan.build(shares, PACK.boundaries, hops.rank, "cuda")
-        part = Ring(plan, hops, scale=0.125)
+    def one(exchange: Exchange) -> list[torch.Tensor]:
+        mine = inputs.of(shares[exchange.rank])
+        plan = RingPlan.build(shares, PACK.boundaries, exchange.rank, "cuda")
+        part = Ring(plan, exchange, scale=0.125)
         query, key, value, dout = (t.cuda() for t in vars(mine).values())
         out, lse = part.forward(query, key, value)
         out = out.to(query.dtype)
@@ -44,3 +46,14 @@ def test_the_same_bits_at_every_repeat_on_a_gpu() -> None:
     inputs = Inputs.random(PACK.tokens, torch.bfloat16, dim=64)
     first, second = ring(inputs, 4), ring(inputs, 4)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_plan_pinned_and_moved_is_the_one_built_on_the_gpu() -> None:
+    shares = scattered_shares(PACK.tokens, 3, block=128)
+    pinned = RingPlan.build(shares, PACK.boundaries, 1).pin_memory()
+    built = RingPlan.build(shares, PACK.boundaries, 1, "cuda")
+    assert all(tensor.is_pinned() for tensor in tensors_of(pinned) if tensor.numel())
+    moved = pinned.to("cuda")
+    assert {tensor.device.type for tensor in tensors_of(moved) + tensors_of(built)} == {"cuda"}
+    assert_equal_plans(moved, built)
+    assert_equal_plans(moved.to("cpu"), built)

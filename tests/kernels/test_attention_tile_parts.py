@@ -1,4 +1,4 @@
-"""How the mask is dealt to kernels that take a part a call, with stand-ins for GPU kernels."""
+"""How the mask is divided for kernels that take a part a call; stand-ins for GPU kernels."""
 
 import sys
 from itertools import pairwise
@@ -31,11 +31,11 @@ LAYOUTS = {
 }
 
 
-def attend(backend, tile, dout):
+def attend(implementation, tile, dout):
     """out, lse, dq, dk, dv."""
-    out, lse = backend.forward(tile, None)
+    out, lse = implementation.forward(tile, None)
     gradients = [torch.zeros_like(t, dtype=lse.dtype) for t in tile.inputs]
-    backend.backward(tile, dout, attention_delta(dout, out), lse, gradients)
+    implementation.backward(tile, dout, attention_delta(dout, out), lse, gradients)
     return [out, lse, *gradients]
 
 
@@ -144,9 +144,7 @@ def test_calls_together_are_the_mask(backend, layout, monkeypatch):
     )
     tile = Tile(q, k, v, ranges, SCALE)
 
-    found, expected = (
-        attend(implementation, tile, dout) for implementation in (backend, reference)
-    )
+    found, expected = (attend(module.IMPLEMENTATION, tile, dout) for module in (backend, reference))
 
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
     assert len([*packed.calls(ranges)]) == calls
@@ -187,10 +185,10 @@ def test_what_they_cannot_take_is_refused(backend):
         ("cudnn", torch.bfloat16, 12, "head dimension 12 is no multiple of 8 up to 128"),
     ],
 )
-def test_on_gpus_too_refusals_say_why(name, dtype, dim, reason, monkeypatch):
+def test_on_gpus_too_they_say_what_is_unsupported(name, dtype, dim, reason, monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not installed
     on_gpu = SimpleNamespace(
         is_cuda=True, dtype=dtype, element_size=lambda: dtype.itemsize, shape=(3, 2, dim)
     )
     tile = SimpleNamespace(q_thd=on_gpu, dropout=None)
-    assert reason in backends._module(name).refusal(tile)
+    assert reason in backends.load(name).unsupported_reason(tile)

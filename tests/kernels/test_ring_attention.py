@@ -4,34 +4,28 @@ from typing import Any
 
 import pytest
 import torch
-from emu3_kernels.ring_attention import (
-    GroupHops,
-    Hops,
-    NoHops,
-    RingDropout,
-    RingPlan,
-    ring_attention,
-    simulate,
-)
+from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
+from emu3_kernels.ring_attention import RingDropout, RingPlan, ring_attention
 from support.processes import run_processes
 from support.rings import PACKS, Inputs, Pack, one_device, scattered_shares
+from support.simulated_ranks import simulate
 
 MIXED = Pack("mixed", (1, 37, 90, 1, 60, 3, 101), tail=7)
 NAMES = ("out", "query", "key", "value")
 
 
 def run_rank(
-    hops: Hops,
+    exchange: Exchange,
     pack: Pack,
     inputs: Inputs,
     shares: list[torch.Tensor],
     **options: Any,
 ) -> list[torch.Tensor]:
     """One rank's out and gradients of query, key and value."""
-    mine = inputs.of(shares[hops.rank])
-    plan = RingPlan.build(shares, pack.boundaries, hops.rank)
+    mine = inputs.of(shares[exchange.rank])
+    plan = RingPlan.build(shares, pack.boundaries, exchange.rank)
     leaves = mine.leaves()
-    out = ring_attention(*leaves, plan, hops, scale=0.25, **options)
+    out = ring_attention(*leaves, plan, exchange, scale=0.25, **options)
     return [out.detach(), *torch.autograd.grad(out, leaves, mine.dout)]
 
 
@@ -44,7 +38,7 @@ def whole(ranks: list[list[torch.Tensor]], shares: list[torch.Tensor]) -> list[t
 def ring(pack: Pack, inputs: Inputs, ranks: int, **options: Any) -> list[torch.Tensor]:
     """Out and gradients of a whole pack over simulated ranks."""
     shares = scattered_shares(pack.tokens, ranks, block=5)
-    results = simulate(ranks, lambda hops: run_rank(hops, pack, inputs, shares, **options))
+    results = simulate(ranks, lambda exchange: run_rank(exchange, pack, inputs, shares, **options))
     return whole(results, shares)
 
 
@@ -57,9 +51,9 @@ def test_equal_to_one_device(pack: Pack, ranks: int) -> None:
         torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-12, msg=name)
 
 
-def test_a_plan_of_one_rank_needs_no_hops() -> None:
+def test_one_rank_needs_no_process_group() -> None:
     inputs = Inputs.random(MIXED.tokens)
-    found = run_rank(NoHops(), MIXED, inputs, [torch.arange(MIXED.tokens)])
+    found = run_rank(NoExchange(), MIXED, inputs, [torch.arange(MIXED.tokens)])
     for part, right in zip(found, one_device(MIXED, inputs), strict=True):
         torch.testing.assert_close(part, right, rtol=1e-11, atol=1e-12)
 
@@ -68,8 +62,8 @@ def process(pack: Pack, inputs: Inputs, ranks: int) -> list[torch.Tensor]:
     """What one of several processes computes, as numpy arrays in fp64."""
     torch.distributed.init_process_group("gloo")
     shares = scattered_shares(pack.tokens, ranks, block=5)
-    hops = GroupHops(torch.distributed.group.WORLD)
-    results = run_rank(hops, pack, inputs, shares)
+    exchange = GroupExchange(torch.distributed.group.WORLD, point_to_point=True)
+    results = run_rank(exchange, pack, inputs, shares)
     torch.distributed.destroy_process_group()
     return [tensor.double().numpy() for tensor in results]
 
@@ -153,11 +147,11 @@ def test_a_plan_of_other_ranks_is_refused() -> None:
     plan = RingPlan.build(shares, torch.tensor([0, 8]), 0)
     query, key, value = Inputs.random(4).leaves()
     with pytest.raises(ValueError, match="rank 0 of 2"):
-        ring_attention(query, key, value, plan, NoHops(), scale=1.0)
+        ring_attention(query, key, value, plan, NoExchange(), scale=1.0)
 
 
 def test_queries_that_do_not_fit_the_plan_are_refused() -> None:
     plan = RingPlan.build([torch.arange(8)], torch.tensor([0, 8]), 0)
     query, key, value = Inputs.random(7).leaves()
     with pytest.raises(ValueError, match="7 queries, but a plan for 8"):
-        ring_attention(query, key, value, plan, NoHops(), scale=1.0)
+        ring_attention(query, key, value, plan, NoExchange(), scale=1.0)

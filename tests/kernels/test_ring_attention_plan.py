@@ -9,10 +9,10 @@ from support.rings import PACKS, Pack, scattered_shares, visible
 def seen_by(plan: RingPlan, tokens: int) -> torch.Tensor:
     """How often each query of a rank meets each token of the sequence, int [queries, tokens]."""
     seen = torch.zeros(len(plan.queries_t), tokens, dtype=torch.int64)
-    for hop in filter(lambda hop: hop.ranges is not None, plan.hops):
-        places = torch.arange(len(hop.keys_k))
-        first, last = hop.ranges.first_q[:, None], hop.ranges.last_q[:, None]
-        seen[:, hop.keys_k] += ((first <= places) & (places < last)).long()
+    for step in filter(lambda step: step.ranges is not None, plan.steps):
+        places = torch.arange(len(step.keys_k))
+        first, last = step.ranges.first_q[:, None], step.ranges.last_q[:, None]
+        seen[:, step.keys_k] += ((first <= places) & (places < last)).long()
     return seen
 
 
@@ -32,7 +32,7 @@ def test_only_keys_that_somebody_needs_travel(pack: Pack) -> None:
         plan = RingPlan.build(shares, pack.boundaries, rank)
         foreign = visible(pack, share).any(0)
         foreign[share] = False
-        came = torch.cat([hop.keys_k for hop in plan.hops[1:]])
+        came = torch.cat([step.keys_k for step in plan.steps[1:]])
         assert torch.equal(came.sort().values, foreign.nonzero().flatten())
 
 
@@ -41,10 +41,10 @@ def test_what_one_rank_sends_is_what_the_other_expects(pack: Pack) -> None:
     shares = scattered_shares(pack.tokens, 5, block=3)
     plans = [RingPlan.build(shares, pack.boundaries, rank) for rank in range(5)]
     for rank, plan in enumerate(plans):
-        for number, hop in enumerate(plan.hops[1:], start=1):
-            theirs = plans[hop.target].hops[number]
+        for number, step in enumerate(plan.steps[1:], start=1):
+            theirs = plans[step.target].steps[number]
             assert theirs.source == rank
-            assert torch.equal(shares[rank][hop.sent_rows], theirs.keys_k)
+            assert torch.equal(shares[rank][step.sent_rows], theirs.keys_k)
 
 
 def test_documents_of_one_rank_travel_nowhere() -> None:
@@ -53,14 +53,14 @@ def test_documents_of_one_rank_travel_nowhere() -> None:
     for rank in range(3):
         plan = RingPlan.build(shares, boundaries, rank)
         assert plan.received_rows == 0
-        assert [hop.ranges for hop in plan.hops[1:]] == [None, None]
+        assert [step.ranges for step in plan.steps[1:]] == [None, None]
 
 
 def test_a_document_that_runs_on_needs_one_segment() -> None:
     """Blocks of other ranks between ours do not cut what we see of one rank into more pieces."""
     shares = [torch.arange(0, 8), torch.arange(8, 16), torch.arange(16, 24)]
     plan = RingPlan.build(shares, torch.tensor([0, 24]), rank=2)
-    assert [len(hop.ranges.segments) for hop in plan.hops] == [1, 1, 1]
+    assert [len(step.ranges.segments) for step in plan.steps] == [1, 1, 1]
 
 
 def test_tokens_out_of_order_are_refused() -> None:

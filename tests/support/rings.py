@@ -1,8 +1,12 @@
-"""Packs with awkward document borders, ways to scatter them over ranks, and what is right."""
+"""Packs with awkward document borders, ways to scatter them over ranks, and what is right.
+
+Also what two plans of a ring must agree in.
+"""
 
 from dataclasses import dataclass
 
 import torch
+from emu3_kernels.ring_attention import RingPlan
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -104,3 +108,27 @@ def one_device(pack: Pack, inputs: Inputs, scale: float = 0.25) -> tuple[torch.T
     whole = torch.zeros_like(query).index_put((rows.nonzero().flatten(),), out)
     gradients = torch.autograd.grad(whole, (query, key, value), inputs.dout.double())
     return whole.detach(), *gradients
+
+
+def tensors_of(plan: RingPlan) -> list[torch.Tensor]:
+    """All tensors of a plan, in a fixed order."""
+    ranges = [step.ranges for step in plan.steps if step.ranges is not None]
+    return [
+        plan.queries_t,
+        *(tensor for step in plan.steps for tensor in (step.keys_k, step.sent_rows)),
+        *(tensor for one in ranges for tensor in (one.first_q, one.last_q)),
+    ]
+
+
+def assert_equal_plans(found: RingPlan, expected: RingPlan) -> None:
+    """Equal in everything, whatever memory the tensors are in."""
+    assert (found.rank, found.size) == (expected.rank, expected.size)
+    for step, other in zip(found.steps, expected.steps, strict=True):
+        assert (step.source, step.target) == (other.source, other.target)
+        assert (step.ranges is None) == (other.ranges is None)
+        if step.ranges is not None:
+            assert step.ranges.segments == other.ranges.segments
+            assert step.ranges.keys == other.ranges.keys
+    for tensor, other in zip(tensors_of(found), tensors_of(expected), strict=True):
+        assert tensor.dtype == other.dtype
+        assert torch.equal(tensor.cpu(), other.cpu())
