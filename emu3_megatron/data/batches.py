@@ -128,7 +128,7 @@ class PackedSamples(Dataset[Batch]):
             documents.append([(piece.store.name, piece.document) for piece in pieces])
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         order = np.stack([dispatch(bounds.numpy(), self.context_size) for bounds in boundaries])
-        return Batch(
+        return Batch(  # type: ignore[arg-type]
             **tensors,
             boundaries=boundaries,
             order=torch.from_numpy(order),

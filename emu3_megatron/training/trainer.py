@@ -50,9 +50,9 @@ class DecoderTrainer:
         self.engine, self.objective = engine, objective
         self.rate, self.mesh, self.place = rate, mesh, place
         self.seed, self.work = seed, work
-        self.exchange: Exchange = (
-            NoExchange() if mesh.context_size == 1 else GroupExchange(context_group(), point_to_point=True)
-        )
+        self.exchange: Exchange = NoExchange()
+        if mesh.context_size > 1:
+            self.exchange = GroupExchange(context_group(), point_to_point=True)
 
     def step(self, number: int, batches: Sequence[Batch], judge: Judge) -> StepResult:
         """See `runs.interfaces.Trainer`."""

@@ -31,7 +31,7 @@ SETTINGS = SamplingSettings(seed=3)
 
 @pytest.fixture(scope="module")
 def decoder(mesh) -> Decoder:
-    return build_decoder(SMALL)
+    return build_decoder(SMALL).eval()
 
 
 def random_codes(*shape: int) -> np.ndarray:
