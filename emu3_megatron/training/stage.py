@@ -14,8 +14,10 @@ from emu3_megatron.checkpoints.folders import (
     verify,
 )
 from emu3_megatron.checkpoints.state import load_state
-from emu3_megatron.config import Recipe
+from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.changes import changes, refuse_changes
+from emu3_megatron.config.data import DataSection
+from emu3_megatron.config.training import BatchConfig, RunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.mixed import Setting
 from emu3_megatron.errors import InputError
@@ -58,15 +60,17 @@ def train(
         RunEnded: the run was told to leave, or gave up.
     """
     mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
-    _check_layout(recipe, mesh)
+    _check_layout(recipe.batch, mesh)
     with supervised(recipe.run, mesh, peak_flops()) as run:
-        checkpoint, about = _to_resume_from(recipe)
+        checkpoint, about = _to_resume_from(recipe.run, recipe.model)
         recipe = _completed(recipe, data, about)
         if checkpoint:
-            _refuse_changes(recipe, about, accept)
+            changed = list(changes(Recipe.model_validate(about["recipe"]), recipe))
+            refuse_changes(run.folder, changed, accept)
+            on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
         first = about.get("step", 0)
         last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
-        start_from = None if checkpoint else _to_start_from(recipe)
+        start_from = None if checkpoint else _to_start_from(recipe.run, recipe.model)
         guard = _assemble(run, recipe, objective, data, hooks)
         _load(run, checkpoint, start_from)
         run.about = _describe(recipe, about or (read_checkpoint(start_from) if start_from else {}))
@@ -75,36 +79,36 @@ def train(
         take_steps(run, guard, first, last)
 
 
-def _check_layout(recipe: Recipe, mesh: Mesh) -> None:
-    step = recipe.batch.micro_size * mesh.data_size
-    if recipe.batch.size % step:
+def _check_layout(batch: BatchConfig, mesh: Mesh) -> None:
+    step = batch.micro_size * mesh.data_size
+    if batch.size % step:
         raise InputError(
-            f"batch.size={recipe.batch.size} must be a multiple of batch.micro_size x data "
-            f"parallel ranks = {recipe.batch.micro_size} x {mesh.data_size} = {step}"
+            f"batch.size={batch.size} must be a multiple of batch.micro_size x data "
+            f"parallel ranks = {batch.micro_size} x {mesh.data_size} = {step}"
         )
 
 
-def _to_resume_from(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
+def _to_resume_from(config: RunConfig, model: ModelConfig) -> tuple[Path | None, dict[str, Any]]:
     """The checkpoint to resume from, proven whole and of this model, and its manifest."""
-    folder = recipe.run.dir / "checkpoints"
-    path = newest_sound(folder) if recipe.run.resume == "auto" else tracked(folder)
+    folder = config.dir / "checkpoints"
+    path = newest_sound(folder) if config.resume == "auto" else tracked(folder)
     if path is None:
         return None, {}
     about = read_checkpoint(path)
     refuse_old(path, about)
-    check_model(path, about, recipe.model)
-    if recipe.run.resume == "strict":
+    check_model(path, about, model)
+    if config.resume == "strict":
         verify(path)
     return path, about
 
 
-def _to_start_from(recipe: Recipe) -> Path | None:
+def _to_start_from(config: RunConfig, model: ModelConfig) -> Path | None:
     """The checkpoint whose weights a new run starts from, proven whole and of this model."""
-    if recipe.run.init_from is None:
+    init_from = config.init_from
+    if init_from is None:
         return None
-    init_from = recipe.run.init_from
     path = on_first_rank(lambda: find_checkpoint(init_from))
-    check_model(path, read_checkpoint(path), recipe.model)
+    check_model(path, read_checkpoint(path), model)
     verify(path)
     return path
 
@@ -116,12 +120,6 @@ def _completed(recipe: Recipe, data: Data[Any], about: dict[str, Any]) -> Recipe
     optimizer = recipe.optimizer.model_copy(update={"decay_steps": steps})
     section = getattr(data, "section", recipe.data)
     return recipe.model_copy(update={"optimizer": optimizer, "data": section})
-
-
-def _refuse_changes(recipe: Recipe, about: dict[str, Any], accept: bool) -> None:
-    changed = list(changes(Recipe.model_validate(about["recipe"]), recipe))
-    refuse_changes(recipe.run.dir, changed, accept)
-    on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
 
 
 def _assemble(
@@ -177,15 +175,15 @@ def _describe(recipe: Recipe, before: dict[str, Any]) -> dict[str, Any]:
     return {
         "recipe": recipe.model_dump(mode="json"),
         "vocabulary": recipe.model.vocabulary().fingerprint(),
-        "null_prompt": _saw_empty_captions(recipe, before),
+        "null_prompt": _saw_empty_captions(recipe.data, before),
     }
 
 
-def _saw_empty_captions(recipe: Recipe, before: dict[str, Any]) -> bool | None:
+def _saw_empty_captions(data: DataSection, before: dict[str, Any]) -> bool | None:
     """Whether the weights, or those they come from, were trained without captions at times.
 
     None: they were imported, and it is not known.
     """
-    if getattr(recipe.data, "null_prompt", 0) > 0:
+    if getattr(data, "null_prompt", 0) > 0:
         return True
     return before.get("null_prompt", False)
