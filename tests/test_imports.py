@@ -48,7 +48,6 @@ EXCEPTIONS: set[str] = {
     "interchange/exporting.py imports training",
     "interchange/text_files.py imports grammar",
     "interchange/verify.py imports training",
-    "vision/tokenizer.py imports tokenizer_training",
 }
 
 PACKAGES = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
@@ -162,6 +161,24 @@ def test_what_must_be_light_imports_no_torch(module):
 
     assert f"emu3_megatron.{module}" in loaded
     assert {"torch", "megatron", "triton", "tiktoken"}.isdisjoint(loaded)
+
+
+def test_a_vision_tokenizer_opens_without_training_code(tmp_path):
+    loaded = run(f"""
+import sys
+from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+VisionTokenizer(TokenizerNetwork(preset="tiny")).save({str(tmp_path)!r})
+VisionTokenizer.load({str(tmp_path)!r})
+print(*sys.modules)
+""")
+
+    packages = {".".join(name.split(".")[:2]) for name in loaded}
+    assert "emu3_megatron.vision" in packages
+    training = {f"emu3_megatron.{name}" for name in ("training", "runs", "data")}
+    assert packages.isdisjoint(training | {"emu3_megatron.tokenizer_training"})
+    assert not {name for name in loaded if name.split(".")[0] == "megatron"}
 
 
 def test_every_module_imports_without_a_gpu_or_optional_packages():
