@@ -7,7 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.videos import read_clip, write_clip
+from emu3_megatron.media.images import load_image
+from emu3_megatron.media.videos import read_clip
+from emu3_megatron.media.writers import write_clip, write_png
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,11 @@ def lay_out(photos: Path, clips: Path, area: int) -> None:
     clips.mkdir(parents=True, exist_ok=True)
     for source in PHOTOS:
         path = source.locate()
-        with Image.open(path) as image:
-            image.thumbnail((int(2 * area**0.5),) * 2, Image.Resampling.LANCZOS)
-            image.convert("RGB").save(photos / f"{path.stem}.png")
+        image = load_image(path)
+        image.thumbnail((int(2 * area**0.5),) * 2, Image.Resampling.LANCZOS)
+        write_png(photos / f"{path.stem}.png", image)
         (photos / f"{path.stem}.txt").write_text(source.caption + "\n")
     path = CLIP.locate()
-    clip = read_clip(path, area=area, fps=_CLIP_FPS, num_frames=_CLIP_FRAMES)
-    write_clip(clips / path.name, clip.pixels_tchw, clip.fps)
+    pixels_tchw = read_clip(path, area=area, fps=_CLIP_FPS, num_frames=_CLIP_FRAMES)
+    write_clip(clips / path.name, pixels_tchw, _CLIP_FPS)
     (clips / f"{path.stem}.txt").write_text(CLIP.caption + "\n")

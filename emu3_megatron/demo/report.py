@@ -16,7 +16,13 @@ from PIL import Image
 
 from emu3_megatron.files import replacing
 from emu3_megatron.grammar import Vision
-from emu3_megatron.media.images import load_image, resize_to_area, to_image, to_pixels
+from emu3_megatron.media.images import (
+    load_image,
+    read_image,
+    resize_to_area,
+    to_image,
+    to_pixels,
+)
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 
@@ -119,7 +125,7 @@ def _clip(tokenizer: VisionTokenizer, made: Generated) -> str:
 
 def _samples(folder: Path) -> str:
     rows = [
-        [step.name, *(_image(Image.open(path)) for path in sorted(step.glob("*.png")))]
+        [step.name, *(_image(read_image(path).image) for path in sorted(step.glob("*.png")))]
         for step in sorted(folder.glob("step-*"))
     ]
     return _table([], rows)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.files import replacing
 from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import (
@@ -20,6 +19,7 @@ from emu3_megatron.grammar import (
     vision_span,
 )
 from emu3_megatron.media.images import to_image
+from emu3_megatron.media.writers import write_png
 from emu3_megatron.model import Decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
@@ -167,6 +167,4 @@ def save_image(tokenizer: VisionTokenizer, codes_hw: np.ndarray, path: str | Pat
     """Decode codes [height, width] and write them as a PNG of 8 x 8 pixels a code."""
     weight = next(tokenizer.parameters())
     codes_1hw = torch.from_numpy(codes_hw)[None].to(weight.device)
-    image = to_image(tokenizer.decode_images(codes_1hw)[0])
-    with replacing(path) as beside:
-        image.save(beside, "PNG")
+    write_png(path, to_image(tokenizer.decode_images(codes_1hw)[0]))

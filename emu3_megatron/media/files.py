@@ -1,22 +1,46 @@
-"""Files of a folder."""
+"""Files of a folder, and the error of a file that cannot be read."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from emu3_megatron.errors import InputError
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+_LONGEST_REASON = 120  # characters
 
-def find_files(source: str | Path, suffixes: Iterable[str]) -> list[Path]:
+
+class UnreadableError(InputError):
+    """A file that cannot be read as what it should be.
+
+    The message names the file; a table that has a column of file names takes `reason` alone.
+    """
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(path, reason)  # as arguments, so that it can be pickled
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's exception says, in one short line."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(said).split())[:_LONGEST_REASON]
+
+
+def find_files(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
     """The files in a folder, and the folders in it, that end in one of `suffixes`, sorted.
 
     Raises:
         InputError: no such folder, or no such files in it.
     """
-    source, suffixes = Path(source), sorted(suffixes)
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder")
-    named = (path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+    folder, suffixes = Path(folder), sorted(suffixes)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     paths = sorted(path for path in named if path.is_file())
     if not paths:
-        raise InputError(f"{source}: no file ends in one of {', '.join(suffixes)}")
+        raise InputError(f"{folder}: no file ends in one of {', '.join(suffixes)}")
     return paths

@@ -1,54 +1,167 @@
-"""Photos to pixels and back."""
+"""The reader of images: any file to an upright 8-bit RGB image. Resizing; pixels and back."""
 
+import io
 import math
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import UnreadableError, reason_of
 
 MAX_ASPECT = 5  # longer side over shorter; the published processor rejects beyond it
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# Named, because Pillow would also open EPS, for which it starts Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
+# How an image is turned upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image as everybody sees it.
+
+    Attributes:
+        image: RGB of 8 bits, upright.
+        notes: what was done to it: `rotated`, `cmyk`, `deep`, `alpha`, `first of 12`.
+    """
+
+    image: Image.Image
+    notes: tuple[str, ...]
+
+
+def decode_image(data: bytes, path: str | Path) -> DecodedImage:
+    """Decode a file's content.
+
+    The image is turned by its EXIF orientation; CMYK is converted, more than 8 bits are scaled to
+    8, transparency is laid over white, and an animation is represented by its first frame.
+
+    Args:
+        path: where the content is from, for the error.
+
+    Raises:
+        UnreadableError: not an image, or a damaged one.
+    """
+    try:
+        # Warnings of damaged metadata name no file.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=_FORMATS) as opened,
+        ):
+            return _decode(opened)
+    except UnidentifiedImageError:
+        raise UnreadableError(path, "not a readable image (unknown format)") from None
+    except Exception as error:  # decoders raise whatever the damage leads them to
+        raise UnreadableError(path, f"not a readable image ({reason_of(error)})") from None
+
+
+def read_image(path: str | Path) -> DecodedImage:
+    """Read and decode a file. Raises UnreadableError."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableError(path, f"cannot be read ({reason_of(error)})") from None
+    return decode_image(data, path)
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read a photo as RGB, turned upright by its EXIF orientation.
+    """The image of a file, for the tokenizer.
 
     Raises:
         InputError: naming the file, when it cannot be read or is narrower than 1:5.
     """
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error})") from None
+    image = read_image(path).image
     check_aspect(path, *image.size)
     return image
 
 
 def check_aspect(path: str | Path, width: int, height: int) -> None:
+    """Raises InputError when an image or a video, turned upright, is too narrow."""
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"{path}: {width}x{height} is narrower than 1:{MAX_ASPECT}")
 
 
-def size_for_area(width: int, height: int, area: int, multiple: int = 8) -> tuple[int, int]:
-    """(width, height) of about `area` pixels: aspect kept, both divisible by `multiple`."""
+def _decode(opened: Image.Image) -> DecodedImage:
+    notes = []
+    if (frames := getattr(opened, "n_frames", 1)) > 1:
+        notes.append(f"first of {frames}")
+    if _orientation(opened) in _TURNS:
+        notes.append("rotated")
+    opened.load()
+    turn = _TURNS.get(_orientation(opened))  # asked again: Pillow turns a TIFF as it loads it
+    image, note = _to_rgb(opened if turn is None else opened.transpose(turn))
+    return DecodedImage(image, tuple(notes + note))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata; the picture is kept as it is stored
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_deep(image), ["deep"]
+    if image.mode == "CMYK":
+        return image.convert("RGB"), ["cmyk"]
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB"), ["alpha"]
+    return image.convert("RGB"), []
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """The 8 bits of more."""
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    low, high = _range_of(values, image.mode)
+    scaled = (values - low) * (255 / max(high - low, 1e-6))
+    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+
+
+def _range_of(values: np.ndarray, mode: str) -> tuple[float, float]:
+    """From black to white: what the mode can hold or is used for, else what is there."""
+    if mode.startswith("I;16"):
+        return 0, 65_535
+    low, high = float(values.min()), float(values.max())
+    for white in (1,) if mode == "F" else (255, 65_535):
+        if low >= 0 and high <= white:
+            return 0, white
+    return low, high
+
+
+def size_for_area(width: int, height: int, area: int) -> tuple[int, int]:
+    """(width, height) of about `area` pixels: aspect kept, both divisible by 8."""
     scale = math.sqrt(area / (width * height))
-    return (
-        max(multiple, round(width * scale / multiple) * multiple),
-        max(multiple, round(height * scale / multiple) * multiple),
-    )
+    return max(8, round(width * scale / 8) * 8), max(8, round(height * scale / 8) * 8)
 
 
-def resize_to_area(image: Image.Image, area: int, multiple: int = 8) -> Image.Image:
-    """Bicubic resize to about `area` pixels: aspect kept, sides divisible by `multiple`."""
-    size = size_for_area(*image.size, area, multiple)
-    return image.resize(size, Image.Resampling.BICUBIC)
+def resize_to_area(image: Image.Image, area: int) -> Image.Image:
+    """Bicubic resize to about `area` pixels: aspect kept, sides divisible by 8."""
+    return image.resize(size_for_area(*image.size, area), Image.Resampling.BICUBIC)
+
+
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """The image with its shorter side reduced to `side`; smaller ones stay."""
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def to_pixels(image: Image.Image) -> Tensor:

@@ -1,127 +1,224 @@
-"""Clips to pixels and back."""
+"""The reader of videos: upright frames by number and time, and clips at an even rate."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import islice
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import av
+import numpy as np
 import torch
 from av.container import InputContainer
+from av.video.stream import VideoStream
+from PIL import Image
 from torch import Tensor
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.files import replacing
-from emu3_megatron.media.images import check_aspect, resize_to_area, to_image, to_pixels
+from emu3_megatron.media.files import UnreadableError, reason_of
+from emu3_megatron.media.images import check_aspect, size_for_area, to_pixels
 
-CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+T = TypeVar("T")
+
+ROUNDING = 1e-3  # seconds to which containers round the time of a frame, at worst
+# How a frame is turned upright, by the linear part of its display matrix: a, b, c, d of
+# (x, y) -> (ax + cy, bx + dy).
+_TURNS: dict[tuple[int, ...], Image.Transpose] = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
-class Clip:
-    pixels_tchw: Tensor  # float32 in [-1, 1], sides divisible by 8
+class Frame:
+    """One decoded frame.
+
+    Attributes:
+        number: counted from 0, from where reading began, in the order in which frames are shown.
+        time: seconds since the video's beginning at which it is shown, by the container.
+    """
+
+    path: Path
+    number: int
+    time: float
+    video_frame: av.VideoFrame
+
+    def image(self) -> Image.Image:
+        """RGB, turned as the container says. Raises UnreadableError."""
+        image = self._converted(self.video_frame.to_image)
+        turn = _TURNS.get(_orientation(self.video_frame))
+        return image if turn is None else image.transpose(turn)
+
+    def bgr(self) -> np.ndarray:
+        """Blue, green and red [h, w, 3] as OpenCV has them, not turned. Raises UnreadableError."""
+        return self._converted(partial(self.video_frame.to_ndarray, format="bgr24"))
+
+    def _converted(self, convert: Callable[[], T]) -> T:
+        try:
+            return convert()
+        except Exception as error:  # PyAV raises what the format leads it to
+            raise _unreadable(self.path, error) from None
+
+
+def read_frames(path: str | Path, start: float = 0) -> Iterator[Frame]:
+    """Decode a video.
+
+    Args:
+        start: seconds; reading begins at a frame before it, from which decoding can begin.
+
+    Raises:
+        UnreadableError: the file cannot be read, is damaged, or holds no video.
+    """
+    try:
+        with _open(path) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            begin = float((stream.start_time or 0) * (stream.time_base or 0))
+            if start > 0:
+                container.seek(int((start + begin) * av.time_base))
+            rate = _stated_rate(stream) or 1
+            for number, frame in enumerate(container.decode(stream)):
+                time = number / rate if frame.time is None else frame.time - begin
+                yield Frame(Path(path), number, time, frame)
+    except InputError:
+        raise
+    except Exception as error:  # PyAV raises what the damage leads it to
+        raise _unreadable(path, error) from None
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a container says about its video; 0 where it says nothing.
+
+    Attributes:
+        fps: frames a second, on average.
+        seconds: duration.
+    """
+
     fps: float
+    seconds: float
+
+    @property
+    def last_frame_time(self) -> float:
+        """Seconds at which the last frame is shown."""
+        return max(0.0, self.seconds - 1 / (self.fps or 1))
+
+
+def read_info(path: str | Path) -> VideoInfo:
+    """Raises UnreadableError when the file cannot be read, or holds no video."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        seconds = (container.duration or 0) / av.time_base
+        if stream.duration and stream.time_base:
+            seconds = float(stream.duration * stream.time_base)
+        return VideoInfo(_stated_rate(stream), seconds)
 
 
 def read_clip(
-    path: str | Path,
-    *,
-    area: int,
-    fps: float | None = None,
-    start: float = 0,
-    num_frames: int | None = None,
-) -> Clip:
-    """Read frames of a clip.
+    path: str | Path, *, area: int, fps: float, start: float = 0, num_frames: int | None = None
+) -> Tensor:
+    """Read a clip at an even rate.
 
     Args:
         area: resize each frame to about so many pixels, aspect kept, sides divisible by 8.
-        fps: frames a second to take; the clip's own rate by default.
-        start: seconds into the clip.
-        num_frames: at most so many; the clip may hold fewer. All by default.
+        fps: frames a second to take: what is shown at each tick of a clock.
+        start: seconds into the video.
+        num_frames: at most so many; the video may hold fewer. All by default.
+
+    Returns:
+        Pixels [t, 3, h, w], float32 in [-1, 1].
 
     Raises:
         InputError: naming the file, when it cannot be read, is too narrow, or has no frame there.
     """
-    with _opened(path) as (container, stream):
-        if start > 0:
-            container.seek(int(start * av.time_base))
-        rate = fps or float(stream.average_rate or 0)
-        if rate <= 0:
-            raise InputError(f"{path}: does not say its frames a second; give fps")
-        picked = _pick(container.decode(stream), start, fps)
-        frames = [
-            to_pixels(resize_to_area(frame.to_image(), area))
-            for frame in islice(picked, num_frames)
-        ]
-    if not frames:
+    shown = frames_at_rate(read_frames(path, start), fps, start)
+    pixels_tchw = clip_pixels(_not_narrow(itertools.islice(shown, num_frames)), area)
+    if not len(pixels_tchw):
         raise InputError(f"{path}: no frame at {start:g} seconds or later")
-    return Clip(torch.stack(frames), rate)
+    return pixels_tchw
 
 
-def last_frame_time(path: str | Path) -> float:
-    """Seconds at which the last frame begins, by what the clip says. Raises like `read_clip`."""
-    with _opened(path) as (container, stream):
-        seconds = (container.duration or 0) / av.time_base
-        if stream.duration and stream.time_base:
-            seconds = float(stream.duration * stream.time_base)
-        return seconds - 1 / float(stream.average_rate or 1)
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: holds no video")
-            stream = container.streams.video[0]
-            check_aspect(path, stream.width, stream.height)
-            yield container, stream
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path}: not a readable clip ({error})") from None
-
-
-def _pick(
-    frames: Iterable[av.VideoFrame], start: float, fps: float | None
-) -> Iterator[av.VideoFrame]:
-    """Every frame from `start` on, or the first one at or after each tick of a clock of `fps`."""
-    ticks = 0
+def _not_narrow(frames: Iterable[Frame]) -> Iterator[Image.Image]:
     for frame in frames:
-        # containers round the time of a frame, to a millisecond at worst
-        time = (frame.time or 0) + 0.001
-        if fps is None and time >= start:
-            yield frame
-        while fps is not None and time >= start + ticks / fps:
-            yield frame
+        image = frame.image()
+        check_aspect(frame.path, *image.size)
+        yield image
+
+
+def clip_pixels(images: Iterable[Image.Image], area: int) -> Tensor:
+    """Pixels [t, 3, h, w], float32 in [-1, 1], of frames resized to about `area` pixels.
+
+    A video can change its size on the way; the first frame's counts.
+    """
+    pixels, size = [], None
+    for image in images:
+        size = size or size_for_area(*image.size, area)
+        pixels.append(to_pixels(image.resize(size, Image.Resampling.BICUBIC)))
+    return torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0)
+
+
+def frames_at_rate(
+    frames: Iterable[Frame], fps: float, start: float | None = None
+) -> Iterator[Frame]:
+    """The frame shown at each tick of an even clock; the last tick is at or before the last frame.
+
+    Args:
+        fps: ticks a second.
+        start: seconds at which the clock begins; by default with the first frame.
+    """
+    ticks, shown = 0, None
+    for frame in frames:
+        start = frame.time if start is None else start
+        while shown is not None and start + ticks / fps < frame.time - ROUNDING:
+            yield shown
             ticks += 1
+        shown = frame
+    if shown is not None and start is not None and start + ticks / fps <= shown.time + ROUNDING:
+        yield shown
 
 
-def write_clip(path: str | Path, pixels_tchw: Tensor, fps: float) -> None:
-    """Write pixels [t, 3, h, w] in [-1, 1] as an .mp4 (H.264, even sides) or an animated .gif."""
-    path = Path(path)
-    if path.suffix not in _WRITERS:
-        raise InputError(f"{path}: a clip is written as one of {', '.join(_WRITERS)}")
-    with replacing(path) as beside:
-        _WRITERS[path.suffix](beside, pixels_tchw, fps)
+def is_variable(times: Sequence[float]) -> bool:
+    """Do frames follow one another at uneven intervals?"""
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    return bool(steps) and max(steps) - min(steps) > 0.25 * (sum(steps) / len(steps)) + 2 * ROUNDING
 
 
-def _write_gif(path: Path, pixels_tchw: Tensor, fps: float) -> None:
-    first, *rest = (to_image(pixels_chw) for pixels_chw in pixels_tchw)
-    milliseconds = round(1000 / fps)
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+def mean_rate(times: Sequence[float], stated: float) -> float:
+    """Frames a second of frames shown at these times; what is stated, where that is so."""
+    span = times[-1] - times[0]
+    rate = (len(times) - 1) / span if span > 0 else stated
+    return stated if abs(rate - stated) < 0.01 * stated else rate
 
 
-def _write_mp4(path: Path, pixels_tchw: Tensor, fps: float) -> None:
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = pixels_tchw.shape[-2:]
-        stream.pix_fmt = "yuv420p"
-        for pixels_chw in pixels_tchw:
-            container.mux(stream.encode(av.VideoFrame.from_image(to_image(pixels_chw))))
-        container.mux(stream.encode())
+def _open(path: str | Path) -> InputContainer:
+    av.logging.set_libav_level(av.logging.PANIC)  # FFmpeg would say on stderr what the error says
+    try:
+        container = av.open(str(path))
+    except Exception as error:  # PyAV raises what the damage leads it to
+        raise _unreadable(path, error) from None
+    if not container.streams.video:
+        container.close()
+        raise UnreadableError(path, "holds no video")
+    return container
 
 
-_WRITERS = {".mp4": _write_mp4, ".gif": _write_gif}
+def _unreadable(path: str | Path, error: Exception) -> UnreadableError:
+    return UnreadableError(path, f"not a readable video ({reason_of(error)})")
+
+
+def _stated_rate(stream: VideoStream) -> float:
+    return float(stream.guessed_rate or stream.average_rate or 0)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, ...]:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return (1, 0, 0, 1)
+    values = np.frombuffer(bytes(matrix), np.int32)[[0, 1, 3, 4]] / (1 << 16)
+    return tuple(int(value) for value in values.round())

@@ -1,20 +1,27 @@
 """Videos: shots, scores of each clip, decisions, captions, codes."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from emu3_megatron.config.prepare import ClipsConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import captioned_clip
-from emu3_megatron.media.files import find_files
-from emu3_megatron.media.frames import Frame, is_variable, mean_rate, read_frames, shrink
-from emu3_megatron.media.images import size_for_area
-from emu3_megatron.media.videos import CLIP_SUFFIXES
+from emu3_megatron.media.files import VIDEO_SUFFIXES, UnreadableError, find_files
+from emu3_megatron.media.images import shrink, size_for_area
+from emu3_megatron.media.videos import (
+    Frame,
+    clip_pixels,
+    frames_at_rate,
+    is_variable,
+    mean_rate,
+    read_frames,
+)
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.images import EncodeTask, ScoreTask
@@ -31,7 +38,7 @@ from emu3_megatron.vocabulary import Vocabulary
 
 CAPTION_FRAMES = 12
 _QUALITY_FRAMES = 3
-_MILLISECOND = 1e-3  # to which containers round times
+_VARIABLE = "variable frame rate"
 # What a score is made of; everything else in ClipsConfig can change without a new look.
 _SCORE_FIELDS = {
     "quality",
@@ -70,8 +77,8 @@ class ScoreClips:
             )
             clips = cut_long(shots, config.max_seconds)
             return [{**row, **scores} for scores in self._clips(path, clips, shots.fps)]
-        except InputError as error:
-            return [{**row, "error": str(error)}]
+        except UnreadableError as error:
+            return [{**row, "error": error.reason}]
 
     def _clips(self, path: Path, clips: Sequence[tuple[int, int]], fps: float) -> Iterator[Row]:
         """One pass through the video; no more than one clip's samples are held."""
@@ -83,12 +90,12 @@ class ScoreClips:
                 if frame.number == end - 1:
                     break
             if looked.size is None:
-                raise InputError(f"no frame {first}, though the container says so")
+                raise UnreadableError(path, f"no frame {first}, though it was there before")
             yield self._row(looked, fps)
 
     def _row(self, looked: "_Looked", fps: float) -> Row:
         samples = [np.asarray(image) for image in looked.samples]
-        flows = [self._flow(a, b) for a, b in itertools.pairwise(samples)]
+        flows = [self._flow(a, b) for a, b in pairwise(samples)]
         areas = [self._text_area(sample) for sample in samples] if self._config.ocr else []
         frames = looked.end - looked.first
         fps = mean_rate(looked.times, fps)
@@ -99,7 +106,7 @@ class ScoreClips:
             "seconds": round(frames / fps, 4),
             "width": looked.size[0] if looked.size else None,
             "height": looked.size[1] if looked.size else None,
-            "notes": "variable frame rate" if is_variable(looked.times) else "",
+            "notes": _VARIABLE if is_variable(looked.times) else "",
             "quality": min(self._quality(looked.stills)),
             "quality_by": self._quality_by,
             "flow": round(float(np.mean(flows)), 6) if flows else 0.0,
@@ -136,7 +143,7 @@ class _Looked:
 
 def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     """Rows of all clips of the source folder's videos, in order."""
-    files = find_files(config.source, CLIP_SUFFIXES)
+    files = find_files(config.source, VIDEO_SUFFIXES)
     sources = [path.relative_to(config.source).as_posix() for path in files]
     settings = config.model_dump(mode="json", include=_SCORE_FIELDS)
     folder = workspace.work("clips", "scores")
@@ -190,7 +197,7 @@ def _look(folder: Path, row: Row) -> list[Image.Image]:
     first, frames = row["start_frame"], _frames(row)
     number = min(CAPTION_FRAMES, frames)
     wanted = {first + (2 * i + 1) * frames // (2 * number) for i in range(number)}
-    found = read_frames(folder / row["source"], first, row["end_frame"])
+    found = islice(read_frames(folder / row["source"]), row["end_frame"])
     return [frame.image() for frame in found if frame.number in wanted]
 
 
@@ -205,7 +212,7 @@ class EncodeClips:
         documents = []
         for row in task.rows:
             stride = stride_of(row, self._config)
-            codes_fhw = self._coder.clip(self._images(row, stride), self._config.area)
+            codes_fhw = self._coder.clip(self._pixels(row, stride))
             fps = row["fps"] / stride
             seconds = round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3)
             documents += [
@@ -216,32 +223,22 @@ class EncodeClips:
         inputs = digest([[row[column] for column in columns] for row in task.rows])
         Part.of(documents, inputs).write(task.out)
 
-    def _images(self, row: Row, stride: int) -> list[Image.Image]:
+    def _pixels(self, row: Row, stride: int) -> Tensor:
+        """Pixels [t, 3, h, w] of the clip's frames that are coded."""
         path = self._config.source / row["source"]
-        frames = list(
-            even_frames(read_frames(path, row["start_frame"], row["end_frame"]), row, stride)
-        )
-        if len(frames) < TEMPORAL_FACTOR:
+        frames = islice(read_frames(path), row["start_frame"], row["end_frame"])
+        images = (frame.image() for frame in even_frames(frames, row, stride))
+        pixels_tchw = clip_pixels(images, self._config.area)
+        if len(pixels_tchw) < TEMPORAL_FACTOR:
             raise InputError(f"{path}: changed while it was prepared; run the command again")
-        return frames
+        return pixels_tchw
 
 
-def even_frames(frames: Iterator[Frame], row: Row, stride: int) -> Iterator[Image.Image]:
-    """Every so many frames; at a variable rate, the frame shown at each tick of an even clock."""
-    if row["notes"] != "variable frame rate":
-        for frame in frames:
-            if (frame.number - row["start_frame"]) % stride == 0:
-                yield frame.image()
-        return
-    period, tick, last = stride / row["fps"], None, None
-    for frame in frames:
-        tick = frame.time if tick is None else tick
-        while last is not None and tick < frame.time - _MILLISECOND:
-            yield last.image()
-            tick += period
-        last = frame
-    if last is not None and tick is not None and tick <= last.time + _MILLISECOND:
-        yield last.image()
+def even_frames(frames: Iterable[Frame], row: Row, stride: int) -> Iterator[Frame]:
+    """Every so many frames; at a variable rate, as many a second, by an even clock."""
+    if row["notes"] == _VARIABLE:
+        return frames_at_rate(frames, row["fps"] / stride)
+    return islice(frames, 0, None, stride)
 
 
 def stride_of(row: Row, config: ClipsConfig) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
@@ -50,10 +51,9 @@ class Coder:
                     codes[number] = codes_hw
         return codes
 
-    def clip(self, frames: Sequence[Image.Image], area: int) -> np.ndarray:
-        """Codes [frames // 4, h, w] of a clip's frames; what follows the last four is left out."""
-        pixels = torch.stack([to_pixels(resize_to_area(frame, area)) for frame in frames])
-        encoded = self._tokenizer.encode_clips(pixels.unsqueeze(0).to(self._device))
+    def clip(self, pixels_tchw: Tensor) -> np.ndarray:
+        """Codes [t // 4, h / 8, w / 8] of a clip; what follows the last four frames is left out."""
+        encoded = self._tokenizer.encode_clips(pixels_tchw.unsqueeze(0).to(self._device))
         return encoded.squeeze(0).cpu().numpy()
 
 

@@ -12,9 +12,8 @@ from PIL import Image
 from emu3_megatron.config.prepare import ImagesConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, captioned_image, understanding
-from emu3_megatron.media.files import find_files
-from emu3_megatron.media.images import IMAGE_SUFFIXES
-from emu3_megatron.media.photo import Photo, decode_photo
+from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_files
+from emu3_megatron.media.images import DecodedImage, decode_image, read_image
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.parts import Part
@@ -52,21 +51,22 @@ class ScoreImages:
 
     def score(self, source: str) -> Row:
         """The row of one photo, by its path inside the source folder."""
-        data = (self._config.source / source).read_bytes()
+        path = self._config.source / source
+        data = path.read_bytes()
         row: Row = {"source": source, "content": content_hash(data)}
         try:
-            photo = decode_photo(data)
-        except InputError as error:
-            return {**row, "error": str(error)}
-        return {**row, **self._scores(photo)}
+            decoded = decode_image(data, path)
+        except UnreadableError as error:
+            return {**row, "error": error.reason}
+        return {**row, **self._scores(decoded)}
 
-    def _scores(self, photo: Photo) -> Row:
-        image = photo.image
+    def _scores(self, decoded: DecodedImage) -> Row:
+        image = decoded.image
         pixels = np.asarray(image)
         return {
             "width": image.width,
             "height": image.height,
-            "notes": ", ".join(photo.notes),
+            "notes": ", ".join(decoded.notes),
             "quality": self._quality([image])[0],
             "quality_by": self._quality_by,
             "colour": colourfulness(image),
@@ -148,7 +148,7 @@ def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Ro
 
 
 def _look(folder: Path, row: Row) -> list[Image.Image]:
-    return [decode_photo((folder / row["source"]).read_bytes()).image]
+    return [read_image(folder / row["source"]).image]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class EncodeImages:
         data = path.read_bytes()
         if content_hash(data) != row["content"]:
             raise InputError(f"{path}: changed while it was prepared; run the command again")
-        return decode_photo(data).image
+        return decode_image(data, path).image
 
     def _documents(self, row: Row, codes_hw: np.ndarray) -> list[Document]:
         """One for each caption, and of some photos also the other way round."""

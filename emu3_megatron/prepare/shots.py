@@ -1,16 +1,14 @@
 """Shots of a video: where PySceneDetect's content and threshold detectors find cuts and fades."""
 
 import itertools
-from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from emu3_megatron.errors import InputError
-from emu3_megatron.media.frames import mean_rate, open_video
-
-_ROUNDING = 1e-6  # seconds
+from emu3_megatron.media.files import UnreadableError
+from emu3_megatron.media.videos import mean_rate, read_frames, read_info
 
 
 @dataclass(frozen=True)
@@ -18,8 +16,7 @@ class Shots:
     """A video cut at its scene changes.
 
     Attributes:
-        ranges: (first frame, frame after the last) of each shot, in order, without gaps. Frames
-            are counted; PySceneDetect's own numbers are times where the rate varies.
+        ranges: (first frame, frame after the last) of each shot, in order, without gaps.
         fps: frames a second, on average.
     """
 
@@ -38,52 +35,47 @@ def find_shots(
         min_shot_frames: a cut closer than this to the one before is not made.
 
     Raises:
-        InputError: the video cannot be read, or has no frames.
+        UnreadableError: the video cannot be read, has no frames, or no frame rate.
     """
-    from scenedetect import (
-        ContentDetector,
-        FrameTimecode,
-        SceneDetector,
-        SceneManager,
-        ThresholdDetector,
-        VideoStreamAv,
+    from scenedetect import ContentDetector, FrameTimecode, ThresholdDetector
+
+    detectors = (
+        ContentDetector(content_threshold, min_shot_frames),
+        ThresholdDetector(fade_threshold, min_shot_frames),
     )
-
-    class Clock(SceneDetector):
-        """Detects nothing, and notes when each frame is shown."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.seconds: list[float] = []
-
-        def process_frame(
-            self, timecode: FrameTimecode, frame_img: np.ndarray
-        ) -> list[FrameTimecode]:
-            self.seconds.append(timecode.seconds)
-            return []
-
-    clock = Clock()
-    open_video(path).close()  # refuses in our words what cannot be opened
-    try:
-        video = VideoStreamAv(str(path))
-        manager = SceneManager()
-        manager.add_detector(ContentDetector(content_threshold, min_shot_frames))
-        manager.add_detector(ThresholdDetector(fade_threshold, min_shot_frames))
-        manager.add_detector(clock)
-        manager.detect_scenes(video)
-    except Exception as error:  # of PyAV or PySceneDetect, as the damage wants it
-        raise InputError(f"not a readable video ({_line(error)})") from None
-    if not clock.seconds:
-        raise InputError("a video without frames")
-    starts = [scene[0].seconds for scene in manager.get_scene_list(start_in_scene=True)]
-    firsts = [bisect_left(clock.seconds, start - _ROUNDING) for start in starts]
-    borders = [*firsts, len(clock.seconds)]
-    fps = mean_rate(clock.seconds, float(video.frame_rate))
+    times: list[float] = []
+    cuts: set[int] = set()
+    stated_fps = read_info(path).fps
+    for number, (time, small_hwc) in enumerate(_small_frames(path)):
+        times.append(time)
+        # Frames are counted, at a variable rate too: a time would come back rounded.
+        position = FrameTimecode(number, stated_fps or 1.0)
+        for detector in detectors:
+            cuts.update(cut.frame_num for cut in detector.process_frame(position, small_hwc))
+    if not times:
+        raise UnreadableError(path, "a video without frames")
+    fps = mean_rate(times, stated_fps)
+    if fps <= 0:
+        raise UnreadableError(path, "does not say how many frames a second it has")
+    borders = [0, *sorted(cuts - {0}), len(times)]
     return Shots(list(itertools.pairwise(borders)), fps)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+def _small_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """Time and BGR of each frame, reduced as PySceneDetect's own SceneManager does it."""
+    import cv2
+    from scenedetect.scene_manager import compute_downscale_factor
+
+    size: tuple[int, int] | None = None
+    for frame in read_frames(path):
+        bgr_hwc = frame.bgr()
+        height, width, _ = bgr_hwc.shape
+        if size is None:  # of the first frame: a video can change its size on the way
+            factor = compute_downscale_factor(max(width, height))
+            size = (max(1, round(width / factor)), max(1, round(height / factor)))
+        if size != (width, height):
+            bgr_hwc = cv2.resize(bgr_hwc, size, interpolation=cv2.INTER_LINEAR)
+        yield frame.time, bgr_hwc
 
 
 def cut_long(shots: Shots, max_seconds: float) -> list[tuple[int, int]]:

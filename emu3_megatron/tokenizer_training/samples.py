@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from emu3_megatron.config.tokenizer import TokenizerData
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.images import IMAGE_SUFFIXES, load_image, resize_to_area, to_pixels
-from emu3_megatron.media.videos import CLIP_SUFFIXES, last_frame_time, read_clip
+from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
+from emu3_megatron.media.images import load_image, resize_to_area, to_pixels
+from emu3_megatron.media.videos import read_clip, read_info
 
 _KEPT = 256  # decoded photos and pieces of clips in memory: a small folder is decoded once
 
@@ -35,8 +36,8 @@ class Samples(Dataset[Tensor | Broken]):
         self.data = data
         self.seed = seed
         self.length = length
-        self.images = _find(data.images, IMAGE_SUFFIXES)
-        self.clips = _find(data.clips, CLIP_SUFFIXES) if data.clips else []
+        self.images = find_files(data.images, IMAGE_SUFFIXES)
+        self.clips = find_files(data.clips, VIDEO_SUFFIXES) if data.clips else []
 
     def __len__(self) -> int:
         return self.length
@@ -55,19 +56,11 @@ class Samples(Dataset[Tensor | Broken]):
         return _crop(pixels.float().div(127.5).sub(1), self.data.crop, draw)
 
     def _clip(self, path: Path, draw: torch.Generator) -> Tensor:
-        frames = int(last_frame_time(path) * self.data.clip_fps + 0.01) + 1  # rounded times
+        last = read_info(path).last_frame_time
+        frames = int(last * self.data.clip_fps + 0.01) + 1  # rounded times
         windows = max(1, frames // self.data.clip_frames)
         window = int(torch.randint(windows, (), generator=draw))
         return _window(path, self.data.area, self.data.clip_frames, self.data.clip_fps, window)
-
-
-def _find(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    if not found:
-        raise InputError(f"{folder}: holds no file ending in {', '.join(sorted(suffixes))}")
-    return found
 
 
 @lru_cache(maxsize=2)
@@ -84,10 +77,10 @@ def _image(path: Path, area: int) -> Tensor:
 @lru_cache(maxsize=_KEPT)
 def _window(path: Path, area: int, frames: int, fps: float, window: int) -> Tensor:
     start = window * frames / fps
-    clip = read_clip(path, area=area, fps=fps, start=start, num_frames=frames)
-    if len(clip.pixels_tchw) < frames:
+    pixels_tchw = read_clip(path, area=area, fps=fps, start=start, num_frames=frames)
+    if len(pixels_tchw) < frames:
         raise InputError(f"{path}: fewer than {frames} frames from {start:g} seconds on")
-    return _bytes(clip.pixels_tchw)
+    return _bytes(pixels_tchw)
 
 
 def _bytes(pixels: Tensor) -> Tensor:

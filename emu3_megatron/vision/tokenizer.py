@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
-from emu3_megatron.tokenizer_training.initialization import initialise
 from emu3_megatron.vision.decoder import Decoder
 from emu3_megatron.vision.encoder import Encoder
+from emu3_megatron.vision.initialization import initialise
 from emu3_megatron.vision.quantizer import VectorQuantizer
 from emu3_megatron.vision.temporal import CausalConv3d
 

@@ -1,23 +1,22 @@
 """Videos from a folder to shards: shots, scores, decisions."""
 
 import importlib.util
-from fractions import Fraction
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.media import write_video
 
 from emu3_megatron.config.prepare import ClipsConfig, PrepareRecipe
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import parse
-from emu3_megatron.media.frames import is_variable, read_frames
 from emu3_megatron.media.images import to_image
-from emu3_megatron.media.videos import write_clip
+from emu3_megatron.media.videos import Frame
+from emu3_megatron.media.writers import write_clip
 from emu3_megatron.prepare.clips import ScoreClips, decide_clips, even_frames, stride_of
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.scores.flow import flow_of
@@ -45,22 +44,6 @@ def videos(tmp_path):
     write_clip(folder / "two.mp4", torch.cat([moving(seed=1), moving(seed=2)]), fps=8)
     (folder / "two.txt").write_text("two shots")
     return folder
-
-
-def write_video(path, images, times=None, rotation=0):
-    """An .mp4 of images at 8 frames a second, or at times of their own."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height = images[0].size
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        stream.set_display_rotation(rotation)
-        for number, image in enumerate(images):
-            frame = av.VideoFrame.from_image(image)
-            frame.pts = round(1000 * (times[number] if times else number / 8))
-            frame.time_base = Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def config(folder, **values):
@@ -140,32 +123,6 @@ def test_a_video_without_frames_is_a_row(videos):
     assert row["error"] == "a video without frames"
 
 
-def test_sound_alone_is_no_video(videos):
-    with av.open(str(videos / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16_000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate = 16_000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-    (row,) = ScoreClips(config(videos), "cpu").score("sound.mp4")
-
-    assert row["error"] == "holds no video"
-
-
-@pytest.mark.parametrize("rotation", [0, 90, -90, 180])
-def test_a_phone_held_upright_gives_upright_frames(tmp_path, rotation):
-    pixels_hwc = np.zeros((48, 64, 3), np.uint8)
-    pixels_hwc[:24, :32], pixels_hwc[24:, 32:] = (255, 0, 0), (0, 0, 255)
-    write_video(tmp_path / "a.mp4", [Image.fromarray(pixels_hwc)] * 8, rotation=rotation)
-
-    frame = next(read_frames(tmp_path / "a.mp4")).image()
-
-    _, by_opencv = cv2.VideoCapture(str(tmp_path / "a.mp4")).read()  # turns it too
-    np.testing.assert_array_equal(np.asarray(frame), by_opencv[..., ::-1])
-    assert frame.size == ((48, 64) if rotation in (90, -90) else (64, 48))
-
-
 def test_a_portrait_video_keeps_its_shape_to_the_codes(videos, recipe, vocabulary):
     views = [to_image(pixels_chw) for pixels_chw in moving(16)]
     (videos / "two.mp4").unlink()
@@ -187,15 +144,6 @@ def test_frames_of_a_variable_rate_are_counted_and_timed(tmp_path):
     slow, fast = ScoreClips(config(tmp_path, min_shot_frames=4), "cpu").score("a.mp4")
     assert (slow["start_frame"], slow["end_frame"], slow["seconds"]) == (0, 12, 3)
     assert (fast["start_frame"], fast["end_frame"], fast["seconds"]) == (12, 24, 1.2)
-
-
-def test_uneven_times_are_a_variable_rate():
-    assert not is_variable([0.0, 0.033, 0.067, 0.1])
-    assert is_variable([0.0, 0.033, 0.2, 0.233])
-
-
-def test_frames_are_counted_from_the_beginning(videos):
-    assert [frame.number for frame in read_frames(videos / "two.mp4", 5, 8)] == [5, 6, 7]
 
 
 # Decisions
@@ -237,29 +185,24 @@ def test_frames_are_left_out_until_a_clip_fits():
     assert stride_of({**row, "end_frame": 480}, ClipsConfig(source="videos")) == 4
 
 
-class Shown:
-    """A frame that is its number."""
-
-    def __init__(self, number, time):
-        self.number, self.time = number, time
-
-    def image(self):
-        return self.number
+def at(times, first=0):
+    """Frames that are shown at these times."""
+    return [Frame("a.mp4", first + i, time, None) for i, time in enumerate(times)]
 
 
-def test_an_uneven_video_is_read_by_the_clock():
-    frames = [Shown(i, time) for i, time in enumerate([0.0, 0.1, 0.2, 0.8, 0.9])]
+def test_a_video_of_a_variable_rate_is_read_by_the_clock():
+    frames = at([0.0, 0.1, 0.2, 0.8, 0.9])
     row = {"notes": "variable frame rate", "fps": 5.0, "start_frame": 0}
 
-    assert list(even_frames(iter(frames), row, stride=1)) == [0, 2, 2, 2, 3]
-    assert list(even_frames(iter(frames), row, stride=2)) == [0, 2, 3]
+    assert [frame.number for frame in even_frames(frames, row, stride=1)] == [0, 2, 2, 2, 3]
+    assert [frame.number for frame in even_frames(frames, row, stride=2)] == [0, 2, 3]
 
 
 def test_an_even_video_gives_every_so_many_frames():
-    frames = [Shown(i, i / 5) for i in range(10, 18)]
+    frames = at([i / 5 for i in range(8)], first=10)
     row = {"notes": "", "fps": 5.0, "start_frame": 10}
 
-    assert list(even_frames(iter(frames), row, stride=3)) == [10, 13, 16]
+    assert [frame.number for frame in even_frames(frames, row, stride=3)] == [10, 13, 16]
 
 
 # The road

@@ -7,7 +7,7 @@ from PIL import Image
 from skimage import data
 
 from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig
-from emu3_megatron.media.videos import write_clip
+from emu3_megatron.media.writers import write_clip
 from emu3_megatron.prepare.clips import ScoreClips, decide_clips
 from emu3_megatron.prepare.images import ScoreImages, ScoreTask, decide_images
 from emu3_megatron.prepare.scores.ocr import TextArea

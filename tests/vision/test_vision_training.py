@@ -12,7 +12,7 @@ from PIL import Image
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.images import load_image, to_pixels
-from emu3_megatron.media.videos import write_clip
+from emu3_megatron.media.writers import write_clip
 from emu3_megatron.tokenizer_training.codebook import CodebookKeeper
 from emu3_megatron.tokenizer_training.losses import Reconstruction, psnr_db, weighted_loss
 from emu3_megatron.tokenizer_training.samples import Samples
@@ -139,7 +139,7 @@ def test_nothing_usable(tmp_path):
 
 
 def test_no_photos(tmp_path):
-    with pytest.raises(InputError, match="holds no file"):
+    with pytest.raises(InputError, match="no file ends in"):
         train_tokenizer(recipe(tmp_path), tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""Decoding photos of every kind, and what is measured of them."""
+"""What is measured of images: quality, colour, and which are near duplicates."""
 
 import io
 
@@ -6,76 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 from skimage import data
+from support.media import encoded
 
-from emu3_megatron.errors import InputError
-from emu3_megatron.media.photo import decode_photo
 from emu3_megatron.prepare.scores.colour import colourfulness
 from emu3_megatron.prepare.scores.duplicates import difference_hash, near_duplicates
 from emu3_megatron.prepare.scores.quality import pixel_quality
 
 
-def encoded(image, form="PNG", **settings):
-    file = io.BytesIO()
-    image.save(file, form, **settings)
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def cat():
     return Image.fromarray(data.chelsea())
-
-
-# Decoding
-
-
-def test_a_rotated_photo_is_turned_upright(cat):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees to see it"
-
-    photo = decode_photo(encoded(cat, "JPEG", exif=exif))
-
-    assert photo.image.size == cat.size[::-1]
-    assert photo.notes == ("rotated",)
-
-
-def test_16_bits_are_scaled(cat):
-    deep = np.asarray(cat.convert("L"), np.uint16) * 257
-
-    photo = decode_photo(encoded(Image.fromarray(deep)))
-
-    assert photo.notes == ("deep",)
-    np.testing.assert_array_equal(np.asarray(photo.image)[..., 0], np.asarray(cat.convert("L")))
-
-
-def test_transparency_is_laid_over_white():
-    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-
-    photo = decode_photo(encoded(clear))
-
-    assert photo.notes == ("alpha",)
-    assert photo.image.getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_cmyk_becomes_rgb(cat):
-    photo = decode_photo(encoded(cat.convert("CMYK"), "JPEG"))
-
-    assert (photo.image.mode, photo.notes) == ("RGB", ("cmyk",))
-
-
-def test_an_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-
-    photo = decode_photo(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-
-    assert photo.notes == ("first of 3",)
-    assert photo.image.getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_what_is_no_photo_is_refused(cat):
-    whole = encoded(cat, "JPEG")
-    for content in (whole[: len(whole) // 2], b"not an image", b""):
-        with pytest.raises(InputError, match="not a readable image"):
-            decode_photo(content)
 
 
 # Scores
