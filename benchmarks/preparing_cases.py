@@ -136,7 +136,7 @@ def _our_text(source: Path, out: Path) -> None:
         "out": out,
         "text": {"source": source.parent, "range_bytes": 4 << 20},
         "packs": [],
-        "run": {"engine": "processes", "workers": WORKERS},
+        "run": {"executor": "processes", "workers": WORKERS},
     }
     prepare(PrepareRecipe.model_validate(values), ["text"])
 
@@ -260,7 +260,7 @@ def _tokenise(folder: Path, megabytes: int) -> None:
         "out": folder / "out",
         "text": {"source": folder / "texts", "range_bytes": 4 << 20},
         "packs": [],
-        "run": {"engine": "local"},
+        "run": {"executor": "local"},
     }
     prepare(PrepareRecipe.model_validate(values), ["text"])
 

@@ -1,6 +1,6 @@
-"""Bad input on the command line: one line that names the thing and the mend, and nothing written.
+"""Bad input on the command line: one line that names it and the way out, and nothing written.
 
-What each room refuses, in all its variants, is tested beside the room.
+What each package refuses, in all its variants, is tested beside the package.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def refused(tmp_path, capsys):
 
 @pytest.fixture
 def refused_apart(tmp_path):
-    """The same in a process of its own, for verbs that start Megatron's groups."""
+    """The same in a process of its own, for commands that start Megatron's groups."""
 
     def run(*arguments):
         before = contents(tmp_path)
@@ -134,7 +134,7 @@ def prepare_images(folder, tokenizer, out, *flags):
         *map(str, pairs),
         *flags,
         "model=emu3-tiny",
-        "run.engine=local",
+        "run.executor=local",
         *small,
     ]
 
@@ -177,7 +177,7 @@ def test_strict_refuses_a_broken_photo(photos, tokenizer, tmp_path, stopped):
 
     line = stopped(*prepare_images(photos, tokenizer, tmp_path / "data", "--strict"))
 
-    assert re.search(r"broken\.jpg: not a readable image .*; mend or remove it", line)
+    assert re.search(r"broken\.jpg: not a readable image .*; repair it, or let it", line)
 
 
 def test_an_empty_folder_is_named(tokenizer, tmp_path, stopped):
@@ -229,24 +229,24 @@ def test_an_image_longer_than_the_context_is_named(shard, tmp_path, refused):
     assert re.search(r"shard: document 2 .* 22 tokens, the context is 16; raise the context", line)
 
 
-@pytest.mark.parametrize("verb", ["pack", "check"])
-def test_a_shard_cut_short_is_named(verb, shard, tmp_path, refused):
+@pytest.mark.parametrize("command", ["pack", "check"])
+def test_a_shard_cut_short_is_named(command, shard, tmp_path, refused):
     data = shard.with_suffix(".bin")
     size = data.stat().st_size
     data.write_bytes(data.read_bytes()[:-8])
 
-    line = refused(*(pack(shard, tmp_path / "a.pack") if verb == "pack" else ["check", shard]))
+    line = refused(*(pack(shard, tmp_path / "a.pack") if command == "pack" else ["check", shard]))
 
     assert re.search(rf"shard\.bin: {size - 8} bytes, expected {size} .*copy it again", line)
 
 
-@pytest.mark.parametrize("verb", ["pack", "check"])
-def test_an_id_outside_the_vocabulary_is_named(verb, shard, tmp_path, refused):
+@pytest.mark.parametrize("command", ["pack", "check"])
+def test_an_id_outside_the_vocabulary_is_named(command, shard, tmp_path, refused):
     data = bytearray(shard.with_suffix(".bin").read_bytes())
     data[24:28] = np.int32(VOCABULARY.size).tobytes()  # in the second text, after 5 tokens and BOS
     shard.with_suffix(".bin").write_bytes(data)
 
-    line = refused(*(pack(shard, tmp_path / "a.pack") if verb == "pack" else ["check", shard]))
+    line = refused(*(pack(shard, tmp_path / "a.pack") if command == "pack" else ["check", shard]))
 
     assert re.search(r"shard\.bin: document 1 holds id 979, the vocabulary has 979; use", line)
 
@@ -363,14 +363,17 @@ GENERATE = ["generate", "--checkpoint", "run", "--prompt", "a cat", "--out", "ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"the following arguments are required: VERB; see emu3 --help"),
-        (["train"], r"the following arguments are required: recipe; see emu3 train --help"),
-        ([*GENERATE, "--grid", "90"], r"--grid: 90: write HEIGHTxWIDTH, 90x90 say"),
-        ([*GENERATE, "--seed", "new"], r"--seed: invalid int value: 'new'"),
-        ([*GENERATE, "--sed", "1"], r"unrecognized arguments: --sed 1"),
-        ([*PACK, "--context", "0"], r"--context: 0: give a whole number of 1 or more"),
-        ([*PACK, "--context", "-5"], r"--context: -5: give a whole number of 1 or more"),
-        ([*PACK, "--max-documents", "0"], r"--max-documents: 0: give a whole number"),
+        ([], r"Missing command; see emu3 --help"),
+        (["verb"], r"No such command 'verb'; see emu3 --help"),
+        (["inspect"], r"Missing command; see emu3 inspect --help"),
+        (["train"], r"Missing argument 'RECIPE'; see emu3 train --help"),
+        (["pack", "shard", "--context", "64"], r"Missing option '--out'; see emu3 pack --help"),
+        ([*GENERATE, "--grid", "90"], r"'--grid': 90: write HEIGHTxWIDTH, 90x90 say; see emu3 gen"),
+        ([*GENERATE, "--seed", "new"], r"'--seed': .*valid integer.*; see emu3 generate --help"),
+        ([*GENERATE, "--sed", "1"], r"No such option.*--sed.*; see emu3 generate --help"),
+        ([*PACK, "--context", "0"], r"'--context': .*; see emu3 pack --help"),
+        ([*PACK, "--context", "-5"], r"'--context': .*; see emu3 pack --help"),
+        ([*PACK, "--max-documents", "0"], r"'--max-documents': .*; see emu3 pack --help"),
         ([*PACK, "--model", "emu4"], r"--model emu4: no such preset; choose one of emu3-8b,"),
         (PREPARE, r"prepare images: give a recipe, or --source and --out"),
         ([*PREPARE, "--out", "data", "images.area=0"], r"images\.area: .* greater than 0"),

@@ -1,3 +1,3 @@
-from emu3_megatron.cli.main import build_parser, main
+from emu3_megatron.cli.app import main
 
-__all__ = ["build_parser", "main"]
+__all__ = ["main"]

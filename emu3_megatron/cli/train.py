@@ -1,6 +1,27 @@
 """`emu3 train`: the one place that puts objective, data and hooks together."""
 
-from emu3_megatron.config import Recipe
+from typing import Annotated
+
+import typer
+
+from emu3_megatron.cli.arguments import Overrides, RecipeName
+from emu3_megatron.config import Recipe, load_recipe
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="resume though the recipe changed what is learned")
+    ] = False,
+) -> None:
+    """Train a decoder as a recipe says.
+
+    Resumes by itself from the newest checkpoint in the recipe's run.dir.
+
+    Several processes: torchrun --nproc-per-node N -m emu3_megatron train RECIPE ...
+    """
+    run_training(load_recipe(Recipe, recipe, overrides or []), accept)
 
 
 def run_training(recipe: Recipe, accept: bool = False) -> None:

@@ -2,9 +2,11 @@
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from emu3_megatron.errors import InputError
 
@@ -55,6 +57,14 @@ class Component(Config):
 
     kind: str = semantic(REQUIRED, "name of a built-in, or package.module:Name")
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """A built-in says its kind as a Literal; what the key is stands here alone."""
+        super().__pydantic_init_subclass__(**arguments)
+        field, described = cls.model_fields["kind"], Component.model_fields["kind"]
+        field.description = field.description or described.description
+        field.json_schema_extra = field.json_schema_extra or described.json_schema_extra
+
 
 def load_kind(kind: str) -> Any:
     """The object that `package.module:Name` names.
@@ -69,9 +79,56 @@ def load_kind(kind: str) -> Any:
         raise InputError(f"kind {kind}: cannot be imported ({error})") from None
 
 
+@dataclass(frozen=True)
+class ChosenByKind:
+    """Annotates a field that holds the section of one of several kinds: see `chosen_by_kind`.
+
+    Attributes:
+        builtin: schema of each built-in kind.
+        default: the kind of a section that names none.
+    """
+
+    builtin: Mapping[str, type[Component]]
+    default: str | None
+
+    def kind_of(self, section: Mapping[str, Any]) -> str | None:
+        """The kind that a section names, or the default."""
+        kind = section.get("kind", self.default)
+        return None if kind is None else str(kind)
+
+    def schema_of(self, kind: str | None) -> type[Component]:
+        """The schema of a kind's section.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        if kind is not None and ":" in kind:
+            return _third_party_schema(kind)
+        if kind is None or kind not in self.builtin:
+            names = ", ".join([*self.builtin, "package.module:Name"])
+            found = "missing" if kind is None else f"no kind {kind!r}"
+            raise ValueError(f"{found}; choose one of {names}")
+        return self.builtin[kind]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._validate, handler(source))
+
+    def _validate(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kind = self.kind_of(value)
+        try:
+            schema = self.schema_of(kind)
+        except ValueError as error:
+            raise _error_at("kind", str(error), kind) from None
+        return schema.model_validate({**value, "kind": kind})
+
+
 def chosen_by_kind(
     builtin: Mapping[str, type[Component]], default: str | None = None
-) -> BeforeValidator:
+) -> ChosenByKind:
     """Annotates a field that holds the section of one of several kinds.
 
     `Annotated[SerializeAsAny[Schema], chosen_by_kind(...)]`: Schema is what all kinds have in
@@ -81,28 +138,23 @@ def chosen_by_kind(
         builtin: schema of each built-in kind.
         default: the kind of a section that names none.
     """
+    return ChosenByKind(builtin, default)
 
-    def validate(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        kind = str(value.get("kind", default))
-        if ":" in kind:
-            return _third_party_schema(kind).model_validate({**value, "kind": kind})
-        if kind not in builtin:
-            names = ", ".join([*builtin, "package.module:Name"])
-            raise ValueError(f"no kind {kind!r}; choose one of {names}")
-        return builtin[kind].model_validate({**value, "kind": kind})
 
-    return BeforeValidator(validate)
+def _error_at(key: str, message: str, value: Any) -> ValidationError:
+    error = PydanticCustomError("kind", "{message}", {"message": message})
+    return ValidationError.from_exception_data(
+        "section", [InitErrorDetails(type=error, loc=(key,), input=value)]
+    )
 
 
 def _third_party_schema(kind: str) -> type[Component]:
     try:
         schema = getattr(load_kind(kind), "Config", None)
     except InputError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removeprefix("kind ")) from None
     if not (isinstance(schema, type) and issubclass(schema, Component)):
-        raise ValueError(f"kind {kind}: has no attribute Config that is a Component")
+        raise ValueError(f"{kind}: has no attribute Config that is a Component")
     return schema
 
 

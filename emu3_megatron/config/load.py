@@ -4,12 +4,13 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from emu3_megatron.config.base import Config
+from emu3_megatron.config.sections import schema_at
 from emu3_megatron.errors import InputError
 
 Schema = TypeVar("Schema", bound=Config)
@@ -31,14 +32,14 @@ def load_recipe(
     """
     values = {} if name is None else read_recipe(name)
     where = "command line" if name is None else find_recipe(name)
+    _refuse_renamed(values, schema, f"{where}: ", "; change the recipe")
     for override in overrides:
-        _apply(values, override)
-    for old, new in renamed_keys(values, schema.RENAMED):
-        raise InputError(f"{where}: {old}: is called {new} now; change the recipe")
+        set_dotted(values, override)
+    _refuse_renamed(values, schema, "", "")
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {_describe(schema, error)}") from None
+        raise InputError(f"{where}: {_describe(schema, error, values)}") from None
 
 
 def read_recipe(name: str | Path) -> dict[str, Any]:
@@ -80,46 +81,76 @@ def renamed_keys(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterato
             yield old, new
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _refuse_renamed(values: dict[str, Any], schema: type[Config], where: str, way: str) -> None:
+    for old, new in renamed_keys(values, schema.RENAMED):
+        raise InputError(f"{where}{old}: is called {new} now{way}")
+
+
+def set_dotted(values: dict[str, Any], override: str) -> None:
+    """Apply `dotted.key=value`, the value read as YAML; sections that are missing are made.
+
+    Items of lists are reached by their index; the index behind the last item appends.
+
+    Raises:
+        InputError: not an override, or nothing has such keys.
+    """
     key, equals, text = override.partition("=")
-    if not equals:
+    parts = key.split(".")
+    if not equals or not all(parts):
         raise InputError(f"{override}: an override is written dotted.key=value")
-    *parents, last = key.split(".")
-    for parent in parents:
-        if values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
-            raise InputError(f"{override}: {parent} holds no keys")
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"{override}: the value is not YAML") from None
+    section: Any = values
+    for depth, part in enumerate(parts[:-1], start=1):
+        place = _place(section, part, parts[: depth - 1], override)
+        if section[place] is None:
+            section[place] = [] if parts[depth].isdecimal() else {}
+        section = section[place]
+    section[_place(section, parts[-1], parts[:-1], override)] = value
 
 
-def _describe(schema: type[BaseModel], error: ValidationError) -> str:
+def _place(section: Any, part: str, above: Sequence[str], override: str) -> Any:
+    """The key or index of a part, where None stands if nothing stood there."""
+    name = ".".join(above)
+    if isinstance(section, dict):
+        section.setdefault(part, None)
+        return part
+    if not isinstance(section, list):
+        raise InputError(f"{override}: {name} holds no keys")
+    last = len(section)
+    if not part.isdecimal():
+        raise InputError(f"{override}: {name} is a list; write {name}.0 and so on")
+    if int(part) > last:
+        items = f"{last} item" + ("s" if last != 1 else "")
+        raise InputError(f"{override}: {name} has {items}; give an index from 0 to {last}")
+    if int(part) == last:
+        section.append(None)
+    return int(part)
+
+
+def _describe(schema: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{field}: no such key{_suggest(schema, first['loc'])}"
+        return f"{field}: no such key{_suggest(schema, first['loc'], values)}"
     if first["type"] == "missing":
         return f"{field}: missing; give it a value"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "kind":
+        return f"{field}: {message}"
     if isinstance(first["input"], dict):  # a rule over several fields, which names them itself
-        return message
+        return f"{field}: {message}" if field else message
     return f"{field}: {message} (given {first['input']!r})"
 
 
-def _suggest(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = schema.model_fields[str(part)].annotation
-        while get_args(annotation):
-            annotation = get_args(annotation)[0]
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        schema = annotation
-    keys = list(schema.model_fields)
+def _suggest(
+    schema: type[BaseModel], location: tuple[int | str, ...], values: dict[str, Any]
+) -> str:
+    section = schema_at(schema, location[:-1], values)
+    if section is None:
+        return ""
+    keys = list(section.model_fields)
     close = difflib.get_close_matches(str(location[-1]), keys, 1)
     return f"; did you mean {close[0]}?" if close else f"; choose one of {', '.join(keys)}"

@@ -1,10 +1,10 @@
-"""The recipe of the data road: sources, thresholds, models, sizes.
+"""The recipe of data preparation: sources, thresholds, models, sizes.
 
 Emu3's own thresholds are the defaults where it publishes them; a comment says where it does not.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
@@ -17,8 +17,8 @@ Kind = Literal["images", "clips", "text"]
 class EndpointConfig(Config):
     """An OpenAI-compatible server that writes captions, as vLLM is."""
 
-    url: str = Field(description="up to and with /v1")
-    model: str
+    url: str = Field(description="of the server, up to and with /v1")
+    model: str = Field(description="name by which the server knows the model")
     prompts: list[str] = Field(
         ["Describe this image in one detailed paragraph."],
         min_length=1,
@@ -27,7 +27,7 @@ class EndpointConfig(Config):
     concurrency: PositiveInt = Field(8, description="requests at once, for each worker")
     attempts: PositiveInt = Field(4, description="how often one request is tried")
     timeout: PositiveFloat = Field(60, description="seconds a request may take")
-    max_tokens: PositiveInt = 512
+    max_tokens: PositiveInt = Field(512, description="longest answer")
     side: PositiveInt = Field(768, description="longer side, in pixels, of the image that is sent")
     key_variable: str | None = Field(
         None, description="environment variable that holds the API key; none without it"
@@ -41,9 +41,13 @@ class CaptionConfig(Config):
     """
 
     manifest: Path | None = Field(None, description=".jsonl or .parquet, a row for each file")
-    file_column: str = "file"
-    columns: list[str] = Field(["caption"], description="each one that is filled is a document")
-    endpoint: EndpointConfig | None = None
+    file_column: str = Field("file", description="column of the manifest that names the file")
+    columns: list[str] = Field(
+        ["caption"], description="of the manifest; each one that is filled makes a document"
+    )
+    endpoint: EndpointConfig | None = Field(
+        None, description="writes the captions that are missing; without it nobody does"
+    )
 
 
 class QualityConfig(Config):
@@ -56,11 +60,11 @@ class QualityConfig(Config):
 class ImagesConfig(Config):
     """Photos."""
 
-    source: Path
-    captions: CaptionConfig = CaptionConfig()
-    min_side: PositiveInt = 512
-    max_aspect: PositiveFloat = 5.0
-    quality: QualityConfig = QualityConfig()
+    source: Path = Field(description="folder of photos, searched through")
+    captions: CaptionConfig = Field(CaptionConfig(), description=CaptionConfig.__doc__)
+    min_side: PositiveInt = Field(512, description="pixels of the shorter side of a kept photo")
+    max_aspect: PositiveFloat = Field(5.0, description="longer over shorter side of a kept photo")
+    quality: QualityConfig = Field(QualityConfig(), description=QualityConfig.__doc__)
     min_quality: float = Field(5.5, description="below it only the rescue rule keeps a photo")
     ocr: bool = Field(True, description="without it no text area is known and nothing is rescued")
     # Emu3 does not publish the limits of its rescue rule; these are ours.
@@ -78,25 +82,31 @@ class ImagesConfig(Config):
 class ClipsConfig(Config):
     """Videos."""
 
-    source: Path
-    captions: CaptionConfig = CaptionConfig()
-    quality: QualityConfig = QualityConfig()
+    source: Path = Field(description="folder of videos, searched through")
+    captions: CaptionConfig = Field(CaptionConfig(), description=CaptionConfig.__doc__)
+    quality: QualityConfig = Field(QualityConfig(), description=QualityConfig.__doc__)
     # Of the detectors; Emu3 names them and not their thresholds, these are PySceneDetect's.
-    content_threshold: PositiveFloat = 27.0
-    fade_threshold: PositiveFloat = 12.0
+    content_threshold: PositiveFloat = Field(
+        27.0, description="of PySceneDetect's ContentDetector; lower cuts more often"
+    )
+    fade_threshold: PositiveFloat = Field(
+        12.0, description="of its ThresholdDetector: the brightness below which a frame is black"
+    )
     min_shot_frames: PositiveInt = Field(8, description="two cuts are never closer")
     min_seconds: NonNegativeFloat = Field(2.0, description="shorter shots are dropped")
     max_seconds: PositiveFloat = Field(20.0, description="longer shots are cut into equal parts")
     sample_fps: PositiveFloat = Field(2.0, description="frames a second that OCR and flow see")
     sample_side: PositiveInt = Field(256, description="shorter side of these frames")
-    ocr: bool = True
+    ocr: bool = Field(True, description="without it no clip is dropped for its text")
     # Emu3 publishes neither how much text is excessive nor its range of flow; these are ours.
     max_text: float = Field(0.15, ge=0, le=1, description="mean share of a frame that is text")
-    min_flow: NonNegativeFloat = 0.003
-    max_flow: PositiveFloat = 0.5
+    min_flow: NonNegativeFloat = Field(
+        0.003, description="clips that move less are dropped; flow over the shorter side"
+    )
+    max_flow: PositiveFloat = Field(0.5, description="clips that move more are dropped")
     raft: Path | None = Field(None, description="weights of torchvision's raft_large; or DIS flow")
     min_quality: float = Field(5.0, description="the least of 3 frames")
-    area: PositiveInt = 512 * 512
+    area: PositiveInt = Field(512 * 512, description="pixels a frame is encoded at")
     max_tokens: PositiveInt = Field(
         130_000, description="longer clips leave out frames evenly until they fit"
     )
@@ -105,29 +115,33 @@ class ClipsConfig(Config):
 class TextConfig(Config):
     """Text: .jsonl, .parquet and .txt."""
 
-    source: Path
-    column: str = Field("text", description="of .jsonl and .parquet")
-    min_characters: PositiveInt = 1
+    source: Path = Field(description="folder of text files, searched through")
+    column: str = Field("text", description="that holds the text, of .jsonl and .parquet")
+    min_characters: PositiveInt = Field(1, description="shorter texts are dropped")
     range_bytes: PositiveInt = Field(16 << 20, description="of a file, tokenised as one task")
 
 
 class PacksConfig(Config):
     """Packs of all shards of some kinds, made at the end."""
 
-    context: PositiveInt
-    kinds: list[Kind]
-    seed: int = 0
-    max_documents: PositiveInt = 256
+    context: PositiveInt = Field(description="tokens a sequence")
+    kinds: list[Kind] = Field(description="of data whose shards are packed")
+    seed: int = Field(0, description="of the order of packs, and of which documents share one")
+    max_documents: PositiveInt = Field(256, description="most documents a sequence")
 
 
 class RunConfig(Config):
     """How the work is done. Nothing here changes what comes out."""
 
-    engine: Literal["ray", "processes", "local"] = Field(
-        "ray", description="ray: embedded, or a cluster; processes: of this machine; local: one"
+    executor: Literal["ray", "processes", "local"] = Field(
+        "ray",
+        description="ray: Ray Data, here or on a cluster; processes: of this machine; local: "
+        "one process",
     )
     address: str | None = Field(None, description="of a Ray cluster, as `auto`")
-    workers: PositiveInt | None = Field(None, description="at once; as many as cores without it")
+    workers: PositiveInt | None = Field(
+        None, description="processes at once; as many as cores without it"
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="of the vision tokenizer")
     task_items: PositiveInt = Field(64, description="photos that are scored or encoded as one task")
 
@@ -135,24 +149,29 @@ class RunConfig(Config):
 class PrepareRecipe(Config):
     """From folders to packs."""
 
-    out: Path
+    RENAMED: ClassVar[dict[str, str]] = {"run.engine": "run.executor"}
+
+    out: Path = Field(description="folder to write: shards, packs, tables, manifest.json")
     model: str = Field("emu3-8b", description="preset whose vocabulary the shards have")
     codes: PositiveInt | None = Field(None, description="other than the preset's number of codes")
-    ranks_file: Path | None = None
+    ranks_file: Path | None = Field(
+        None, description="emu3.tiktoken; without it the copy in dashscope's wheel"
+    )
     tokenizer: Path | None = Field(None, description="folder of the vision tokenizer")
     strict: bool = Field(False, description="stop at the first item that cannot be used")
-    shard_bytes: PositiveInt = 10 * 10**9
-    images: ImagesConfig | None = None
-    clips: ClipsConfig | None = None
-    text: TextConfig | None = None
+    shard_bytes: PositiveInt = Field(10 * 10**9, description="largest size of a shard")
+    images: ImagesConfig | None = Field(None, description="photos; left out without it")
+    clips: ClipsConfig | None = Field(None, description="videos; left out without it")
+    text: TextConfig | None = Field(None, description="text; left out without it")
     # Emu3's two stages: text and images, then clips too.
     packs: list[PacksConfig] = Field(
         [
             PacksConfig(context=5120, kinds=["images", "text"]),
             PacksConfig(context=131_072, kinds=["images", "clips", "text"]),
-        ]
+        ],
+        description="packs of the shards, made at the end",
     )
-    run: RunConfig = RunConfig()
+    run: RunConfig = Field(RunConfig(), description=RunConfig.__doc__)
 
     @field_validator("model")
     @classmethod

@@ -77,9 +77,14 @@ class LossWeights(Config):
 class TokenizerRecipe(Config):
     """A training of the tokenizer."""
 
-    network: TokenizerNetwork = Field(default_factory=lambda: TokenizerNetwork.model_validate({}))
-    data: TokenizerData
-    loss: LossWeights = Field(default_factory=lambda: LossWeights.model_validate({}))
+    network: TokenizerNetwork = Field(
+        default_factory=lambda: TokenizerNetwork.model_validate({}),
+        description=TokenizerNetwork.__doc__,
+    )
+    data: TokenizerData = Field(description=TokenizerData.__doc__)
+    loss: LossWeights = Field(
+        default_factory=lambda: LossWeights.model_validate({}), description=LossWeights.__doc__
+    )
     start_from: Path | None = Field(None, description="tokenizer folder to go on from")
     steps: int = Field(ge=1, description="optimizer steps")
     batch_size: int = Field(ge=1, description="photos and clips a step")

@@ -54,7 +54,7 @@ def import_folder(
 
 def require_absent(target: Path) -> None:
     if target.exists():
-        raise InputError(f"{target}: exists; choose another --to, or remove it")
+        raise InputError(f"{target}: exists; choose another --to")
 
 
 class _Importer:

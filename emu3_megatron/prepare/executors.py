@@ -57,7 +57,7 @@ def run_tasks(make: MakeStage, tasks: Sequence[Task], config: RunConfig, label: 
     """
     if not tasks:
         return
-    run = {"local": _local, "processes": _processes, "ray": _ray}[config.engine]
+    run = {"local": _local, "processes": _processes, "ray": _ray}[config.executor]
     name, _, unit = label.partition("/")
     total = sum(task.size for task in tasks)
     with tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", disable=None) as progress:
@@ -198,7 +198,7 @@ def start_ray(config: RunConfig) -> None:
         where = (
             f"run.address={config.address}: no Ray cluster there"
             if config.address
-            else ("Ray does not start; run.engine=processes does without it")
+            else ("Ray does not start; run.executor=processes does without it")
         )
         raise InputError(f"{where} ({' '.join(str(error).split())[:200]})") from None
     context = ray.data.DataContext.get_current()

@@ -98,7 +98,9 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not the manifest of prepared data; remove it") from None
+        raise InputError(
+            f"{path}: not the manifest of prepared data; choose another folder"
+        ) from None
     return manifest
 
 

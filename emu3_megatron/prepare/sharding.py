@@ -82,7 +82,7 @@ def make_shards(
 
 def _refuse_skipped(workspace: Workspace, skipped: Sequence[str]) -> None:
     if workspace.recipe.strict and skipped:
-        raise InputError(f"{skipped[0]}; mend or remove it")
+        raise InputError(f"{skipped[0]}; repair it, or let it be set aside without strict")
 
 
 def _write_shards(

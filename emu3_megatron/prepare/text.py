@@ -63,7 +63,9 @@ class TokeniseText:
                 text, utf8 = self._text(decode, data)
             except InputError as error:
                 if self._strict:
-                    raise InputError(f"{where}: {error}; mend or remove it") from None
+                    raise InputError(
+                        f"{where}: {error}; repair it, or let it be set aside without strict"
+                    ) from None
                 skipped.append(f"{where}: {error}")
                 continue
             texts.append(self._vocabulary.encode(text))

@@ -114,6 +114,20 @@ def test_the_later_override_wins(load):
     assert load("run.steps=20", "run.steps=30").run.steps == 30
 
 
+def test_overrides_reach_items_of_lists(load):
+    recipe = load("data.sources.0.weight=3", "data.sources.1.pack=b.pack")
+
+    assert [(str(s.pack), s.weight) for s in recipe.data.sources] == [("a.pack", 3), ("b.pack", 1)]
+
+
+def test_overrides_make_lists_that_the_file_lacks(load):
+    prompt = "sample.prompts.0={caption: a cat, height: 2, width: 2}"
+
+    recipe = load("sample.every=5", "sample.tokenizer=t", prompt)
+
+    assert recipe.sample.prompts[0].caption == "a cat"
+
+
 # What is refused
 
 
@@ -144,7 +158,13 @@ def test_the_later_override_wins(load):
         ("optimizer.min_lr=1", r"optimizer\.min_lr=1\.0 is above optimizer\.lr=0\.001"),
         ("optimizer.warmup_steps=11", r"optimizer\.warmup_steps=11 is more than run\.steps=10"),
         ("run.steps", r"run\.steps: an override is written dotted\.key=value"),
-        ("run.steps.few=1", r"run\.steps\.few=1: steps holds no keys"),
+        ("run.steps.few=1", r"run\.steps\.few=1: run\.steps holds no keys"),
+        ("data.sources.2.pack=a", r"data\.sources\.2\.pack=a: data\.sources has 1 item; .* 0 to 1"),
+        (
+            "data.sources.pack=a",
+            r"sources\.pack=a: data\.sources is a list; write data\.sources\.0",
+        ),
+        (".steps=1", r"\.steps=1: an override is written dotted\.key=value"),
         ("run.steps=[", r"run\.steps=\[: the value is not YAML"),
     ],
 )
@@ -152,6 +172,32 @@ def test_an_override_that_does_not_fit_is_named(load, override, message):
     with pytest.raises(InputError, match=message) as error:
         load(override)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("weights={text: 1}", "objective.weights"),
+        ("z_loss=1", "objective.z_loss"),
+        ("loss_backend=auto", "backend.loss"),
+        ("parallel.attention=auto", "backend.attention"),
+    ],
+)
+def test_a_key_that_has_another_name_now_is_refused_by_it(load, old, new):
+    key = old.partition("=")[0]
+
+    with pytest.raises(InputError, match=rf"^{key}: is called {new} now$"):
+        load(old)
+
+
+def test_a_recipe_with_an_old_key_is_named(load):
+    with pytest.raises(InputError, match=r"recipe\.yaml: z_loss: is called objective\.z_loss now"):
+        load(z_loss=1.0)
+
+
+def test_the_executor_of_prepare_was_its_engine():
+    with pytest.raises(InputError, match=r"^run\.engine: is called run\.executor now$"):
+        load_recipe(PrepareRecipe, "prepare-tiny-cpu", ["run.engine=local"])
 
 
 def test_context_and_sequence_parallel_cut_together(load):

@@ -146,3 +146,13 @@ def test_header_tells_what_was_asked_for(make_packs, make_text, tmp_path):
     assert (header["context"], header["seed"], header["max_documents"]) == (48, 5, 3)
     assert (header["packs"], header["fill"]) == (1, 1.0)
     assert [shard["path"] for shard in header["shards"]] == ["../train"]
+
+
+def test_packs_replace_no_folder_of_something_else(write_shard, make_text, tmp_path, vocabulary):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("the only copy")
+
+    with pytest.raises(InputError, match=r"out: exists and is no folder of packs, .*thesis\.txt"):
+        pack_shards([write_shard([make_text(10)])], tmp_path / "out", 64, vocabulary=vocabulary)
+
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "the only copy"

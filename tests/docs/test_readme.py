@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from emu3_megatron.cli import build_parser
+from support.command_line import parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -33,7 +32,7 @@ def emu3_lines() -> list[str]:
 
 @pytest.mark.parametrize("line", emu3_lines())
 def test_commands_parse(line: str) -> None:
-    build_parser().parse_args(shlex.split(line))
+    parse(shlex.split(line))
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.MULTILINE))

@@ -18,7 +18,7 @@ def write_recipe(folder: Path, name: str) -> Path:
         "model": "emu3-tiny",
         "text": {"source": str(folder / "texts"), "range_bytes": 2000},
         "packs": [{"context": 256, "kinds": ["text"]}],
-        "run": {"engine": "local"},
+        "run": {"executor": "local"},
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -22,7 +22,7 @@ def recipe(tmp_path, tokenizer):
         if kind == "text":
             section["range_bytes"] = 20_000
         base = {"out": out, "model": "emu3-tiny", "tokenizer": tmp_path / "tokenizer"}
-        run = {"engine": "local"}
+        run = {"executor": "local"}
         return PrepareRecipe.model_validate(
             {**base, kind: section, "packs": [], "run": run, **values}
         )
@@ -56,7 +56,7 @@ def test_strict_names_what_cannot_be_read(recipe, tmp_path, kind, name, reason):
 
     with pytest.raises(InputError, match="every item was set aside"):
         prepare(recipe(kind), [kind])
-    with pytest.raises(InputError, match=rf"{name}.*{reason}.*; mend or remove it"):
+    with pytest.raises(InputError, match=rf"{name}.*{reason}.*; repair it, or let it"):
         prepare(recipe(kind, strict=True), [kind])
 
 

@@ -19,7 +19,7 @@ def prepared(tmp_path):
         "model": "emu3-tiny",
         "text": {"source": str(tmp_path / "texts")},
         "packs": [{"context": 64, "kinds": ["text"]}],
-        "run": {"engine": "local"},
+        "run": {"executor": "local"},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -44,7 +44,7 @@ def test_what_was_prepared_is_said_and_sound(prepared, capsys):
     assert "text: 20 of 20 kept, 170 tokens in 1 shards" in said
 
     main(["check", str(prepared), "--deep"])
-    assert "1 shards, 170 tokens, packs for 1 contexts (sound)" in capsys.readouterr().out
+    assert "1 shards, 170 tokens, packs for 1 contexts (valid)" in capsys.readouterr().out
 
 
 def test_a_lost_shard_is_named(prepared, capsys):

@@ -218,7 +218,7 @@ def recipe(tmp_path, videos, tokenizer):
             "tokenizer": tmp_path / "tokenizer",
             "clips": config(videos).model_dump(),
             "packs": [{"context": 1024, "kinds": ["clips"]}],
-            "run": {"engine": "local"},
+            "run": {"executor": "local"},
         }
     )
 

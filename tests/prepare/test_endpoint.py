@@ -152,7 +152,7 @@ def recipe(url, tmp_path, tokenizer):
                 "captions": {"endpoint": config(url).model_dump()},
             },
             "packs": [],
-            "run": {"engine": "local"},
+            "run": {"executor": "local"},
         }
     )
 

@@ -55,7 +55,7 @@ def recipe(tmp_path, photos, saved_tokenizer):
             "tokenizer": saved_tokenizer,
             "images": {**section, **dict(images)},
             "packs": [{"context": 256, "kinds": ["images"]}],
-            "run": {"engine": "local", "task_items": 2},
+            "run": {"executor": "local", "task_items": 2},
         }
         return PrepareRecipe.model_validate({**base, **values})
 
@@ -229,7 +229,7 @@ def test_only_the_tokenizer_takes_the_gpu(recipe, monkeypatch):
 
     monkeypatch.setattr("emu3_megatron.prepare.workspace.run_tasks", run_tasks)
     with pytest.raises(InputError, match="no GPU here"):
-        prepare(recipe(run={"engine": "local", "device": "cuda"}), ["images"])
+        prepare(recipe(run={"executor": "local", "device": "cuda"}), ["images"])
 
     assert devices == {"images: scores/photo": "cpu", "images: tokens/item": "cuda"}
 

@@ -28,7 +28,7 @@ def prepared(tmp_path, tokenizer, add_photo):
         "images": images,
         "text": {"source": tmp_path / "texts"},
         "packs": [{"context": 128, "kinds": ["images", "text"]}],
-        "run": {"engine": "local"},
+        "run": {"executor": "local"},
     }
     prepare(PrepareRecipe.model_validate(recipe), ["images", "text"])
     return tmp_path / "out"

@@ -36,7 +36,7 @@ def recipe(tmp_path, tokenizer, add_photo):
                 "images": images,
                 "text": {"source": tmp_path / "texts", "range_bytes": 500},
                 "packs": [{"context": 256, "kinds": ["images", "text"]}],
-                "run": {"engine": "local", "task_items": 2},
+                "run": {"executor": "local", "task_items": 2},
             }
         )
 

@@ -35,7 +35,7 @@ def tasks(folder):
     return [WriteTask(folder / str(i)) for i in range(3)]
 
 
-PROCESSES = RunConfig(engine="processes", workers=2)
+PROCESSES = RunConfig(executor="processes", workers=2)
 
 
 def test_a_worker_has_one_thread(tmp_path):

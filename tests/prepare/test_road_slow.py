@@ -46,7 +46,7 @@ def recipe(tmp_path, tokenizer):
             },
             "text": {"source": str(texts)},
             "packs": [{"context": 256, "kinds": ["images", "text"]}],
-            "run": {"engine": "local", "task_items": 4, **run},
+            "run": {"executor": "local", "task_items": 4, **run},
         }
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
@@ -133,6 +133,6 @@ def wait_for_nodes(address, number, environment):
 def test_two_nodes_of_ray_make_the_same_bytes(recipe, tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert start(recipe("alone")).wait() == 0
-    assert start(recipe("cluster", engine="ray", address=cluster)).wait() == 0
+    assert start(recipe("cluster", executor="ray", address=cluster)).wait() == 0
 
     assert contents(tmp_path / "cluster") == contents(tmp_path / "alone")

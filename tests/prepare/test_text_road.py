@@ -34,7 +34,7 @@ def texts(tmp_path):
 def run(tmp_path, texts):
     """A function that prepares the texts; returns the recipe and the manifest."""
 
-    def run(out="out", strict=False, source=texts, engine="local", **section):
+    def run(out="out", strict=False, source=texts, executor="local", **section):
         recipe = PrepareRecipe.model_validate(
             {
                 "out": tmp_path / out,
@@ -42,7 +42,7 @@ def run(tmp_path, texts):
                 "strict": strict,
                 "text": {"source": source, "range_bytes": 1000, **section},
                 "packs": [{"context": 256, "kinds": ["text"]}],
-                "run": {"engine": engine, "workers": 2},
+                "run": {"executor": executor, "workers": 2},
             }
         )
         return recipe, prepare(recipe, ["text"])
@@ -86,7 +86,7 @@ def test_the_shard_is_the_one_that_a_loop_writes(run, tmp_path, vocabulary, rang
 
 def test_processes_write_the_same(run):
     _, alone = run("alone")
-    _, together = run("together", engine="processes")
+    _, together = run("together", executor="processes")
 
     assert alone == together
 
@@ -171,5 +171,5 @@ def test_bad_lines_are_set_aside_or_refused(run, texts, line, reason):
     (row,) = read_table(recipe.out / "text.parquet")
     assert row["reason"] == f"a.jsonl:byte {size}: {reason}"
     assert manifest["kinds"]["text"]["found"] == 201
-    with pytest.raises(InputError, match="mend or remove it"):
+    with pytest.raises(InputError, match="repair it, or let it"):
         run("strict", strict=True)

@@ -128,7 +128,9 @@ def read_header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         raise InputError(f"{path}/pack.json: damaged; run emu3 pack again") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{path}/pack.json: not {FORMAT}; run emu3 pack again")
+        raise InputError(
+            f"{path}/pack.json: not {FORMAT}; name a folder that emu3 pack or emu3 prepare made"
+        )
     if missing := {"context", "vocabulary", "packs", "pieces", "shards"} - header.keys():
         raise InputError(
             f"{path}/pack.json: {', '.join(sorted(missing))} missing; run emu3 pack again"

@@ -14,6 +14,7 @@ from emu3_megatron.data.packing.packing import Packing, pack_pieces
 from emu3_megatron.data.packing.pieces import Pieces, pieces_of
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.data.shards.writer import adopt
+from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, sync
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -69,8 +70,10 @@ def pack_shards(
             documents longer than the context are cut.
 
     Raises:
-        InputError: a shard cannot be used, or an image or clip is longer than the context.
+        InputError: a shard cannot be used, an image or clip is longer than the context, or `out`
+            is a folder of something else.
     """
+    _refuse_other_folder(Path(out))
     stores = [TokenStore(prefix, vocabulary) for prefix in prefixes]
     firsts = first_documents(stores).tolist()
     pieces = Pieces.concatenate(
@@ -89,6 +92,15 @@ def pack_shards(
         fill=packing.fill,
         bound=packing.bound,
     )
+
+
+def _refuse_other_folder(out: Path) -> None:
+    """Packs replace packs, whole or damaged, and nothing else."""
+    ours = {"pack.json", *(f"{name}.npy" for name in DTYPES)}
+    if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - ours)):
+        raise InputError(
+            f"{out}: exists and is no folder of packs, it holds {others[0]}; choose another"
+        )
 
 
 def _write(out: Path, packing: Packing, stores: list[TokenStore], settings: dict[str, Any]) -> None:

@@ -111,6 +111,6 @@ def refuse_unusable(rows: Sequence[Row], strict: bool) -> None:
         unusable = row["error"] or (row["reason"] or "").startswith("no caption")
         if strict and unusable:
             raise InputError(
-                f"{row['source']}: {row['error'] or row['reason']}; mend or remove it, or let it "
-                "be set aside without strict"
+                f"{row['source']}: {row['error'] or row['reason']}; repair it, or let it be "
+                "set aside without strict"
             )

@@ -16,7 +16,7 @@ class TextArea:
     def _ocr(self) -> Any:
         from rapidocr_onnxruntime import RapidOCR
 
-        # Parallel work is the engine's: a second pool of threads would only get in its way.
+        # Parallel work is the executor's: a second pool of threads would only get in its way.
         return RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
 
     def __call__(self, rgb_hwc: np.ndarray) -> float:

@@ -1,0 +1,150 @@
+"""`emu3`: the commands in their order of use, and how errors reach the user.
+
+Nothing heavy is imported before a command runs: Megatron's checkpoint writer starts processes that
+import this module again.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from emu3_megatron.cli import (
+    check,
+    convert,
+    demo,
+    generate,
+    inspect,
+    pack,
+    prepare,
+    recipe,
+    status,
+    tokenizer,
+    train,
+)
+from emu3_megatron.cli.arguments import new_group
+from emu3_megatron.errors import InputError, RunEnded
+
+# In the order in which one uses them.
+COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
+    "demo": demo.demo,
+    "recipe": recipe.recipe,
+    "tokenizer": tokenizer.group,
+    "prepare": prepare.group,
+    "pack": pack.pack,
+    "train": train.train,
+    "status": status.status,
+    "inspect": inspect.group,
+    "generate": generate.generate,
+    "convert": convert.group,
+    "check": check.check,
+}
+
+# Of click, which newer versions of typer carry inside themselves.
+UsageError: Any = typer.BadParameter.__base__
+
+
+@dataclass
+class _Settings:
+    debug: bool = False
+
+
+class _InOrderOfUse(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"emu3-megatron {metadata.version('emu3-megatron')}")
+        raise typer.Exit
+
+
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of mistakes too")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="print the version and exit"
+        ),
+    ] = False,
+) -> None:
+    """Train native multimodal models of the Emu3 kind, from photos, clips and text to pictures.
+
+    A model is made in this order: `tokenizer train` makes the vision tokenizer, `prepare` turns
+    photos, clips and text into packs of tokens, `train` trains the decoder on them, `generate`
+    draws. `convert import` starts from published weights instead. `demo` does all of it on ten
+    photos, on a CPU, in minutes.
+
+    `emu3 COMMAND --help` explains a command.
+    """
+    context.obj.debug = debug
+
+
+def build_command() -> Any:
+    """The whole command line as a click command."""
+    app = new_group(cls=_InOrderOfUse, callback=_root)
+    for name, command in COMMANDS.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return get_command(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one line and exit code 2."""
+    settings = _Settings()
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments), settings)
+    except UsageError as error:
+        print(f"emu3: {_usage_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (InputError, OSError) as error:
+        if settings.debug or (isinstance(error, OSError) and error.filename is None):
+            raise
+        _let_first_rank_speak()
+        print(f"emu3: {_line_of(error)}", file=sys.stderr)
+        sys.exit(2)
+    except RunEnded as ended:  # on all ranks alike
+        if os.environ.get("RANK", "0") == "0":
+            print(f"emu3: {ended}", file=sys.stderr)
+        sys.exit(ended.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(arguments: list[str], settings: _Settings) -> None:
+    command = build_command()
+    try:
+        with command.make_context("emu3", arguments, obj=settings) as context:
+            command.invoke(context)
+    except typer.Exit as end:  # of --help and --version
+        sys.exit(end.exit_code)
+
+
+def _usage_line(error: Any) -> str:
+    """One line for a wrong flag, as for every other mistake."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    command = error.ctx.command_path if error.ctx else "emu3"
+    return f"{message}; see {command} --help"
+
+
+def _line_of(error: InputError | OSError) -> str:
+    if isinstance(error, OSError):  # a disk that is full, a folder that may not be written
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _let_first_rank_speak() -> None:
+    """Under torchrun all ranks find the same mistake, and the first to leave ends the others."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(10)

@@ -1,0 +1,95 @@
+"""`emu3 generate`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emu3_megatron.config.training import DecoderRecipe
+from emu3_megatron.errors import InputError
+
+
+def _grid(text: str) -> tuple[int, int]:
+    height, times, width = text.partition("x")
+    if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise typer.BadParameter(f"{text}: write HEIGHTxWIDTH, 90x90 say")
+    return int(height), int(width)
+
+
+class Grid(tuple[int, int]):
+    """Rows and columns of codes."""
+
+
+def generate(
+    checkpoint: Annotated[Path, typer.Option(metavar="FOLDER", help="run or checkpoint folder")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="caption of the image")],
+    out: Annotated[Path, typer.Option(metavar="FILE.png", help="image to write")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="of the vision tokenizer (default: the recipe's)"),
+    ] = None,
+    grid: Annotated[
+        Grid | None,
+        typer.Option(
+            parser=_grid,
+            metavar="HEIGHTxWIDTH",
+            help="rows and columns of codes, 8 pixels each (default: the recipe's)",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(help="scale of classifier-free guidance; 1 is without")
+    ] = 3.0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="draw among the K likeliest tokens")] = 2048,
+    top_p: Annotated[
+        float, typer.Option(help="draw among the likeliest tokens that make up this probability")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+) -> None:
+    """Draw an image from its caption.
+
+    Several processes share the decoder: torchrun --nproc-per-node N -m emu3_megatron generate ...
+    """
+    if out.suffix != ".png":
+        raise InputError(f"--out {out}: name a file that ends in .png")
+    from emu3_megatron import parallel
+    from emu3_megatron.generation.images import generate_images, save_image
+    from emu3_megatron.generation.sampling import SamplingSettings
+    from emu3_megatron.model.opening import open_decoder
+    from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+    mesh = parallel.start(tensor=int(os.environ.get("WORLD_SIZE", 1)))
+    mesh.seed(0, 0)
+    decoder, recipe = open_decoder(checkpoint, mesh)
+    network = VisionTokenizer.load(tokenizer or _recipes_tokenizer(recipe, checkpoint))
+    height, width = grid or _recipes_grid(recipe, prompt)
+    drawn = generate_images(
+        decoder,
+        recipe.model.vocabulary(),
+        [prompt],
+        height,
+        width,
+        SamplingSettings(
+            guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        ),
+        progress=mesh.is_first,
+    )
+    if mesh.is_first:
+        save_image(network, drawn[0], out)
+        print(f"{out}: {8 * width} x {8 * height} pixels")
+
+
+def _recipes_tokenizer(recipe: DecoderRecipe, checkpoint: Path) -> Path:
+    if recipe.sample is None:
+        raise InputError(f"{checkpoint}: its recipe names no vision tokenizer; give --tokenizer")
+    return recipe.sample.tokenizer
+
+
+def _recipes_grid(recipe: DecoderRecipe, prompt: str) -> tuple[int, int]:
+    """The grid that the recipe draws this caption on, or its first; Emu3's own without any."""
+    if recipe.sample is None:
+        return 90, 90
+    prompts = recipe.sample.prompts
+    known = next((p for p in prompts if p.caption == prompt), prompts[0])
+    return known.height, known.width

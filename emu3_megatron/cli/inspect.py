@@ -1,0 +1,58 @@
+"""`emu3 inspect batch|data`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emu3_megatron.cli.arguments import new_group, until_reader_leaves
+from emu3_megatron.config import Recipe
+from emu3_megatron.errors import InputError
+
+group = new_group(help="Look into a training run, or into prepared data.")
+
+
+@group.command()
+def batch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the run's folder: recipe's run.dir")],
+    step: Annotated[int, typer.Option(min=1, help="number of the step")],
+) -> None:
+    """The documents that a step of a run trained on, by shard and number."""
+    with until_reader_leaves():
+        print("\n".join(_documents(run, step)))
+
+
+def _documents(folder: Path, step: int) -> list[str]:
+    from emu3_megatron.data.phases import Phase, PhasedMixture
+    from emu3_megatron.data.steps import documents_of_step
+
+    try:
+        description = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no run here, run.json is missing") from None
+    recipe = Recipe.model_validate(description["recipe"])
+    phases = [Phase.of_json(phase) for phase in description["data"]["phases"]]
+    first = (step - 1) * recipe.batch.size
+    mixture = PhasedMixture(phases, recipe.model.vocabulary(), recipe.run.seed, since=first)
+    return list(documents_of_step(mixture, step, recipe.batch.size))
+
+
+@group.command()
+def data(
+    folder: Annotated[Path, typer.Argument(metavar="DATA", help="the `out` of a prepare recipe")],
+    out: Annotated[Path, typer.Option(metavar="PAGE", help="HTML page to write")] = Path(
+        "data.html"
+    ),
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="of the vision tokenizer; shows images as decoded"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="samples of each kind")] = 24,
+) -> None:
+    """An HTML page of samples, of what was set aside and why, and of histograms."""
+    from emu3_megatron.prepare.inspecting import write_page
+    from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+    write_page(folder, out, VisionTokenizer.load(tokenizer) if tokenizer else None, samples)
+    print(f"open {out}")

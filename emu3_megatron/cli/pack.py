@@ -1,0 +1,45 @@
+"""`emu3 pack`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emu3_megatron.cli.shards import prefix_of, vocabulary_of
+
+
+def pack(
+    shards: Annotated[
+        list[str], typer.Argument(metavar="SHARD", help="shards, by path without suffix")
+    ],
+    out: Annotated[Path, typer.Option(metavar="NAME.pack", help="folder to write")],
+    context: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="tokens a sequence")],
+    seed: Annotated[
+        int, typer.Option(help="of the order of the packs, and of which documents share one")
+    ] = 0,
+    max_documents: Annotated[int, typer.Option(min=1, help="most documents a sequence")] = 256,
+    whole_texts: Annotated[
+        bool, typer.Option("--whole-texts", help="cut no text to fill a sequence")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="preset whose vocabulary the shards have, if they do not say")
+    ] = None,
+) -> None:
+    """Pack the documents of shards into training sequences.
+
+    `emu3 prepare` does this for its own shards; this packs any shards in another way.
+    """
+    prefixes = [prefix_of(shard) for shard in shards]
+    from emu3_megatron.data.packing.packs import pack_shards
+
+    vocabulary = vocabulary_of(prefixes[0], model)
+    report = pack_shards(
+        prefixes,
+        out,
+        context,
+        vocabulary=vocabulary,
+        seed=seed,
+        max_documents=max_documents,
+        cut_text=not whole_texts,
+    )
+    print(report)

@@ -1,0 +1,133 @@
+"""`emu3 prepare images|clips|text|all`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emu3_megatron.cli.arguments import Overrides, new_group
+from emu3_megatron.config.load import load_recipe
+from emu3_megatron.config.prepare import Kind, PrepareRecipe
+from emu3_megatron.errors import InputError
+
+group = new_group(
+    help="Photos, clips and text to shards of tokens and packs.\n\n"
+    "The same command goes on after an interruption, and does nothing when all is done."
+)
+
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RECIPE",
+        show_default=False,
+        help="a YAML file, or the name of a shipped recipe; without one, the defaults",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="folder to write; the recipe's `out`")
+]
+Source = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="folder to read; the recipe's `KIND.source`")
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="of the vision tokenizer; the recipe's `tokenizer`"),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="stop at the first item that cannot be used; without it, set it aside"
+    ),
+]
+
+
+@group.command()
+def images(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    source: Source = None,
+    tokenizer: Tokenizer = None,
+    strict: Strict = False,
+) -> None:
+    """Photos: scores, selection, captions, codes, shards, packs."""
+    given = _as_overrides({"out": out, "images.source": source, "tokenizer": tokenizer})
+    _prepare("images", recipe, overrides, given, strict)
+
+
+@group.command()
+def clips(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    source: Source = None,
+    tokenizer: Tokenizer = None,
+    strict: Strict = False,
+) -> None:
+    """Videos: shots, scores, selection, captions, codes, shards, packs."""
+    given = _as_overrides({"out": out, "clips.source": source, "tokenizer": tokenizer})
+    _prepare("clips", recipe, overrides, given, strict)
+
+
+@group.command()
+def text(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    source: Source = None,
+    strict: Strict = False,
+) -> None:
+    """Text, from .jsonl, .parquet and .txt: duplicates dropped, tokens, shards, packs."""
+    given = _as_overrides({"out": out, "text.source": source})
+    _prepare("text", recipe, overrides, given, strict)
+
+
+@group.command("all")
+def everything(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    tokenizer: Tokenizer = None,
+    strict: Strict = False,
+) -> None:
+    """Every kind of data that a recipe names."""
+    if recipe is None or _is_override(recipe):
+        raise InputError("prepare all: give a recipe")
+    _prepare(None, recipe, overrides, _as_overrides({"out": out, "tokenizer": tokenizer}), strict)
+
+
+def _prepare(
+    kind: Kind | None,
+    name: str | None,
+    overrides: Sequence[str] | None,
+    flags: Sequence[str],
+    strict: bool,
+) -> None:
+    """Prepare one kind of data, or all that the recipe names; print what became of it."""
+    overrides = [*(overrides or []), *flags, *(["strict=true"] if strict else [])]
+    if name is not None and _is_override(name):  # no recipe: an override stands in its place
+        overrides, name = [name, *overrides], None
+    keys = {override.partition("=")[0] for override in overrides}
+    if name is None and not {"out", f"{kind}.source"} <= keys:
+        raise InputError(f"prepare {kind}: give a recipe, or --source and --out")
+    recipe = load_recipe(PrepareRecipe, name, overrides)
+    from emu3_megatron.prepare.pipeline import prepare, summary
+
+    for line in summary(prepare(recipe, recipe.kinds if kind is None else [kind])):
+        print(line)
+    print(f"every item and its reason: {recipe.out}/KIND.parquet; emu3 inspect data {recipe.out}")
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not Path(argument).is_file()
+
+
+def _as_overrides(flags: dict[str, Path | None]) -> list[str]:
+    """Flags as overrides of the keys that they stand for; JSON, so that YAML reads any path."""
+    return [
+        f"{key}={json.dumps(str(value), ensure_ascii=False)}"
+        for key, value in flags.items()
+        if value is not None
+    ]

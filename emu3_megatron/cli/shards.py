@@ -1,0 +1,33 @@
+"""Shards as a user names them, and the vocabulary they were written with."""
+
+from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.config.presets import PRESETS
+from emu3_megatron.errors import InputError
+from emu3_megatron.vocabulary import Vocabulary
+
+_SUFFIXES = (".bin", ".idx", ".json")
+
+
+def prefix_of(path: str) -> str:
+    """The shard's path without suffix; it may be named by any of its files."""
+    return path.rpartition(".")[0] if path.endswith(_SUFFIXES) else path
+
+
+def vocabulary_of(path: str, model: str | None) -> Vocabulary:
+    """The vocabulary of `--model`, else that of the preset which the shard or pack names."""
+    from emu3_megatron.data.check import vocabulary_fingerprint
+
+    if model:
+        return _preset_vocabulary(model)
+    fingerprint = vocabulary_fingerprint(path)
+    for preset in PRESETS:
+        vocabulary = _preset_vocabulary(preset)
+        if fingerprint in (None, vocabulary.fingerprint()):
+            return vocabulary
+    raise InputError(f"{path}: of no preset's vocabulary; name its model with --model")
+
+
+def _preset_vocabulary(model: str) -> Vocabulary:
+    if model not in PRESETS:
+        raise InputError(f"--model {model}: no such preset; choose one of {', '.join(PRESETS)}")
+    return ModelConfig.model_validate({"preset": model}).vocabulary()
