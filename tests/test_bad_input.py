@@ -16,6 +16,7 @@ from PIL import Image
 from support.processes import run_processes
 
 from emu3_megatron import manifest
+from emu3_megatron.checkpoints.folders import FORMAT
 from emu3_megatron.cli import main
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.data.packing.packs import pack_shards
@@ -334,7 +335,8 @@ def test_a_checkpoint_of_another_model_is_named(shard, tmp_path, refused_apart):
 def write_checkpoint(folder, model):
     """What a checkpoint tells before any weight is read."""
     (folder / "beside").mkdir(parents=True)
-    about = {"step": 1, "vocabulary": VOCABULARY.fingerprint(), "recipe": {"model": model}}
+    about = {"format": FORMAT, "step": 1, "recipe": {"model": model}}
+    about["vocabulary"] = VOCABULARY.fingerprint()
     manifest.commit(folder / "beside", folder / "step-00000001", about, {})
     (folder / "latest").write_text("step-00000001\n")
 

@@ -99,8 +99,8 @@ def _contents(about: dict[str, Any]) -> str:
     """What a checkpoint holds, by its manifest."""
     recipe = about["recipe"]
     model = recipe["model"]
-    sizes = PRESETS.get(model.get("preset"), {"preset": None})
-    preset = f"{model['preset']}, " if sizes.items() <= model.items() else ""
+    name = model.get("preset")
+    preset = f"{name}, " if name in PRESETS and PRESETS[name].items() <= model.items() else ""
     origin = f", imported from {about['imported_from']}" if "imported_from" in about else ""
     return (
         f"a decoder ({preset}{model['layers']} layers of {model['hidden']:,}, "

@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from support.tiny import make_packs
 
 from emu3_megatron import manifest
+from emu3_megatron.checkpoints import folders
 from emu3_megatron.cli import main
 from emu3_megatron.cli.check import CHECKERS
 from emu3_megatron.cli.kinds import FORMATS, Kind, kind_of
 from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.data.packing import pack_set
 from emu3_megatron.errors import InputError
@@ -45,13 +47,14 @@ def refused(capsys):
     return run
 
 
-def write_checkpoint(folder, step=12, **about):
+def write_checkpoint(folder, step=12, preset="emu3-tiny", **about):
     """A folder as `manifest.commit` leaves it; what its files hold is Megatron's business."""
     beside = folder.with_name("beside")
     beside.mkdir(parents=True)
     (beside / "__0_0.distcp").write_bytes(b"weights")
     (beside / "common.pt").write_bytes(b"state")
-    model = ModelConfig.model_validate({"preset": "emu3-tiny"}).model_dump(mode="json")
+    model = {**PRESETS["emu3-tiny"], "preset": preset}
+    model = ModelConfig.model_validate(model).model_dump(mode="json")
     recipe = {"model": model, "precision": "fp32"}
     about = {"format": "emu3-megatron/checkpoint/1", "step": step, "recipe": recipe, **about}
     manifest.commit(beside, folder, about, {})
@@ -81,9 +84,15 @@ def test_there_is_a_checker_for_every_kind():
 
 
 def test_the_formats_are_those_that_are_written():
-    written = {manifest.FORMAT, pack_set.FORMAT, workspace.FORMAT, tokenizer.FORMAT}
+    written = {
+        folders.FORMAT,
+        *folders.OLD_FORMATS,
+        pack_set.FORMAT,
+        workspace.FORMAT,
+        tokenizer.FORMAT,
+    }
 
-    assert written <= {format for _, format, _ in FORMATS}
+    assert {format for _, format, _ in FORMATS} == written
 
 
 def test_a_checkpoint(tmp_path, checked):
@@ -94,13 +103,13 @@ def test_a_checkpoint(tmp_path, checked):
 
 
 def test_an_imported_checkpoint_says_from_where(tmp_path, checked):
-    write_checkpoint(tmp_path / "imported" / "checkpoints", 0, imported_from="hub/Emu3")
+    write_checkpoint(tmp_path / "imported" / "checkpoints", 0, None, imported_from="hub/Emu3")
     make_tokenizer(tmp_path / "imported" / "tokenizer")
 
     decoder, tokenizer = checked(tmp_path / "imported").splitlines()
 
-    assert "step 0, a decoder" in decoder
-    assert "imported from hub/Emu3" in decoder
+    assert "step 0, a decoder (2 layers of 256, fp32), imported" in decoder
+    assert "from hub/Emu3; " in decoder
     assert "a vision tokenizer of 512 codes" in tokenizer
 
 
