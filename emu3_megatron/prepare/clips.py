@@ -1,4 +1,4 @@
-"""Videos: shots, scores of each clip, decisions, captions, codes."""
+"""Data pipeline of videos: shots, scores of each clip, decisions, captions, codes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -39,7 +39,7 @@ from emu3_megatron.vocabulary import Vocabulary
 CAPTION_FRAMES = 12
 _QUALITY_FRAMES = 3
 _VARIABLE = "variable frame rate"
-# What a score is made of; everything else in ClipsConfig can change without a new look.
+# What a score is made of; everything else in ClipsConfig can change without scoring again.
 _SCORE_FIELDS = {
     "quality",
     "content_threshold",
@@ -54,7 +54,7 @@ _SCORE_FIELDS = {
 
 
 class ScoreClips:
-    """A stage: shots of videos and every score of each. A video that cannot be read is a row."""
+    """Writes the scores of each clip of videos. What cannot be read gets a row that says why."""
 
     def __init__(self, config: ClipsConfig, device: str):
         self._config = config
@@ -202,7 +202,7 @@ def _look(folder: Path, row: Row) -> list[Image.Image]:
 
 
 class EncodeClips:
-    """A stage: clips with captions to documents."""
+    """Encodes clips with captions as documents."""
 
     def __init__(self, config: ClipsConfig, tokenizer: Path, vocabulary: Vocabulary, device: str):
         self._config, self._vocabulary = config, vocabulary

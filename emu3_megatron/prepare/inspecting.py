@@ -1,4 +1,4 @@
-"""A page to look at prepared data with: samples, what was set aside and why, plots."""
+"""HTML page on a prepared folder: samples, what was set aside and why, histograms."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,7 +76,7 @@ def _packs(out: Path, manifest: dict[str, Any]) -> list[pages.Html]:
 
 
 def _fills(packs: Path, context: int) -> np.ndarray:
-    """Tokens over room of each pack, 0 to 1."""
+    """Tokens over context of each pack, 0 to 1."""
     offsets, lengths = (np.load(packs / f"{name}.npy", "r") for name in ("offsets", "lengths"))
     return np.add.reduceat(lengths, offsets[:-1], dtype=np.int64) / context
 

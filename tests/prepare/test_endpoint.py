@@ -189,7 +189,7 @@ def recipe(url, tmp_path, tokenizer):
     )
 
 
-def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, recipe, tmp_path):
+def test_the_pipeline_asks_for_what_has_no_caption_and_asks_once(url, recipe, tmp_path):
     manifest = prepare(recipe, ["images"])
     rows = {row["source"]: row for row in read_table(tmp_path / "out" / "images.parquet")}
 

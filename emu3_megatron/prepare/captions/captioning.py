@@ -1,4 +1,4 @@
-"""The captioning step that images and clips share."""
+"""Captions of images and clips: from files, else from a server."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +32,7 @@ class CaptionTask:
 
 
 class WriteCaptions:
-    """A stage: asks for the captions of a few rows at once, and writes them down."""
+    """Asks for the captions of a few rows at once, and writes them to a table."""
 
     def __init__(self, config: EndpointConfig, look: Look):
         self._endpoint, self._look = Endpoint(config), look
