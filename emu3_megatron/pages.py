@@ -80,6 +80,7 @@ _TEMPLATES = {
 _ENVIRONMENT = Environment(
     loader=DictLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined
 )
+_BARS = 30  # of a histogram
 _WIDTH, _HEIGHT, _LEFT = 272, 140, 52  # of a chart's frame, and of the labels at its left
 
 
@@ -134,7 +135,7 @@ def _embed(picture: Image.Image, kind: str, **settings: Any) -> Html:
     return _render("image", type=type, data=data, width=picture.width, height=picture.height)
 
 
-def curve(title: str, points: Sequence[tuple[float, float]], unit: str = "step") -> Html:
+def curve(title: str, points: Sequence[tuple[float, float]], unit: str) -> Html:
     """A line through points (x, y) in order of x; those whose y is no finite number are left out.
 
     Args:
@@ -161,14 +162,14 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def histogram(title: str, values: Sequence[float] | np.ndarray, bins: int = 30) -> Html:
+def histogram(title: str, values: Sequence[float] | np.ndarray) -> Html:
     """How many values fall into each of equal ranges between the least and the greatest."""
     found = np.asarray(values)
     found = found[np.isfinite(found)]
     if not len(found):
         return paragraph(f"{title}: nothing to draw")
     low, high = found.min().item(), found.max().item()
-    counts = np.histogram(found, bins if low < high else 1)[0].tolist()
+    counts = np.histogram(found, _BARS if low < high else 1)[0].tolist()
     width = min(_WIDTH / len(counts), _WIDTH / 8)
     bars = []
     for number, height in enumerate(count / max(counts) * _HEIGHT for count in counts):

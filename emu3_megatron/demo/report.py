@@ -149,7 +149,7 @@ def _curves(out: Path) -> pages.Html:
 
 def _curve(title: str, rows: Sequence[dict[str, Any]], name: str) -> pages.Html:
     """One measure over steps."""
-    return pages.curve(title, [(row["step"], row[name]) for row in rows if name in row])
+    return pages.curve(title, [(row["step"], row[name]) for row in rows if name in row], "step")
 
 
 def _decode(tokenizer: VisionTokenizer, codes_fhw: np.ndarray) -> Image.Image:

@@ -143,11 +143,11 @@ def _drop_duplicates(rows: Sequence[Row], config: ImagesConfig) -> None:
 
 def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
-    look = partial(_look, config.source)
-    add_captions(workspace, "images", rows, config.captions, config.source, look)
+    read = partial(_read_pictures, config.source)
+    add_captions(workspace, "images", rows, config.captions, config.source, read)
 
 
-def _look(folder: Path, row: Row) -> list[Image.Image]:
+def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
     return [read_image(folder / row["source"]).image]
 
 
