@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from balance import Balance
 from harness import Case, main
 from simulated_packs import KINDS, simulated_packs
 
-from emu3_megatron.context_parallel.balance import Balance
 from emu3_megatron.context_parallel.dispatch import dispatch
 
 # An order of a pack: where its segments begin after padding, and who holds what.

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from balance import Balance
 from PIL import Image, ImageDraw, ImageFont
 from simulated_packs import simulated_packs
 
-from emu3_megatron.context_parallel.balance import Balance
 from emu3_megatron.context_parallel.dispatch import dispatch
 
 RANKS, SIDE, GAP, TOP = 8, 512, 72, 150

@@ -7,8 +7,9 @@ that is 151,643 + 211 + 32,768 = 184,622, with the ids of baaivision/Emu3 (`emu3
 
 import hashlib
 import importlib.util
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,11 @@ _QWEN_SPACES = r"\s+(?!\S)|\s+"
 _QWEN_SPLIT = f"{_QWEN_PIECES}|{_QWEN_SPACES}"
 # Splits alike: a group without look-ahead tiktoken's engine hands to a faster one as a whole.
 _QWEN_FAST_SPLIT = f"(?:{_QWEN_PIECES})|{_QWEN_SPACES}"
-_LONGEST_PIECE = 100_000  # characters; tiktoken can overflow the stack on longer unbroken input
+# What `\s` means to tiktoken's engine; Python's has four control characters more.
+_SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# From this length on a piece of white space is found without tiktoken, whose engine keeps a state
+# for each character before a look-ahead and fails at a million. No other pattern looks ahead.
+_MANY_SPACES = 100_000
 
 
 class TextEncoding(Protocol):
@@ -137,16 +142,18 @@ class QwenEncoding:
 
     def encode(self, text: str) -> np.ndarray:
         text = unicodedata.normalize("NFC", text)
-        pieces = [text[i : i + _LONGEST_PIECE] for i in range(0, len(text), _LONGEST_PIECE)]
-        return np.concatenate([np.empty(0, np.int32), *map(self._encode_piece, pieces)])
+        ids, done = [], 0
+        for first, end in _pieces_of_many_spaces(text):
+            ids.append(self._encode(text[done:first]))
+            ids.append(np.array(self._bpe._encode_single_piece(text[first:end]), np.int32))
+            done = end
+        return np.concatenate([*ids, self._encode(text[done:])])
 
-    def _encode_piece(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         try:
             ids = self._bpe.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # a lone surrogate becomes a mark
-            return self._encode_piece(
-                text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            )
+            return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         return ids.view(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -154,6 +161,20 @@ class QwenEncoding:
 
     def tokens(self) -> list[bytes]:
         return [self._bpe.decode_single_token_bytes(i) for i in range(self.num_ranks)]
+
+
+def _pieces_of_many_spaces(text: str) -> Iterator[tuple[int, int]]:
+    """First and end of each piece of many spaces that the pattern `\\s+(?!\\S)` splits off.
+
+    White space up to a newline is a piece of another pattern. Of what follows, the last character
+    belongs to the next piece, unless it ends the text.
+    """
+    blocks = range(0, len(text), _MANY_SPACES)
+    if not any(text[i : i + _MANY_SPACES].isspace() for i in blocks):  # nearly always, and fast
+        return
+    spaces = _SPACES.replace("\n", "").replace("\r", "")
+    for found in re.finditer(rf"[{spaces}]{{{_MANY_SPACES},}}+(?![\r\n])", text):
+        yield found.start(), found.end() - (found.end() < len(text))
 
 
 def _shipped_ranks() -> Path:

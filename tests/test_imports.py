@@ -56,7 +56,7 @@ WHOLE_RECIPES = {
 
 OPTIONAL = (
     "transformer_engine flash_attn apex deepspeed wandb tensorboard dashscope transformers "
-    "ray pyarrow scenedetect cv2 rapidocr_onnxruntime"
+    "ray pyarrow scenedetect cv2 rapidocr_onnxruntime openai"
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 import tiktoken
 import torch
 
+from emu3_megatron import vocabulary
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import CODE, STRUCTURE, TEXT, ByteEncoding, QwenEncoding, Vocabulary
 
@@ -179,10 +180,80 @@ def test_a_lone_surrogate_in_bpe_text_becomes_a_mark(emu3):
     assert emu3.decode(emu3.encode("a\ud800b")) == "a\ufffdb"
 
 
+# Long text: every reference here is tiktoken with Qwen's own pattern, on the whole text at once.
+
+
+@pytest.fixture(scope="module")
+def uncut(emu3):
+    """Text to ids by tiktoken alone."""
+    plain = tiktoken.Encoding(
+        "plain",
+        pat_str=emu3.encoding.split_pattern,
+        mergeable_ranks=emu3.encoding._bpe._mergeable_ranks,
+        special_tokens={},
+    )
+    return lambda text: plain.encode_ordinary(unicodedata.normalize("NFC", text))
+
+
+PHRASES = [
+    "A cat's life, in 9 parts",
+    "don't STOP!?",
+    "一只猫。",
+    "のテキスト",
+    "Привет",
+    "naïve e\u0301",
+    "3.14159",
+    "👩‍👩‍👧🏳️‍🌈",
+    "==>",
+    "x" * 40,
+]
+BREAKS = [" ", "\n", "\r\n", "\n\n", "\t", "    ", " \n ", "\u00a0", "\u3000", "\u2028", "\x1c", ""]
+
+
+def mixed_text(draw, parts):
+    return "".join(draw.choice(PHRASES) + draw.choice(BREAKS) for _ in range(parts))
+
+
+def prose(draw, characters):
+    words = ["the", "narrator", "unquestionably", "remembers", "grandfather's", "extraordinary"]
+    words += ["lighthouse,", "and", "1,984", "letters.", "“Impossible!”", "she", "whispered;"]
+    text = " ".join(draw.choices(words, k=characters // 6))
+    assert len(text) > characters
+    return text
+
+
 @needs_ranks
-@pytest.mark.parametrize("text", ["a" * 300_000, "猫" * 300_000, " " * 1_000_000], ids="a猫 ")
-def test_long_text_without_a_break(emu3, text):
-    # In one piece a million spaces overflow tiktoken's stack.
+@pytest.mark.parametrize(
+    "text",
+    [prose(random.Random(0), 450_000), mixed_text(random.Random(1), 40_000)],
+    ids=["prose", "mixed"],
+)
+def test_long_text_has_the_ids_of_uncut_tiktoken(emu3, uncut, text):
+    assert len(text) > 300_000
+    assert emu3.encode(text).tolist() == uncut(text)
+
+
+@needs_ranks
+def test_many_spaces_change_no_ids(emu3, uncut, monkeypatch):
+    monkeypatch.setattr(vocabulary, "_MANY_SPACES", 3)
+    draw = random.Random(2)
+    spaces = [*" \t\n\r\v\u00a0\u2009\u3000\x1c", "      ", "x", "!", "7", "猫", "'s", "\ud800"]
+    for _ in range(5_000):
+        text = "".join(draw.choices(spaces, k=draw.randint(1, 30)))
+        assert emu3.encode(text).tolist() == uncut(text), repr(text)
+
+
+MILLION = 1_100_000  # with so many spaces tiktoken alone fails
+BETWEEN_WORDS = "one" + " \t" * MILLION + "!\n two"
+
+
+@needs_ranks
+@pytest.mark.parametrize(
+    "text",
+    ["a" * MILLION, "猫" * MILLION, "\n" * MILLION, " " * MILLION, BETWEEN_WORDS],
+    ids=["letters", "ideographs", "newlines", "spaces", "spaces between words"],
+)
+def test_a_million_characters_without_a_break(emu3, text):
     assert emu3.decode(emu3.encode(text)) == text
 
 
@@ -217,20 +288,12 @@ def test_text_vocabulary_agrees_with_transformers(emu3):
 
 
 @needs_ranks
-def test_the_faster_pattern_splits_as_qwens(emu3):
-    ours = emu3.encoding._bpe
-    plain = tiktoken.Encoding(
-        "plain",
-        pat_str=emu3.encoding.split_pattern,
-        mergeable_ranks=ours._mergeable_ranks,
-        special_tokens={},
-    )
+def test_the_faster_pattern_splits_as_qwens(emu3, uncut):
     spaces = ["  ", "\r", "\r\n", "\u00a0", "\u3000", "\u2028", "1\u0662", "<|endoftext|>", "\x00"]
     draw = random.Random(0)
     for _ in range(20_000):
         text = "".join(draw.choices([*ALPHABET, *spaces], k=draw.randint(1, 20)))
-        expected = plain.encode_ordinary(unicodedata.normalize("NFC", text))
-        assert emu3.encode(text).tolist() == expected, repr(text)
+        assert emu3.encode(text).tolist() == uncut(text), repr(text)
 
 
 def qwen_of_transformers(ranks):

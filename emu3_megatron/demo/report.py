@@ -1,8 +1,5 @@
 """The demo's report: what went in, what the tokenizer keeps, what the decoder draws, and curves."""
 
-import base64
-import html
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from emu3_megatron import pages
 from emu3_megatron.files import replacing
 from emu3_megatron.grammar import Vision
 from emu3_megatron.media.images import (
@@ -24,6 +22,12 @@ from emu3_megatron.media.images import (
     to_pixels,
 )
 from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+_LEAD = (
+    "Photos were coded by a small vision tokenizer, laid out as documents, packed, and learnt by a "
+    "small decoder in two processes (tensor parallel 2). What the decoder made is greedy: the "
+    "likeliest token each time."
+)
 
 
 @dataclass(frozen=True)
@@ -73,23 +77,23 @@ def write_report(
     out: Path, tokenizer: VisionTokenizer, made: Generated, summary: dict[str, float], area: int
 ) -> None:
     """Write `report.html`, one file that needs nothing beside it."""
-    sections = [
-        _table(["measure", "value"], [[k, f"{v:g}"] for k, v in summary.items()]),
-        "<h2>Images from their captions</h2>",
+    blocks = [
+        pages.paragraph(_LEAD),
+        pages.table(["measure", "value"], [[name, f"{v:g}"] for name, v in summary.items()]),
+        pages.heading("Images from their captions"),
         _images(out / "photos", tokenizer, made, area),
-        "<h2>The clip, continued</h2>",
+        pages.heading("The clip, continued"),
         _clip(tokenizer, made),
-        "<h2>Drawn while training</h2>",
+        pages.heading("Drawn while training"),
         _samples(out / "decoder-run" / "samples"),
-        "<h2>Curves</h2>",
+        pages.heading("Curves"),
         _curves(out),
     ]
-    page = _PAGE.format(body="\n".join(sections))
     with replacing(out / "report.html") as beside:
-        beside.write_text(page)
+        beside.write_text(pages.page("emu3-megatron: the demo", blocks))
 
 
-def _images(photos: Path, tokenizer: VisionTokenizer, made: Generated, area: int) -> str:
+def _images(photos: Path, tokenizer: VisionTokenizer, made: Generated, area: int) -> pages.Html:
     rows = []
     by_caption = {path.read_text().strip(): path for path in photos.glob("*.txt")}
     for trained, codes, said in zip(made.images, made.drawn, made.captions, strict=True):
@@ -97,44 +101,44 @@ def _images(photos: Path, tokenizer: VisionTokenizer, made: Generated, area: int
         match = float(np.mean(codes == trained.vision.codes))
         rows.append(
             [
-                _image(resize_to_area(photo, area)),
-                _image(_decode(tokenizer, trained.vision.codes)),
-                _image(_decode(tokenizer, codes)),
-                html.escape(trained.caption),
+                pages.image(resize_to_area(photo, area)),
+                pages.image(_decode(tokenizer, trained.vision.codes)),
+                pages.image(_decode(tokenizer, codes)),
+                trained.caption,
                 f"{match:.1%}",
-                html.escape(said),
+                said,
             ]
         )
     heads = ["photo", "tokenizer", "decoder", "caption given", "codes equal", "caption generated"]
-    return _table(heads, rows)
+    return pages.table(heads, rows)
 
 
-def _clip(tokenizer: VisionTokenizer, made: Generated) -> str:
+def _clip(tokenizer: VisionTokenizer, made: Generated) -> pages.Html:
     meta = made.clip.vision.meta
     given = meta.frames // 2
     match = float(np.mean(made.continued[given:] == made.clip.vision.codes[given:]))
     row = [
         _animation(tokenizer, made.clip.vision.codes, meta.fps or 8),
         _animation(tokenizer, made.continued, meta.fps or 8),
-        html.escape(made.clip.caption),
+        made.clip.caption,
         f"{match:.1%}",
     ]
     first = f"first {given} of {meta.frames} latent frames given, the rest drawn"
-    return _table(["tokenizer", first, "caption", "codes equal in the rest"], [row])
+    return pages.table(["tokenizer", first, "caption", "codes equal in the rest"], [row])
 
 
-def _samples(folder: Path) -> str:
+def _samples(folder: Path) -> pages.Html:
     rows = [
-        [step.name, *(_image(read_image(path).image) for path in sorted(step.glob("*.png")))]
+        [step.name, *(pages.image(read_image(p).image) for p in sorted(step.glob("*.png")))]
         for step in sorted(folder.glob("step-*"))
     ]
-    return _table([], rows)
+    return pages.table([], rows)
 
 
-def _curves(out: Path) -> str:
+def _curves(out: Path) -> pages.Html:
     decoder = read_metrics(out / "decoder-run" / "metrics.jsonl")
     tokenizer = read_metrics(out / "tokenizer-run" / "metrics.jsonl")
-    return "".join(
+    return pages.side_by_side(
         [
             _curve("decoder: loss", decoder, "loss"),
             _curve("decoder: accuracy on codes", decoder, "accuracy_code"),
@@ -143,26 +147,9 @@ def _curves(out: Path) -> str:
     )
 
 
-def _curve(title: str, rows: Sequence[dict[str, Any]], name: str) -> str:
-    """A line chart of one measure over steps, as SVG."""
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    width, height = 360, 180
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    last = points[-1][0]
-    path = " ".join(
-        f"{x / last * width:.1f},{height - (y - low) / ((high - low) or 1) * height:.1f}"
-        for x, y in points
-    )
-    return (
-        f"<figure><figcaption>{title}: {points[0][1]:.3g} → {points[-1][1]:.3g} "
-        f"in {last:,} steps</figcaption>"
-        f'<svg viewBox="-44 -8 {width + 60} {height + 30}" width="{width + 60}">'
-        f'<rect width="{width}" height="{height}" class="frame"/>'
-        f'<polyline points="{path}"/>'
-        f'<text x="-6" y="10" text-anchor="end">{high:.3g}</text>'
-        f'<text x="-6" y="{height}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{width}" y="{height + 16}" text-anchor="end">step {last:,}</text></svg></figure>'
-    )
+def _curve(title: str, rows: Sequence[dict[str, Any]], name: str) -> pages.Html:
+    """One measure over steps."""
+    return pages.curve(title, [(row["step"], row[name]) for row in rows if name in row], "step")
 
 
 def _decode(tokenizer: VisionTokenizer, codes_fhw: np.ndarray) -> Image.Image:
@@ -170,46 +157,7 @@ def _decode(tokenizer: VisionTokenizer, codes_fhw: np.ndarray) -> Image.Image:
     return to_image(tokenizer.decode_images(torch.from_numpy(codes_fhw))[0])
 
 
-def _image(image: Image.Image) -> str:
-    return _embed(image, "PNG")
-
-
-def _animation(tokenizer: VisionTokenizer, codes_fhw: np.ndarray, fps: float) -> str:
+def _animation(tokenizer: VisionTokenizer, codes_fhw: np.ndarray, fps: float) -> pages.Html:
+    """A clip, [f, h, w] codes."""
     pixels_tchw = tokenizer.decode_clips(torch.from_numpy(codes_fhw)[None])[0]
-    first, *rest = (to_image(frame) for frame in pixels_tchw)
-    return _embed(
-        first, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
-    )
-
-
-def _embed(image: Image.Image, kind: str, **settings: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/{kind.lower()};base64,{data}" width="{image.width}">'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{cell}</th>" for cell in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>emu3-megatron demo</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #222 }}
-table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ text-align: left; padding: .35em .8em; vertical-align: top }}
-tr {{ border-bottom: 1px solid #ddd }}
-figure {{ display: inline-block; margin: 0 1em 1em 0 }}
-svg {{ font-size: 11px }}
-.frame {{ fill: #fafafa; stroke: #ccc }}
-polyline {{ fill: none; stroke: #1763b6; stroke-width: 1.8 }}
-</style></head>
-<body><h1>emu3-megatron: the whole road in small</h1>
-<p>Photos were coded by a small vision tokenizer, laid out as documents, packed, and learnt by a
-small decoder under two tensor parallel processes. Everything below is its greedy output.</p>
-{body}
-</body></html>
-"""
+    return pages.animation([to_image(frame) for frame in pixels_tchw], fps)

@@ -104,7 +104,6 @@ def generate_images(
     width: int,
     settings: SamplingSettings,
     *,
-    negative: str = "",
     progress: bool = False,
 ) -> np.ndarray:
     """Draw one image a caption, on grids of `height` x `width` codes (8 x 8 pixels each).
@@ -112,33 +111,9 @@ def generate_images(
     Returns:
         Codes, int64 [captions, height, width].
     """
-    prompts = [VisionPrompt(caption, Meta(height, width), negative) for caption in captions]
+    prompts = [VisionPrompt(caption, Meta(height, width)) for caption in captions]
     codes_fhw = draw(decoder, vocabulary, prompts, settings, progress=progress)
     return np.concatenate(codes_fhw)
-
-
-def continue_clip(
-    decoder: Decoder,
-    vocabulary: Vocabulary,
-    caption: str,
-    meta: Meta,
-    first_frames: np.ndarray,
-    settings: SamplingSettings,
-    *,
-    negative: str = "",
-    progress: bool = False,
-) -> np.ndarray:
-    """Go on with a clip.
-
-    Args:
-        meta: of the whole clip, the first frames counted.
-        first_frames: codes, int64 [frames so far, height, width].
-
-    Returns:
-        Codes of the whole clip, int64 [frames, height, width].
-    """
-    prompt = VisionPrompt(caption, meta, negative, first_frames)
-    return draw(decoder, vocabulary, [prompt], settings, progress=progress)[0]
 
 
 def caption_images(
@@ -148,7 +123,6 @@ def caption_images(
     settings: SamplingSettings,
     *,
     max_tokens: int = 512,
-    progress: bool = False,
 ) -> list[str]:
     """Describe images, given as codes [height, width] each. There is no guidance of captions."""
     # A caption that goes over into another image is complete.
@@ -157,9 +131,7 @@ def caption_images(
         Request(understanding_prompt(vocabulary, codes_hw), stop=stop) for codes_hw in codes_nhw
     ]
     unguided = replace(settings, guidance=1.0)
-    said = generate(
-        decoder, vocabulary, requests, unguided, max_tokens=max_tokens, progress=progress
-    )
+    said = generate(decoder, vocabulary, requests, unguided, max_tokens=max_tokens)
     return [vocabulary.decode(tokens) for tokens in said]
 
 

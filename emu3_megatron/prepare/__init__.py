@@ -1,1 +1,1 @@
-"""From photos, clips and text to token shards."""
+"""Prepares photos, clips and text: from raw files to token shards and packs."""

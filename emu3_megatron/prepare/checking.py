@@ -1,4 +1,4 @@
-"""Is a prepared folder what its manifest says? What `emu3 check FOLDER` does."""
+"""Checks a prepared folder against its manifest, for `emu3 check FOLDER`."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Videos: shots, scores of each clip, decisions, captions, codes."""
+"""Data pipeline of videos: shots, scores of each clip, decisions, captions, codes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -39,7 +39,7 @@ from emu3_megatron.vocabulary import Vocabulary
 CAPTION_FRAMES = 12
 _QUALITY_FRAMES = 3
 _VARIABLE = "variable frame rate"
-# What a score is made of; everything else in ClipsConfig can change without a new look.
+# What a score is made of; everything else in ClipsConfig can change without scoring again.
 _SCORE_FIELDS = {
     "quality",
     "content_threshold",
@@ -54,7 +54,7 @@ _SCORE_FIELDS = {
 
 
 class ScoreClips:
-    """A stage: shots of videos and every score of each. A video that cannot be read is a row."""
+    """Writes the scores of each clip of videos. What cannot be read gets a row that says why."""
 
     def __init__(self, config: ClipsConfig, device: str):
         self._config = config
@@ -84,30 +84,30 @@ class ScoreClips:
         """One pass through the video; no more than one clip's samples are held."""
         frames = read_frames(path)
         for first, end in clips:
-            looked = _Looked(first, end, fps, self._config)
+            kept = _KeptFrames(first, end, fps, self._config)
             for frame in frames:
-                looked.see(frame)
+                kept.add(frame)
                 if frame.number == end - 1:
                     break
-            if looked.size is None:
+            if kept.size is None:
                 raise UnreadableError(path, f"no frame {first}, though it was there before")
-            yield self._row(looked, fps)
+            yield self._row(kept, fps)
 
-    def _row(self, looked: "_Looked", fps: float) -> Row:
-        samples = [np.asarray(image) for image in looked.samples]
+    def _row(self, kept: "_KeptFrames", fps: float) -> Row:
+        samples = [np.asarray(image) for image in kept.samples]
         flows = [self._flow(a, b) for a, b in pairwise(samples)]
         areas = [self._text_area(sample) for sample in samples] if self._config.ocr else []
-        frames = looked.end - looked.first
-        fps = mean_rate(looked.times, fps)
+        frames = kept.end - kept.first
+        fps = mean_rate(kept.times, fps)
         return {
-            "start_frame": looked.first,
-            "end_frame": looked.end,
+            "start_frame": kept.first,
+            "end_frame": kept.end,
             "fps": round(fps, 6),
             "seconds": round(frames / fps, 4),
-            "width": looked.size[0] if looked.size else None,
-            "height": looked.size[1] if looked.size else None,
-            "notes": _VARIABLE if is_variable(looked.times) else "",
-            "quality": min(self._quality(looked.stills)),
+            "width": kept.size[0] if kept.size else None,
+            "height": kept.size[1] if kept.size else None,
+            "notes": _VARIABLE if is_variable(kept.times) else "",
+            "quality": min(self._quality(kept.stills)),
             "quality_by": self._quality_by,
             "flow": round(float(np.mean(flows)), 6) if flows else 0.0,
             "flow_by": self._flow_by,
@@ -115,8 +115,8 @@ class ScoreClips:
         }
 
 
-class _Looked:
-    """What is kept of a clip while its frames go by."""
+class _KeptFrames:
+    """The frames of a clip that are scored, and its times, collected in one pass."""
 
     def __init__(self, first: int, end: int, fps: float, config: ClipsConfig):
         self.first, self.end = first, end
@@ -129,7 +129,7 @@ class _Looked:
         self._sampled = set(range(first, end, step))
         self._still = {first + (2 * i + 1) * (end - first) // 6 for i in range(_QUALITY_FRAMES)}
 
-    def see(self, frame: Frame) -> None:
+    def add(self, frame: Frame) -> None:
         self.times.append(frame.time)
         if frame.number not in self._sampled | self._still:
             return
@@ -188,11 +188,11 @@ def _frames(row: Row) -> int:
 
 def caption_clips(workspace: Workspace, config: ClipsConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
-    look = partial(_look, config.source)
-    add_captions(workspace, "clips", rows, config.captions, config.source, look)
+    read = partial(_read_pictures, config.source)
+    add_captions(workspace, "clips", rows, config.captions, config.source, read)
 
 
-def _look(folder: Path, row: Row) -> list[Image.Image]:
+def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
     """Even frames of a clip."""
     first, frames = row["start_frame"], _frames(row)
     number = min(CAPTION_FRAMES, frames)
@@ -202,7 +202,7 @@ def _look(folder: Path, row: Row) -> list[Image.Image]:
 
 
 class EncodeClips:
-    """A stage: clips with captions to documents."""
+    """Encodes clips with captions as documents."""
 
     def __init__(self, config: ClipsConfig, tokenizer: Path, vocabulary: Vocabulary, device: str):
         self._config, self._vocabulary = config, vocabulary

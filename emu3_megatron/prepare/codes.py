@@ -1,4 +1,4 @@
-"""Pictures to codes, in batches of one size."""
+"""Encodes images and clips with the vision tokenizer, in batches of one size."""
 
 from collections import defaultdict
 from collections.abc import Sequence

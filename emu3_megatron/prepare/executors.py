@@ -1,4 +1,4 @@
-"""Where tasks run: in this process, in processes of this machine, or on Ray Data.
+"""Runs tasks in this process, in processes of this machine, or on Ray Data.
 
 A task makes one file, whole or not at all, under a name that says what went in; so a task may be
 run again anywhere, and what is there already is left out. That is all that going on after a kill
@@ -23,11 +23,11 @@ from tqdm import tqdm
 from emu3_megatron.config.prepare import RunConfig
 from emu3_megatron.errors import InputError
 
-Stage = Callable[[Any], None]
-"""Runs one task. It is made once in each worker, and keeps what it has loaded."""
+Worker = Callable[[Any], None]
+"""Runs one task. It is made once in each process, and keeps what it has loaded."""
 
-MakeStage = Callable[[], Stage]
-"""Makes the stage; it travels to the workers, so it must be picklable."""
+MakeWorker = Callable[[], Worker]
+"""Makes a worker; it is sent to the processes, so it must be picklable."""
 
 _NUM_CPUS = 0.5  # of an actor: whole ones leave Ray Data none to read with, and it waits for ever
 
@@ -46,7 +46,7 @@ class _Failure:
     message: str
 
 
-def run_tasks(make: MakeStage, tasks: Sequence[Task], config: RunConfig, label: str) -> None:
+def run_tasks(make: MakeWorker, tasks: Sequence[Task], config: RunConfig, label: str) -> None:
     """Run all tasks, in no order, with a progress bar.
 
     Args:
@@ -74,17 +74,17 @@ def workers_of(config: RunConfig) -> int:
 
 
 class _Guarded:
-    """A stage that returns its task's size, or what failed."""
+    """A worker that returns its task's size, or what failed."""
 
-    def __init__(self, make: MakeStage):
+    def __init__(self, make: MakeWorker):
         self._make = make
-        self._stage: Stage | None = None
+        self._worker: Worker | None = None
 
     def __call__(self, task: Task) -> int | _Failure:
         try:
-            if self._stage is None:
-                self._stage = self._make()
-            self._stage(task)
+            if self._worker is None:
+                self._worker = self._make()
+            self._worker(task)
         except InputError as error:
             return _Failure(str(error))
         except OSError as error:
@@ -101,32 +101,32 @@ def line_of(error: OSError) -> str:
     return line
 
 
-def _local(make: MakeStage, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
-    stage = _Guarded(make)
-    return (stage(task) for task in tasks)
+def _local(make: MakeWorker, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
+    worker = _Guarded(make)
+    return (worker(task) for task in tasks)
 
 
-_in_worker: _Guarded | None = None
+_guarded: _Guarded | None = None
 
 
-def _start_worker(make: MakeStage) -> None:
-    global _in_worker
-    _in_worker = _Guarded(partial(_one_thread, make))
+def _start_worker(make: MakeWorker) -> None:
+    global _guarded
+    _guarded = _Guarded(partial(_one_thread, make))
 
 
 def _work(task: Task) -> int | _Failure:
-    assert _in_worker is not None
-    return _in_worker(task)
+    assert _guarded is not None
+    return _guarded(task)
 
 
 def _processes(
-    make: MakeStage, tasks: Sequence[Task], config: RunConfig
+    make: MakeWorker, tasks: Sequence[Task], config: RunConfig
 ) -> Iterator[int | _Failure]:
     if len(tasks) == 1:  # starting a pool takes longer than many a task
         yield from _local(make, tasks, config)
         return
     context = get_context("forkserver")
-    if isinstance(make, partial):  # the first pool's stage is imported once, for all workers
+    if isinstance(make, partial):  # what the first pool needs is imported once, for all workers
         context.set_forkserver_preload(["__main__", make.func.__module__])
     workers = min(workers_of(config), len(tasks))
     with ProcessPoolExecutor(workers, context, _start_worker, (make,)) as pool:
@@ -141,17 +141,17 @@ def _processes(
 class _Actor:
     """A worker of Ray Data; a row is a task."""
 
-    def __init__(self, make: MakeStage):
-        self._stage = _Guarded(partial(_one_thread, make))
+    def __init__(self, make: MakeWorker):
+        self._worker = _Guarded(partial(_one_thread, make))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = self._stage(pickle.loads(row["task"]))
+        result = self._worker(pickle.loads(row["task"]))
         if isinstance(result, _Failure):
             return {"size": 0, "error": result.message}
         return {"size": result, "error": ""}
 
 
-def _ray(make: MakeStage, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
+def _ray(make: MakeWorker, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
     start_ray(config)
     import ray
 
@@ -230,10 +230,10 @@ def _cluster_workers(config: RunConfig) -> int:
     return config.workers or max(1, int(resources.get("CPU", 1)))
 
 
-def _one_thread(make: MakeStage) -> Stage:
-    """A stage in one thread: workers are the parallelism, and no count changes what comes out."""
-    stage = make()  # imports what it needs
+def _one_thread(make: MakeWorker) -> Worker:
+    """A worker in one thread: several run at once, and their number changes no result."""
+    worker = make()  # imports what it needs
     for module, function in (("torch", "set_num_threads"), ("cv2", "setNumThreads")):
         if module in sys.modules:
             getattr(sys.modules[module], function)(1)
-    return stage
+    return worker

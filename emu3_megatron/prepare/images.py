@@ -1,4 +1,4 @@
-"""Photos: scores, decisions, captions, codes."""
+"""Data pipeline of photos: scores, decisions, captions, codes."""
 
 import zlib
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class ScoreTask:
 
 
 class ScoreImages:
-    """A stage: every score of photos. What cannot be read gets a row that says why."""
+    """Writes the scores of photos. What cannot be read gets a row that says why."""
 
     def __init__(self, config: ImagesConfig, device: str):
         self._config = config
@@ -124,16 +124,16 @@ def _fault(row: Row, config: ImagesConfig) -> str | None:
 
 def _drop_duplicates(rows: Sequence[Row], config: ImagesConfig) -> None:
     """Of the same picture the largest stays, and of equally large ones the first."""
-    sound = [row for row in rows if row["reason"] is None]
-    sound.sort(key=lambda row: -row["width"] * row["height"])
+    usable = [row for row in rows if row["reason"] is None]
+    usable.sort(key=lambda row: -row["width"] * row["height"])
     first_of: dict[str, str] = {}
-    for row in sound:
+    for row in usable:
         original = first_of.setdefault(row["content"], row["source"])
         if original != row["source"]:
             row["reason"] = f"duplicate: of {original}"
     if config.near_duplicate_bits < 0:
         return
-    different = [row for row in sound if row["reason"] is None]
+    different = [row for row in usable if row["reason"] is None]
     hashes = [int(row["near_hash"], 16) for row in different]
     originals = near_duplicates(hashes, config.near_duplicate_bits)
     for row, first in zip(different, originals, strict=True):
@@ -143,11 +143,11 @@ def _drop_duplicates(rows: Sequence[Row], config: ImagesConfig) -> None:
 
 def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
-    look = partial(_look, config.source)
-    add_captions(workspace, "images", rows, config.captions, config.source, look)
+    read = partial(_read_pictures, config.source)
+    add_captions(workspace, "images", rows, config.captions, config.source, read)
 
 
-def _look(folder: Path, row: Row) -> list[Image.Image]:
+def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
     return [read_image(folder / row["source"]).image]
 
 
@@ -164,7 +164,7 @@ class EncodeTask:
 
 
 class EncodeImages:
-    """A stage: photos with captions to documents."""
+    """Encodes photos with captions as documents."""
 
     def __init__(self, config: ImagesConfig, tokenizer: Path, vocabulary: Vocabulary, device: str):
         self._config, self._vocabulary = config, vocabulary

@@ -1,7 +1,4 @@
-"""Parts and shards.
-
-A part holds the documents of one task; parts in order, cut into sizes, are the shards.
-"""
+"""Parts, which hold the documents of one task, and shards, which are parts joined in order."""
 
 import hashlib
 import json
@@ -110,7 +107,7 @@ class PartSummary:
 
 
 def summarise(paths: Iterable[Path]) -> list[PartSummary]:
-    """Look at parts in order; of equal documents the first is kept."""
+    """Summaries of parts, in order; of equal documents the first is kept."""
     seen: set[bytes] = set()
     return [_summarise(path, seen) for path in paths]
 
@@ -156,15 +153,15 @@ def plan_shards(
 ) -> list[ShardTask]:
     """Parts in order, as many to a shard as its size takes, at least one."""
     groups: list[list[PartSummary]] = []
-    room = 0
+    free = 0
     for part in parts:
         if not part.num_bytes:
             continue
-        if not groups or part.num_bytes > room:
+        if not groups or part.num_bytes > free:
             groups.append([])
-            room = shard_bytes
+            free = shard_bytes
         groups[-1].append(part)
-        room -= part.num_bytes
+        free -= part.num_bytes
     return [
         ShardTask(folder / f"{kind}-{number:05d}-{_name(settings, group)}", group)
         for number, group in enumerate(groups)
@@ -180,7 +177,7 @@ def _name(settings: str, parts: Sequence[PartSummary]) -> str:
 
 
 class WriteShard:
-    """A stage: parts to one shard."""
+    """Writes one shard of its parts."""
 
     def __init__(self, vocabulary: Vocabulary):
         self._vocabulary = vocabulary

@@ -1,4 +1,4 @@
-"""The data road: from folders to packs, by a recipe; what is there already is not made again."""
+"""Runs the data pipelines of a prepare recipe; what is there already is not made again."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from emu3_megatron.prepare.clips import (
     score_clips,
 )
 from emu3_megatron.prepare.codes import refuse_other_codes, tokenizer_hash
-from emu3_megatron.prepare.executors import Stage, line_of
+from emu3_megatron.prepare.executors import Worker, line_of
 from emu3_megatron.prepare.images import (
     EncodeImages,
     caption_images,
@@ -60,7 +60,7 @@ def prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
 
 
 def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
-    """What all items need is looked at before the first of them is."""
+    """Raises InputError when something is missing that every item needs."""
     for kind in kinds:
         if getattr(recipe, kind) is None:
             raise InputError(f"the recipe has no section {kind}")
@@ -77,7 +77,7 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     manifest = read_manifest(recipe.out) or {"format": FORMAT, "kinds": {}, "packs": []}
     manifest = {**manifest, "model": recipe.model, "codes": recipe.codes}
     for kind in kinds:
-        manifest["kinds"][kind] = _ROADS[kind](workspace)
+        manifest["kinds"][kind] = _PIPELINES[kind](workspace)
         write_json(recipe.out / MANIFEST, manifest)
     manifest["packs"] = _pack(workspace, manifest)
     write_json(recipe.out / MANIFEST, manifest)
@@ -146,7 +146,7 @@ def _encode(
     workspace: Workspace,
     kind: str,
     rows: Sequence[Row],
-    encode: Callable[..., Stage],
+    encode: Callable[..., Worker],
     values: dict[str, Any],
     items: int,
 ) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _text(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-_ROADS: dict[str, Callable[[Workspace], dict[str, Any]]] = {
+_PIPELINES: dict[str, Callable[[Workspace], dict[str, Any]]] = {
     "images": _images,
     "clips": _clips,
     "text": _text,

@@ -1,4 +1,4 @@
-"""Tasks to parts to shards, and what the manifest says of them."""
+"""Makes the shards of one kind of data, and describes them for the manifest."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from emu3_megatron.data.shards.sidecar import Sidecar
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.executors import MakeStage
+from emu3_megatron.prepare.executors import MakeWorker
 from emu3_megatron.prepare.parts import ShardTask, WriteShard, is_whole, plan_shards, summarise
 from emu3_megatron.prepare.tables import Row
 from emu3_megatron.prepare.workspace import FileTask, Workspace, digest
@@ -38,7 +38,7 @@ def make_shards(
     kind: str,
     settings: dict[str, Any],
     tasks: Sequence[FileTask],
-    make: MakeStage,
+    make: MakeWorker,
     vocabulary: Vocabulary,
     unit: str,
 ) -> Made:

@@ -1,4 +1,4 @@
-"""Parquet tables: what was found, every score, what was kept and why not."""
+"""Parquet tables of items: scores, captions, and what was set aside and why."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

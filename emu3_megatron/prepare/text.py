@@ -1,4 +1,4 @@
-"""Text: byte ranges of files to tokens, in all cores; what is the same text is kept once."""
+"""Data pipeline of text: byte ranges of files to tokens; of equal texts the first is kept."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ class TextTask:
 
 
 class TokeniseText:
-    """A stage: texts of some ranges to documents, in order.
+    """Tokenises the texts of some ranges as documents, in order.
 
     A part is the same whatever the other ranges hold, so that they can be made anywhere, and parts
     in order are what a loop over the files would have made.

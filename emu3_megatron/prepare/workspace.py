@@ -1,4 +1,4 @@
-"""The output folder of the data road: what lies where, and what is done already.
+"""The output folder of a prepare recipe: its layout, and what in it is finished.
 
 OUT/
   images.parquet, clips.parquet   every item with its scores, kept or why not
@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
-from emu3_megatron.prepare.executors import MakeStage, run_tasks
+from emu3_megatron.prepare.executors import MakeWorker, run_tasks
 
 FORMAT = "emu3-megatron/prepared/1"
 MANIFEST = "manifest.json"
@@ -62,12 +62,12 @@ class Workspace:
         return self.out / ".work" / f"{kind}-{step}"
 
     def run(
-        self, make: MakeStage, tasks: Sequence[FileTask], label: str, on_device: bool = False
+        self, make: MakeWorker, tasks: Sequence[FileTask], label: str, on_device: bool = False
     ) -> None:
         """Run the tasks whose file is not there yet, and remove files that no task makes.
 
         Args:
-            on_device: the stage computes on `run.device`; any other has all cores to itself.
+            on_device: the worker computes on `run.device`; any other has all cores to itself.
         """
         if tasks:
             tasks[0].out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Workspace:
         self.run_all(make, missing, label, on_device)
 
     def run_all(
-        self, make: MakeStage, tasks: Sequence[Any], label: str, on_device: bool = False
+        self, make: MakeWorker, tasks: Sequence[Any], label: str, on_device: bool = False
     ) -> None:
         config = self.recipe.run
         if not on_device:

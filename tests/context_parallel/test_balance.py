@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from balance import Balance
 
-from emu3_megatron.context_parallel.balance import Balance
 from emu3_megatron.context_parallel.blocks import Blocks
 
 

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 import pytest
+from balance import Balance
 from simulated_packs import CONTEXT, simulated_packs
 
-from emu3_megatron.context_parallel.balance import Balance
 from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.errors import InputError
 

@@ -11,7 +11,6 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.generation.images import (
     VisionPrompt,
     caption_images,
-    continue_clip,
     draw,
     generate_images,
     save_image,
@@ -48,8 +47,8 @@ def test_an_image_for_each_caption(decoder):
 
 def test_the_negative_caption_matters(decoder):
     greedy = SamplingSettings(temperature=0, guidance=5)
-    draw_away_from = lambda negative: generate_images(
-        decoder, VOCABULARY, ["a cat"], 4, 4, greedy, negative=negative
+    draw_away_from = lambda negative: draw(
+        decoder, VOCABULARY, [VisionPrompt("a cat", Meta(4, 4), negative)], greedy
     )
 
     assert not np.array_equal(draw_away_from(""), draw_away_from("blurred"))
@@ -66,7 +65,8 @@ def test_images_and_clips_of_any_grids_in_one_batch(decoder):
 def test_a_clip_goes_on_from_its_first_frames(decoder):
     meta, first_frames = Meta(2, 3, 4, 8, 2), random_codes(2, 2, 3)
 
-    codes_fhw = continue_clip(decoder, VOCABULARY, "waves", meta, first_frames, SETTINGS)
+    prompt = VisionPrompt("waves", meta, first_frames=first_frames)
+    (codes_fhw,) = draw(decoder, VOCABULARY, [prompt], SETTINGS)
 
     assert codes_fhw.shape == (4, 2, 3)
     np.testing.assert_array_equal(codes_fhw[:2], first_frames)
@@ -85,10 +85,10 @@ def test_the_prompt_of_a_continued_clip_is_the_beginning_of_its_document():
 
 @pytest.mark.parametrize("frames", [0, 4, 5])
 def test_first_frames_that_leave_nothing_to_draw(decoder, frames):
-    meta = Meta(2, 3, 4, 8, 2)
+    meta, first_frames = Meta(2, 3, 4, 8, 2), random_codes(frames, 2, 3)
 
     with pytest.raises(InputError, match="first frames"):
-        continue_clip(decoder, VOCABULARY, "", meta, random_codes(frames, 2, 3), SETTINGS)
+        draw(decoder, VOCABULARY, [VisionPrompt("", meta, first_frames=first_frames)], SETTINGS)
 
 
 def test_images_of_any_sizes_are_captioned_in_text(decoder):

@@ -62,6 +62,17 @@ def test_ids_are_tiktokens_for_code_and_prose_of_this_repository(theirs):
         assert theirs(text)["input_ids"] == EMU3.encode(text).tolist()
 
 
+def test_ids_are_tiktokens_for_a_long_text(theirs):
+    choose = random.Random(0)
+    words = ["the", "lighthouse", "unquestionably", "1,984", "“impossible!”", "世界，你好。"]
+    words += ["Привет", "DON'T", "==>", "🙂"]
+    breaks = [" ", " ", " ", "\n", "\r\n\r\n", "    ", "\t", ""]
+    text = "".join(choose.choice(words) + choose.choice(breaks) for _ in range(70_000))
+
+    assert len(text) > 450_000
+    assert theirs(text)["input_ids"] == EMU3.encode(text).tolist()
+
+
 def test_ids_are_tiktokens_for_random_text(theirs):
     # Marks that came to Unicode after 9.0 are left out: the tables of `tokenizers` sort them
     # otherwise into NFC than Python's.

@@ -13,25 +13,25 @@ from PIL import Image
 
 from emu3_megatron.config.prepare import EndpointConfig, PrepareRecipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.captions import endpoint as module
 from emu3_megatron.prepare.captions.endpoint import Endpoint, NoCaption
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
 
 # Answers in the shape of OpenAI's chat completions: the first request of each picture with 503, and
-# black ones always; blue pictures with HTTP 400, green ones with nonsense. GET tells how many
-# requests came.
+# black ones always; blue pictures with HTTP 400, green ones with nonsense, bright red ones slowly.
+# GET tells how many requests came, and which authorization the last one had.
 SERVER = """
-import base64, io, json, sys
+import base64, io, json, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from PIL import Image
 
-seen, count = set(), 0
+seen, count, authorization = set(), 0, None
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        global count
+        global count, authorization
         count += 1
+        authorization = self.headers["Authorization"]
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         *pictures, text = body["messages"][0]["content"]
         data = base64.b64decode(pictures[0]["image_url"]["url"].partition(",")[2])
@@ -40,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
         if key not in seen or red + green + blue < 9:
             seen.add(key)
             return self.answer(503, {})
+        if red > 200:
+            time.sleep(1)
         if blue > 200:
             return self.answer(400, {"error": "no blue"})
         if green > 200:
@@ -48,12 +50,14 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"choices": [{"message": {"content": caption}}]})
 
     def do_GET(self):
-        self.answer(200, count)
+        self.answer(200, [count, authorization])
 
     def answer(self, status, value):
         data = json.dumps(value).encode()
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        self.send_header("Retry-After-Ms", "1")
         self.end_headers()
         self.wfile.write(data)
 
@@ -85,11 +89,6 @@ def url():
     process.wait()
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(module, "_PAUSE", 0.01)
-
-
 def colour(red=0, green=0, blue=0):
     return Image.new("RGB", (64, 48), (red, green, blue))
 
@@ -117,13 +116,46 @@ def test_what_the_server_refuses_gets_no_caption(url, picture, reason):
 
 
 def test_a_server_that_is_down_stops_the_run():
-    with pytest.raises(InputError, match=r"no answer .*start the server and run the same command"):
-        Endpoint(config(f"http://127.0.0.1:{free_port()}/v1")).captions([colour()])
+    nobody = config(f"http://127.0.0.1:{free_port()}/v1", attempts=2)
+
+    with pytest.raises(InputError, match=r"no answer \(.*refused\); start the server and run the"):
+        Endpoint(nobody).captions([colour()])
 
 
-def test_a_server_that_stays_busy_stops_the_run(url):
+def test_a_server_that_stays_busy_is_asked_so_many_times_and_stops_the_run(url):
+    before, _ = requests(url)
+
     with pytest.raises(InputError, match=r"no answer \(HTTP 503 Service Unavailable\); start the"):
-        Endpoint(config(url)).captions([colour()])
+        Endpoint(config(url, attempts=3)).captions([colour()])
+
+    assert requests(url)[0] == before + 3
+
+
+def test_a_server_that_takes_too_long_stops_the_run(url):
+    with pytest.raises(InputError, match=r"no answer \(timed out\)"):
+        Endpoint(config(url, attempts=2, timeout=0.2)).captions([colour(red=255)])
+
+
+def test_the_key_is_read_from_the_variable(url, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "of another server")
+    Endpoint(config(url)).captions([colour(red=48)])
+    assert requests(url)[1] == "Bearer none"
+
+    monkeypatch.setenv("CAPTION_KEY", "secret")
+    Endpoint(config(url, key_variable="CAPTION_KEY")).captions([colour(red=48)])
+    assert requests(url)[1] == "Bearer secret"
+
+
+def test_a_variable_that_is_not_set_is_named(url):
+    with pytest.raises(InputError, match=r"key_variable: NO_SUCH_KEY is not set"):
+        Endpoint(config(url, key_variable="NO_SUCH_KEY"))
+
+
+def test_without_openai_the_package_is_named(url, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+
+    with pytest.raises(InputError, match=r"pip install 'emu3-megatron\[prepare\]'"):
+        Endpoint(config(url))
 
 
 @pytest.fixture
@@ -157,7 +189,7 @@ def recipe(url, tmp_path, tokenizer):
     )
 
 
-def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, recipe, tmp_path):
+def test_the_pipeline_asks_for_what_has_no_caption_and_asks_once(url, recipe, tmp_path):
     manifest = prepare(recipe, ["images"])
     rows = {row["source"]: row for row in read_table(tmp_path / "out" / "images.parquet")}
 
@@ -166,9 +198,9 @@ def test_the_road_asks_for_what_has_no_caption_and_asks_once(url, recipe, tmp_pa
     assert rows["refused.png"]["reason"] == "no caption: HTTP 400 from the endpoint"
     assert manifest["kinds"]["images"]["kept"] == 4
 
-    before = requests(url)
+    before, _ = requests(url)
     prepare(recipe, ["images"])
-    assert requests(url) == before + recipe.images.captions.endpoint.attempts  # the refused one
+    assert requests(url)[0] == before + 1  # the refused one
 
 
 def test_what_was_answered_is_not_asked_again_when_other_photos_are_kept(url, recipe):
@@ -183,5 +215,6 @@ def test_what_was_answered_is_not_asked_again_when_other_photos_are_kept(url, re
 
 
 def requests(url):
+    """How many came, and the authorization of the last."""
     with urlopen(url) as response:
         return json.load(response)

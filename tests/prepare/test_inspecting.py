@@ -45,7 +45,7 @@ def test_the_page_shows_samples_reasons_and_plots(prepared, tmp_path):
     assert "small.png</td><td>too small: 16x16" in text
     assert re.search(r"<figcaption>good\.png<br>quality [\d.]+, colour [\d.]+<br>images-", text)
     for plot in ("fill of packs of 128", "tokens a document", "quality", "colour"):
-        assert f"{plot}</text></svg>" in text
+        assert f"<figcaption>{plot}</figcaption><svg" in text
     assert len(re.findall(r"<img", text)) == 1
 
 

@@ -1,4 +1,4 @@
-"""The captioning step that images and clips share."""
+"""Captions of images and clips: from files, else from a server."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,8 @@ from emu3_megatron.prepare.captions.files import Captions
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, chunks, digest
 
-Look = Callable[[Row], Sequence[Image.Image]]
-"""The pictures of a row: an image, or frames of a clip."""
+ReadPictures = Callable[[Row], Sequence[Image.Image]]
+"""Reads the pictures of a row: an image, or frames of a clip."""
 
 _ROWS = 32  # a task, so that little is asked twice after a kill
 
@@ -32,10 +32,10 @@ class CaptionTask:
 
 
 class WriteCaptions:
-    """A stage: asks for the captions of a few rows at once, and writes them down."""
+    """Asks for the captions of a few rows at once, and writes them to a table."""
 
-    def __init__(self, config: EndpointConfig, look: Look):
-        self._endpoint, self._look = Endpoint(config), look
+    def __init__(self, config: EndpointConfig, read: ReadPictures):
+        self._endpoint, self._read = Endpoint(config), read
 
     def __call__(self, task: CaptionTask) -> None:
         with ThreadPoolExecutor(self._endpoint.config.concurrency) as pool:
@@ -44,7 +44,7 @@ class WriteCaptions:
 
     def _ask(self, row: Row) -> Row:
         try:
-            captions = self._endpoint.captions(self._look(row))
+            captions = self._endpoint.captions(self._read(row))
             return {"key": row_key(row), "captions": captions}
         except NoCaption as error:
             return {"key": row_key(row), "captions": [], "error": str(error)}
@@ -61,7 +61,7 @@ def add_captions(
     rows: Sequence[Row],
     config: CaptionConfig,
     source: Path,
-    look: Look,
+    read: ReadPictures,
 ) -> None:
     """Fill `captions` of what is kept: those that are there, else the endpoint's.
 
@@ -76,7 +76,7 @@ def add_captions(
             except InputError as error:
                 row["kept"], row["reason"] = False, f"no caption: {error}"
     without = [row for row in rows if row["kept"] and not row["captions"]]
-    answers = _ask(workspace, kind, without, config.endpoint, look) if config.endpoint else {}
+    answers = _ask(workspace, kind, without, config.endpoint, read) if config.endpoint else {}
     for row in without:
         answer = answers.get(row_key(row), {"captions": [], "error": None})
         row["captions"] = answer["captions"]
@@ -85,7 +85,7 @@ def add_captions(
 
 
 def _ask(
-    workspace: Workspace, kind: str, rows: Sequence[Row], config: EndpointConfig, look: Look
+    workspace: Workspace, kind: str, rows: Sequence[Row], config: EndpointConfig, read: ReadPictures
 ) -> dict[str, Row]:
     """Answers by the keys of rows.
 
@@ -101,7 +101,7 @@ def _ask(
         for some in chunks(missing, _ROWS)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    workspace.run_all(partial(WriteCaptions, config, look), tasks, f"{kind}: captions/item")
+    workspace.run_all(partial(WriteCaptions, config, read), tasks, f"{kind}: captions/item")
     return answers | {row["key"]: row for row in read_tables(task.out for task in tasks)}
 
 

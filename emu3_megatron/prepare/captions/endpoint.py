@@ -2,23 +2,17 @@
 
 import base64
 import io
-import json
 import os
-import time
 from collections.abc import Sequence
-from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from PIL import Image
 
 from emu3_megatron.config.prepare import EndpointConfig
 from emu3_megatron.errors import InputError
 
-_PAUSE = 0.5  # seconds before the second attempt; doubled before each further one
-_OUR_FAULT = {401, 403, 404, 405}
-_NOBODY_THERE = {502, 503, 504}  # a proxy says so, or a server that is starting or overrun
+_WRONG_REQUEST = {401, 403, 404, 405}  # no picture would get another answer
+_BUSY = {429, 502, 503, 504}  # overrun or starting; or a proxy that finds no server
 
 
 class NoCaption(Exception):
@@ -26,11 +20,31 @@ class NoCaption(Exception):
 
 
 class Endpoint:
-    """Asks for captions. Threads may share it."""
+    """Asks for captions. Threads may share it.
+
+    The `openai` client tries a request again, after a pause that doubles, when nobody answers or
+    the server is busy or fails.
+
+    Raises:
+        InputError: `openai` is not installed, or the variable of the key is not set.
+    """
 
     def __init__(self, config: EndpointConfig):
+        try:
+            import openai
+        except ImportError:
+            raise InputError(
+                "captions.endpoint: the openai package is missing: pip install "
+                "'emu3-megatron[prepare]'"
+            ) from None
         self.config = config
-        self._url = config.url.rstrip("/") + "/chat/completions"
+        self._openai = openai
+        self._client = openai.OpenAI(
+            base_url=config.url,
+            api_key=_key(config),
+            timeout=config.timeout,
+            max_retries=config.attempts - 1,
+        )
 
     def captions(self, images: Sequence[Image.Image]) -> list[str]:
         """One caption for each prompt of the recipe, of an image or of a clip's frames.
@@ -51,52 +65,41 @@ class Endpoint:
         return {"type": "image_url", "image_url": {"url": url}}
 
     def _ask(self, content: list[dict[str, Any]]) -> str:
-        body = {
-            "model": self.config.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.config.max_tokens,
-            "temperature": 0,
-        }
-        request = Request(self._url, json.dumps(body).encode(), self._headers())
-        for attempt in range(self.config.attempts):
-            if attempt:
-                time.sleep(_PAUSE * 2 ** (attempt - 1))
-            try:
-                return self._answer(request)
-            except (NoCaption, _Unreachable) as error:
-                last = error
-        if isinstance(last, _Unreachable):
-            raise InputError(
-                f"{self._url}: no answer ({last}); start the server and run the same command, it "
-                "goes on where it stopped"
-            )
-        raise last
-
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json"}
-        if variable := self.config.key_variable:
-            headers["Authorization"] = f"Bearer {os.environ.get(variable, '')}"
-        return headers
-
-    def _answer(self, request: Request) -> str:
+        messages: Any = [{"role": "user", "content": content}]
         try:
-            with urlopen(request, timeout=self.config.timeout) as response:
-                answer = json.load(response)
-        except HTTPError as error:
-            if error.code in _OUR_FAULT:
-                raise InputError(f"{self._url}: HTTP {error.code} {error.reason}") from None
-            if error.code in _NOBODY_THERE:
-                raise _Unreachable(f"HTTP {error.code} {error.reason}") from None
-            raise NoCaption(f"HTTP {error.code} from the endpoint") from None
+            answer = self._client.chat.completions.create(
+                model=self.config.model,
+                messages=messages,
+                max_tokens=self.config.max_tokens,
+                temperature=0,
+            )
+        except self._openai.APIConnectionError as error:
+            raise self._no_answer(str(error.__cause__ or error)) from None
+        except self._openai.APIStatusError as error:
+            status = f"HTTP {error.status_code} {error.response.reason_phrase}"
+            if error.status_code in _WRONG_REQUEST:
+                raise InputError(f"{self.config.url}: {status}") from None
+            if error.status_code in _BUSY:
+                raise self._no_answer(status) from None
+            raise NoCaption(f"HTTP {error.status_code} from the endpoint") from None
         except ValueError:
             raise NoCaption("the endpoint's answer is not JSON") from None
-        except (URLError, OSError, HTTPException) as error:
-            raise _Unreachable(str(getattr(error, "reason", error))) from None
         return _caption_in(answer)
 
+    def _no_answer(self, reason: str) -> InputError:
+        return InputError(
+            f"{self.config.url}: no answer ({reason}); start the server and run the same command, "
+            "it goes on where it stopped"
+        )
 
-class _Unreachable(Exception):
-    pass
+
+def _key(config: EndpointConfig) -> str:
+    """The client wants one; a server that needs none takes any."""
+    if config.key_variable is None:
+        return "none"
+    if not (key := os.environ.get(config.key_variable)):
+        raise InputError(f"captions.endpoint.key_variable: {config.key_variable} is not set")
+    return key
 
 
 def _text(prompt: str) -> dict[str, Any]:
@@ -105,9 +108,9 @@ def _text(prompt: str) -> dict[str, Any]:
 
 def _caption_in(answer: Any) -> str:
     try:
-        caption = answer["choices"][0]["message"]["content"].strip()
-    except (KeyError, IndexError, TypeError, AttributeError):
+        caption = answer.choices[0].message.content.strip()
+    except (IndexError, TypeError, AttributeError):
         raise NoCaption("the endpoint's answer holds no caption") from None
     if not caption:
         raise NoCaption("the endpoint's caption is empty")
-    return caption
+    return str(caption)

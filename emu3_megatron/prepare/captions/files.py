@@ -1,4 +1,4 @@
-"""Captions that are there already."""
+"""Captions from a manifest, or from the .txt beside a file."""
 
 import json
 from collections.abc import Iterator

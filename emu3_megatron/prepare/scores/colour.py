@@ -1,4 +1,4 @@
-"""Is a picture monochrome?"""
+"""Colourfulness of a picture."""
 
 import numpy as np
 from PIL import Image

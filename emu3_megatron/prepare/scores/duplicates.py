@@ -1,4 +1,4 @@
-"""Duplicates: by content, and pictures that hardly differ."""
+"""Exact and near duplicates by hash."""
 
 import hashlib
 from collections import defaultdict

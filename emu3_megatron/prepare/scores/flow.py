@@ -1,4 +1,4 @@
-"""How much a clip moves: mean optical flow over the shorter side."""
+"""Motion between two frames: mean length of the optical flow over the shorter side."""
 
 import pickle
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How much of a picture is text."""
+"""Share of a picture that is covered by text, by OCR."""
 
 from functools import cached_property
 from typing import Any

@@ -1,4 +1,4 @@
-"""How good a picture looks, 0 to 10: LAION's aesthetic score by weights, or a measure of pixels."""
+"""Quality of a picture, 0 to 10: LAION's aesthetic score, or without weights its sharpness."""
 
 import pickle
 from collections.abc import Callable, Sequence

@@ -18,7 +18,7 @@ class WriteTask:
 
 
 class WriteThreads:
-    """Writes down how many threads OpenCV has, which is imported when the stage is made."""
+    """Writes down how many threads OpenCV has, which is imported when the worker is made."""
 
     def __init__(self, message: str):
         import cv2

@@ -1,5 +1,6 @@
 """Text by byte ranges: the same as a loop over lines, whatever the ranges."""
 
+import importlib.util
 import io
 import json
 import unicodedata
@@ -16,6 +17,11 @@ from emu3_megatron.grammar import plain_text
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.prepare.text import lines_between
+from emu3_megatron.vocabulary import Vocabulary
+
+needs_ranks = pytest.mark.skipif(
+    importlib.util.find_spec("dashscope") is None, reason="no text vocabulary of Qwen here"
+)
 
 LINES = [f"line {i} " + "text 文字 " * (i % 7) for i in range(200)]
 
@@ -34,11 +40,11 @@ def texts(tmp_path):
 def run(tmp_path, texts):
     """A function that prepares the texts; returns the recipe and the manifest."""
 
-    def run(out="out", strict=False, source=texts, executor="local", **section):
+    def run(out="out", strict=False, source=texts, executor="local", model="emu3-tiny", **section):
         recipe = PrepareRecipe.model_validate(
             {
                 "out": tmp_path / out,
-                "model": "emu3-tiny",
+                "model": model,
                 "strict": strict,
                 "text": {"source": source, "range_bytes": 1000, **section},
                 "packs": [{"context": 256, "kinds": ["text"]}],
@@ -82,6 +88,22 @@ def test_the_shard_is_the_one_that_a_loop_writes(run, tmp_path, vocabulary, rang
     for suffix in ("bin", "idx"):
         ours = recipe.out / "shards" / f"{shard['name']}.{suffix}"
         assert ours.read_bytes() == (tmp_path / f"loop.{suffix}").read_bytes()
+
+
+@needs_ranks
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_a_book_is_one_text_to_the_tokenizer(run, tmp_path, suffix):
+    book = " ".join(f"Chapter {i}: the lighthouse keeper's recollections." for i in range(8_000))
+    file = tmp_path / f"book.{suffix}"
+    file.write_text(book if suffix == "txt" else json.dumps({"text": book}))
+
+    recipe, manifest = run(source=file, model="emu3-mini")
+
+    vocabulary = Vocabulary.emu3()
+    uncut = vocabulary.encoding._bpe.encode_ordinary(book)
+    (shard,) = manifest["kinds"]["text"]["shards"]
+    store = TokenStore(recipe.out / "shards" / shard["name"], vocabulary)
+    assert store.read(0).tolist() == [vocabulary.bos, *uncut, vocabulary.eos]
 
 
 def test_processes_write_the_same(run):

@@ -205,7 +205,7 @@ def test_an_even_video_gives_every_so_many_frames():
     assert [frame.number for frame in even_frames(frames, row, stride=3)] == [10, 13, 16]
 
 
-# The road
+# The pipeline
 
 
 @pytest.fixture

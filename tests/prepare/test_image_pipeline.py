@@ -12,7 +12,7 @@ from emu3_megatron.data.check import check
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Vision, parse
-from emu3_megatron.prepare import executors as engine
+from emu3_megatron.prepare import executors
 from emu3_megatron.prepare.images import EncodeImages, ScoreImages, decide_images
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
@@ -225,7 +225,7 @@ def test_only_the_tokenizer_takes_the_gpu(recipe, monkeypatch):
         devices[label] = config.device
         if config.device == "cuda":
             raise InputError("no GPU here")
-        engine.run_tasks(make, tasks, config, label)
+        executors.run_tasks(make, tasks, config, label)
 
     monkeypatch.setattr("emu3_megatron.prepare.workspace.run_tasks", run_tasks)
     with pytest.raises(InputError, match="no GPU here"):
