@@ -56,7 +56,7 @@ PACKAGES = sorted(PACKAGES - ON_TOP - {"__init__", "__pycache__"})
 
 OPTIONAL = (
     "transformer_engine flash_attn apex deepspeed wandb tensorboard dashscope transformers "
-    "ray pyarrow scenedetect cv2 rapidocr_onnxruntime"
+    "ray pyarrow scenedetect cv2 rapidocr"
 )
 
 
