@@ -156,7 +156,7 @@ def run(code):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("module", ["cli", "grammar", "config", "cli.verbs"])
+@pytest.mark.parametrize("module", ["cli", "grammar", "config", "cli.verbs", "upstream"])
 def test_what_must_be_light_imports_no_torch(module):
     loaded = run(f"import sys, emu3_megatron.{module}; print(*sys.modules)")
 

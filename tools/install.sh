@@ -27,7 +27,7 @@ find_python() {
   done
 }
 
-version_of() { "$1" -c 'import platform; print(platform.python_version())'; }
+version_of() { "$1" -c 'import sys; print("{}.{}.{}".format(*sys.version_info))'; }
 
 # Debian splits venv and ensurepip from Python.
 has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
@@ -75,7 +75,7 @@ make_venv() {
 # Whether pip would take a torch with CUDA: its packages are there then.
 pip_brings_cuda() {
   "${pip[@]}" --quiet --dry-run --report - "torch==$torch" 2>/dev/null |
-    grep --quiet '"nvidia[-_]'
+    grep '"nvidia[-_]' >/dev/null # not --quiet, which would end pip with an error
 }
 
 install_torch() {
@@ -109,7 +109,7 @@ venv=${1:?"usage: tools/install.sh VENV"}
 pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
 [ -x "$venv/bin/pip" ] || make_venv
 install_torch
-say "everything else: about 0.9 GB to fetch, in about 130 packages"
+say "everything else: about 0.8 GB to fetch"
 "${pip[@]}" --editable '.[demo,prepare,tracking,test]'
 say "two packages without their dependencies, which are not needed or unwanted"
 # The Qwen byte-BPE ranks are in this wheel.

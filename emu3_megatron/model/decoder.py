@@ -14,11 +14,12 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from emu3_megatron import upstream
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import BackendConfig, ParallelConfig
 from emu3_megatron.errors import InputError
@@ -128,9 +129,7 @@ def _block_spec(num_layers: int, attention: str) -> TransformerBlockSubmodules:
             k_layernorm=IdentityOp,
         ),
     )
-    mlp = ModuleSpec(
-        MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    )
+    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     layer = ModuleSpec(
         TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -138,7 +137,7 @@ def _block_spec(num_layers: int, attention: str) -> TransformerBlockSubmodules:
             self_attention=self_attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=mlp,
+            mlp=upstream.mlp_spec(mlp),
             mlp_bda=get_bias_dropout_add,
         ),
     )
