@@ -20,9 +20,10 @@ make_root() {
   debootstrap --variant=minbase trixie "$root" ${FRESH_MIRROR:-}
 }
 
-# Settings of the network, by which the packages are reached; files that they name are copied.
+# Settings of the network, by which packages are reached; files that they name are copied.
 carry_network() {
   local name value
+  carried=()
   cp /etc/resolv.conf /etc/hosts "$root/etc/"
   for name in "${!PIP_@}" http_proxy https_proxy no_proxy SSL_CERT_FILE REQUESTS_CA_BUNDLE; do
     value=${!name:-}
@@ -71,15 +72,16 @@ run_make() {
 
 [ "$(id -u)" = 0 ] || fail "root is needed, for chroot"
 command -v debootstrap >/dev/null || fail "debootstrap is needed: apt-get install debootstrap"
-root=${FRESH_ROOT:-$(mktemp --directory)}
+root=$(realpath "${FRESH_ROOT:-$(mktemp --directory)}")
 [ -n "${FRESH_ROOT:-}" ] || trap 'rm -rf --one-file-system "$root"' EXIT
 carried=() report=() failed=0
 make_root
 mkdir -p "$root/root/project"
+carry_network
 inside apt-get update -qq
 # What any installed Debian has, and make.
 apt_install ca-certificates make python3
-carry_network
+carry_network # that package writes a file which they may name
 copy_project
 mapfile -t packages < <(inside bash tools/install.sh --system-packages)
 [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
