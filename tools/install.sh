@@ -96,7 +96,7 @@ install_torch() {
   fi
   say "PyTorch's CPU builds cannot be reached; asking pip for torch $torch"
   if pip_brings_cuda; then
-    say "pip has only the build with CUDA: about 2.7 GB to fetch, 5.5 GB on disk (Ctrl-C stops it)"
+    say "pip has only the build with CUDA: about 2.7 GB to fetch, 5.2 GB on disk (Ctrl-C stops)"
   fi
   "${pip[@]}" "torch==$torch"
 }
