@@ -1,10 +1,11 @@
-# make demo | make test set everything up on a fresh machine: Python 3.11 or 3.12 is all they need.
-PYTHON ?= python3
+# make demo | make test set everything up on a new machine: Python 3.11 to 3.13 is all they need.
+# PYTHON=python3.12 asks for that one.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint csrc gpu clean
+.PHONY: install demo test test-slow lint csrc gpu fresh clean
 
 install: $(INSTALLED)
 
@@ -15,8 +16,9 @@ $(INSTALLED): pyproject.toml setup.py tools/install.sh
 demo: install
 	$(BIN)/emu3 demo --out demo
 
+# A worker for each core, as far as memory allows (tests/conftest.py); a file's tests stay together.
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Slurm's tests want Debian's slurm-wlm and munge; they fail where it could be there and is not.
 test-slow: install
@@ -40,6 +42,10 @@ build/gpu/sanitized: tests/gpu/sanitized.cu csrc
 # On a machine with an H100 or H200; tools/gpu.sh says what PYTHON, WHEELS and OUT do.
 gpu:
 	bash tools/gpu.sh
+
+# make demo and make test in an empty Debian 13; as root. tools/fresh.sh says what FRESH_ROOT does.
+fresh:
+	bash tools/fresh.sh
 
 clean:
 	rm -rf $(VENV) demo build kernels/lib *.egg-info

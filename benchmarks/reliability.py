@@ -19,7 +19,8 @@ from harness import Case, main
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from support.processes import _context, _free_port
+from support.ports import free_port
+from support.processes import _context
 from support.steps import Steps, start
 from support.tiny import VOCABULARY, make_packs
 
@@ -187,7 +188,7 @@ def cases(quick: bool) -> Iterator[Case]:
     recipe = load_recipe(Recipe, "stage1-tiny-cpu", [*given, "batch.micro_size=1"])
     for ranks in (1, 2):
         if ranks == 2:
-            port = _free_port()
+            port = free_port()
             other = _context.Process(target=follow, args=(recipe, folder, port))
             other.start()
             enter(0, port)

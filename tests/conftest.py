@@ -5,11 +5,22 @@ from collections.abc import Iterator
 # results are compared bit for bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import psutil
 import pytest
 import support.triton_interpreter  # noqa: F401  (before Megatron imports triton)
 
 from emu3_megatron import parallel
 from emu3_megatron.parallel import Mesh
+
+# What a worker and the processes that its tests start take at most.
+GIB_A_WORKER = 4
+
+
+@pytest.hookimpl(optionalhook=True)  # unknown where pytest-xdist is not installed
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many workers `-n auto` starts: one a core, as far as memory allows."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, psutil.virtual_memory().available // (GIB_A_WORKER * 2**30)))
 
 
 @pytest.fixture(scope="session")

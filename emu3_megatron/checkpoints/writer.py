@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-from emu3_megatron import manifest
+from emu3_megatron import manifest, upstream
 
-# Megatron-core would start a manager process for a queue that is not used here.
-filesystem_async._results_queue = queue.SimpleQueue()
+upstream.write_without_manager()
 
 _PR_SET_PDEATHSIG = 1
 _FORKS = 3

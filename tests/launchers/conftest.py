@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ports import free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 
@@ -94,7 +94,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         leave(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")
     folder = tmp_path_factory.mktemp("slurm")
     cluster = Slurm(folder)
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, ports=ports))
     (folder / "gres.conf").write_text(f"NodeName=n[0-1] Name=gpu File={folder}/gpu[0-7]\n")
     for i in range(8):
@@ -137,9 +137,3 @@ def _wait_for_nodes(cluster: Slurm, seconds: float = 30) -> None:
     while "idle" not in cluster.run("sinfo", "-h", "-N", "-p", "low", "-o", "%T"):
         assert time.monotonic() < deadline, cluster.run("sinfo", "-N", "-l")
         time.sleep(0.3)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

@@ -1,11 +1,11 @@
 """The data road's Slurm template on a real Slurm: Ray on two nodes, the bytes of a laptop."""
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
 import yaml
+from support.ports import free_port
 
 from emu3_megatron.cli import main
 
@@ -28,12 +28,6 @@ def write_recipe(folder: Path, name: str) -> Path:
 def contents(folder: Path) -> dict[Path, bytes]:
     seen = (p for p in sorted(folder.rglob("*")) if p.is_file() and ".work" not in p.parts)
     return {path.relative_to(folder): path.read_bytes() for path in seen}
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 @pytest.mark.slow

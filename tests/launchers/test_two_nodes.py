@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
+from support.ports import free_port
 from support.processes import run_processes
 from support.tiny import make_packs, tiny_recipe
 
@@ -31,9 +31,7 @@ def test_two_nodes_train_as_one(tmp_path: Path) -> None:
     recipe = tiny_recipe(make_packs(tmp_path), tmp_path / "one", run={"steps": 3})
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
+    port = free_port()
 
     agents = [start_agent(file, port, tmp_path / "two") for _ in range(2)]
     for agent in agents:

@@ -1,7 +1,6 @@
 """Captions from a server: a real one, in a process of its own."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from PIL import Image
+from support.ports import free_port
 
 from emu3_megatron.config.prepare import EndpointConfig, PrepareRecipe
 from emu3_megatron.errors import InputError
@@ -66,12 +66,6 @@ class Handler(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Text area by PP-OCR itself: a printed page, a photo of a cat, and a video of the page."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,12 @@ def test_a_page_is_text_and_a_cat_is_not(page):
 
     assert 0.3 < text_area(np.asarray(page)) < 0.6
     assert text_area(data.chelsea()) == 0
+
+
+def test_the_weights_need_no_network(page, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asks the network"))
+
+    assert TextArea()(np.asarray(page)) == pytest.approx(0.42781, abs=0.02)
 
 
 def test_a_poor_photo_of_text_is_not_rescued(page, tmp_path):

@@ -5,7 +5,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from support.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -87,12 +87,6 @@ def test_five_kills_at_random_moments_change_no_byte(recipe, tmp_path):
 
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert list((tmp_path / "killed").rglob("*.tmp")) == []
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 RAY = os.path.join(os.path.dirname(sys.executable), "ray")

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 
 from emu3_megatron.config import Recipe
-from support.processes import _context, _free_port
+from support.ports import free_port
+from support.processes import _context
 
 
 def nothing() -> None:
@@ -37,7 +38,7 @@ class Job:
         fault: Callable[[], None] = nothing,
         accept: bool = False,
     ):
-        port = _free_port()
+        port = free_port()
         self.folder = recipe.run.dir
         self.outputs = [self.folder.parent / f"said-{time.time_ns()}-{i}" for i in range(ranks)]
         self.processes = [

@@ -6,10 +6,11 @@ more than its work.
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from support.ports import free_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["emu3_megatron.training.stage"])
@@ -20,7 +21,7 @@ def run_processes(function: Callable[..., Any], count: int, *arguments: Any) -> 
 
     Fails with the first rank's traceback if one fails, and with a timeout after three minutes.
     """
-    port = _free_port()
+    port = free_port()
     queue = _context.Queue()
     processes = [
         _context.Process(target=_enter, args=(rank, count, port, queue, function, arguments))
@@ -60,9 +61,3 @@ def _enter(
         queue.put((rank, None, traceback.format_exc()))
     else:
         queue.put((rank, value, None))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -53,8 +53,8 @@ def pack_pieces(
     """
     # Longest first; where text may be cut, what may not be cut chooses its place before it.
     kind_n = pieces.is_text * np.int32(context + 1) if cut_text else np.int32(0)
-    histograms = np.bincount(pieces.lengths + kind_n, minlength=2 * (context + 1))
-    histograms = histograms.reshape(2, context + 1)
+    counts_n = np.bincount(pieces.lengths + kind_n, minlength=2 * (context + 1))
+    histograms = counts_n.reshape(2, context + 1)
     counts = histograms.sum(axis=0)
     steps, bins = best_fit(histograms, context, max_documents)
     rank_n = context - pieces.lengths + kind_n

@@ -7,9 +7,11 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from emu3_megatron import upstream
 from emu3_megatron.training.interfaces import EngineSetting
+
+upstream.copy_saved_states_only()
 
 _RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
 
@@ -104,23 +106,3 @@ def _torch_adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     return getattr(optimizer, "chained_optimizers", [optimizer])
-
-
-@torch.no_grad()
-def _copy_given_states(
-    self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
-) -> None:
-    """Load one parameter's states, leaving those that the checkpoint keeps elsewhere.
-
-    Megatron-core copies every state of the inner optimizer and fails on torch's `step`, which
-    checkpoints hold in the parameter groups (KeyError in 0.16.1 and 0.19.2 without
-    TransformerEngine or apex).
-    """
-    group, order = self.model_param_group_index_map[model_param]
-    main_param = self.optimizer.param_groups[group]["params"][order]
-    targets = {"param": main_param, **self.optimizer.state[main_param]}
-    for name, tensor in tensors.items():
-        targets[name].copy_(tensor)
-
-
-DistributedOptimizer._set_main_param_and_optimizer_states = _copy_given_states

@@ -1,0 +1,65 @@
+"""Every patch of megatron-core and torch, and what bridges two releases of them.
+
+Each is a function that its user calls at import; calling it again changes nothing. It says why it
+is there and which versions it was tested with. Its test in tests/test_upstream.py shows the fault
+without it, and so fails when a release no longer needs it: remove both then. The stand-in for a GPU
+is no patch of a fault; it is `parallel/cpu.py`.
+"""
+
+import functools
+import queue
+from typing import Any
+
+
+def copy_saved_states_only() -> None:
+    """Let the distributed optimizer load the states that a checkpoint holds, and no others.
+
+    Megatron-core copies every state of the inner optimizer and fails on torch's `step`, which
+    checkpoints hold in the parameter groups: KeyError in 0.16.1 and 0.19.2 where neither
+    TransformerEngine nor apex is the inner optimizer.
+    """
+    import torch
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    original = DistributedOptimizer._set_main_param_and_optimizer_states
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    @torch.no_grad()
+    def copy_saved_states(
+        self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+    ) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        main_param = self.optimizer.param_groups[group]["params"][order]
+        targets = {"param": main_param, **self.optimizer.state[main_param]}
+        for name, tensor in tensors.items():
+            targets[name].copy_(tensor)
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = copy_saved_states
+
+
+def write_without_manager() -> None:
+    """Keep megatron-core's checkpoint writer from starting a manager process.
+
+    It serves a queue that our own background writer does not use, outlives a killed job, and runs
+    the entry script again (0.16.1, 0.19.2).
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.SimpleQueue()
+
+
+def mlp_spec(submodules: Any) -> Any:
+    """Megatron's MLP in a transformer layer, as the installed release wants it described.
+
+    0.19.2 takes the `ModuleSpec` that 0.16.1 needs too, but logs "Rewrapping ModuleSpec …" on
+    every start, before messages of ours.
+    """
+    from megatron.core.transformer import ModuleSpec
+    from megatron.core.transformer.mlp import MLP
+
+    if hasattr(MLP, "as_mlp_submodule"):
+        return functools.partial(MLP.as_mlp_submodule, submodules=submodules)
+    return ModuleSpec(MLP, submodules=submodules)
