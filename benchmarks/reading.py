@@ -19,8 +19,7 @@ from emu3_megatron.data.batches import PackedSamples
 from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.packing.packs import PackSet, pack_shards
 from emu3_megatron.data.shards.store import TokenStore
-from emu3_megatron.data.shards.writer import store_writer
-from emu3_megatron.grammar import Document, Span
+from emu3_megatron.data.shards.writer import Block, write_shard
 from emu3_megatron.vocabulary import Vocabulary
 
 CONTEXT = 5120
@@ -32,11 +31,13 @@ def write_packs(folder: Path, samples: int, documents_a_pack: int) -> tuple[Toke
     vocabulary = Vocabulary.tiny(num_codes=184_155)  # as many ids as Emu3's, no file needed
     rng = np.random.default_rng(0)
     prefix, packs = folder / f"shard{documents_a_pack}", folder / f"{documents_a_pack}.pack"
+    documents = samples * documents_a_pack
     length = CONTEXT // documents_a_pack
-    with store_writer(prefix, vocabulary) as writer:
-        for _ in range(samples * documents_a_pack):
-            tokens = rng.integers(0, vocabulary.size, length, dtype=np.int32)
-            writer.add(Document((Span(tokens),)))
+    tokens = rng.integers(0, vocabulary.size, documents * length, dtype=np.int32)
+    lengths = np.full(documents, length, np.int32)
+    one_span = np.ones(documents, np.int32)
+    block = Block(tokens, lengths, np.zeros(documents, np.int8), one_span)
+    write_shard(prefix, vocabulary, [block])
     pack_shards([prefix], packs, CONTEXT, vocabulary=vocabulary)
     return TokenStore(prefix, vocabulary), PackSet(packs, vocabulary)
 

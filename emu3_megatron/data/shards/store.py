@@ -4,6 +4,7 @@ A document is one Megatron document, each of its spans one sequence, and the seq
 the span's role. docs/format.md has the layout.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,8 +95,9 @@ class TokenStore:
         return len(self._tokens)
 
     @property
-    def num_sequences(self) -> int:
-        return len(self._index.lengths)
+    def group(self) -> int | None:
+        """So many documents in a row belong together: 2 for pairs. None: each stands alone."""
+        return self.sidecar.group if self.sidecar else None
 
     @property
     def document_lengths(self) -> np.ndarray:
@@ -151,6 +153,8 @@ class TokenStore:
         found = Sidecar.describe(data, index, self.vocabulary)
         if found.smallest_id < 0 or found.largest_id >= self.vocabulary.size:
             self._refuse(0)
+        if self.sidecar is not None:
+            found = replace(found, group=self.sidecar.group)  # which no token tells
         if self.sidecar not in (None, found):
             raise InputError(
                 f"{data}: not the content its .json was written for; copy the shard again"
