@@ -143,7 +143,9 @@ def _vocabulary_of(path: str, model: str | None) -> Vocabulary:
 
 def inspect_batch(folder: Path, step: int) -> None:
     """Print the documents of a step of a run."""
-    from emu3_megatron.data.phases import Phase, PhasedMixture
+    from emu3_megatron.config.data import MixtureConfig
+    from emu3_megatron.data.mixed import MixtureData
+    from emu3_megatron.data.setting import Setting
     from emu3_megatron.data.steps import documents_of_step
 
     try:
@@ -151,10 +153,12 @@ def inspect_batch(folder: Path, step: int) -> None:
     except FileNotFoundError:
         raise InputError(f"{folder}: no run here, run.json is missing") from None
     recipe = Recipe.model_validate(description["recipe"])
-    phases = [Phase.of_json(phase) for phase in description["data"]["phases"]]
-    first = (step - 1) * recipe.batch.size
-    mixture = PhasedMixture(phases, recipe.model.vocabulary(), recipe.run.seed, since=first)
-    print("\n".join(documents_of_step(mixture, step, recipe.batch.size)))
+    if not isinstance(recipe.data, MixtureConfig):
+        raise InputError(f"{folder}: its data is of kind {recipe.data.kind}, and not a mixture")
+    setting = Setting(recipe.model.vocabulary(), recipe.batch, recipe.run.seed, weights={})
+    data = MixtureData(recipe.data, setting)
+    data.load_state_dict(description["data"])
+    print("\n".join(documents_of_step(data, step)))
 
 
 def status(folder: Path) -> None:

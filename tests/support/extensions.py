@@ -8,7 +8,7 @@ from torch import Tensor
 
 from emu3_megatron.config.base import Component, semantic
 from emu3_megatron.config.data import DataSection
-from emu3_megatron.data.mixed import Setting
+from emu3_megatron.data.setting import Setting
 from emu3_megatron.runs.interfaces import Hook, Run, StepResult
 from emu3_megatron.vocabulary import TEXT, Vocabulary
 

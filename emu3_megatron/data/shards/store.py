@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from emu3_megatron.data.shards.index import TOKEN_BYTES, check_index, map_index
+from emu3_megatron.data.shards.index import TOKEN_BYTES, Index, check_index, map_index
 from emu3_megatron.data.shards.sidecar import Sidecar, shard_file
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Span
@@ -100,6 +100,11 @@ class TokenStore:
         return self.sidecar.group if self.sidecar else None
 
     @property
+    def index(self) -> Index:
+        """Spans and documents, memory-mapped."""
+        return self._index
+
+    @property
     def document_lengths(self) -> np.ndarray:
         """Tokens of each document, int64 [documents]."""
         return np.diff(self._first_tokens(), append=self.num_tokens)
@@ -113,6 +118,11 @@ class TokenStore:
         starts = np.minimum(self._first_tokens(), self.num_tokens - 1)
         single[single] = self._tokens[starts[single]] != self.vocabulary.vision_start
         return single
+
+    def span_heads(self) -> np.ndarray:
+        """The first token of each span of all documents, int32 [spans]; of an empty one any."""
+        starts = np.minimum(self._index.pointers // TOKEN_BYTES, self.num_tokens - 1)
+        return self._tokens[starts]
 
     def spans(self, document: int) -> tuple[np.ndarray, np.ndarray]:
         """Lengths int32 [spans] and modes int8 [spans] of a document."""
