@@ -16,7 +16,8 @@ class HeldOut:
     """The data of a recipe's section `validation`. No caption is taken out of it.
 
     Args:
-        data: what the run is trained on: rows are laid out alike, and none of it is held out.
+        data: what the run is trained on. Rows are laid out in the same way, and none of it is held
+            out.
 
     Attributes:
         section: with the content of every source.

@@ -69,19 +69,25 @@ def write_page(
 
 def _packs(out: Path, manifest: dict[str, Any]) -> str:
     rows = [
-        [f"{p['context']:,}", f"{p['packs']:,}", f"{p['documents']:,}", f"{p['fill']:.2%}"]
+        [
+            Path(p["path"]).stem,
+            f"{p['context']:,}",
+            f"{p['packs']:,}",
+            f"{p['documents']:,}",
+            f"{p['fill']:.2%}",
+        ]
         for p in manifest["packs"]
     ]
     plots = [
-        histogram(f"fill of packs of {p['context']:,}", _fills(out / p["path"], p["context"]))
+        histogram(f"fill of {Path(p['path']).stem}", _fills(out / p["path"], p["context"]))
         for p in manifest["packs"]
     ]
-    table = _table(["context", "packs", "documents", "fill"], rows)
+    table = _table(["name", "context", "packs", "documents", "fill"], rows)
     return f"<h2>Packs</h2>{table}<p>{''.join(plots)}</p>"
 
 
 def _fills(packs: Path, context: int) -> np.ndarray:
-    """Tokens over room of each pack, 0 to 1."""
+    """Tokens over context of each pack, 0 to 1."""
     offsets, lengths = (np.load(packs / f"{name}.npy", "r") for name in ("offsets", "lengths"))
     return np.add.reduceat(lengths, offsets[:-1], dtype=np.int64) / context
 

@@ -17,9 +17,9 @@ VOCABULARY = Vocabulary(ByteEncoding(), 600)
 CONTEXT = 128
 
 
-def make_packs(folder: Path) -> Path:
+def make_packs(folder: Path, seed: int = 0) -> Path:
     """Packs of captioned images, understanding, text and dialogue; several documents in each."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     documents: list[Document] = []
     for i in range(24):
         codes = random.integers(0, 600, random.integers(2, 6, size=2))
