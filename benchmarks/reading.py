@@ -1,26 +1,26 @@
-"""Reading samples of 5,120 tokens in random order from the page cache.
+"""Reading sequences of 5,120 tokens in random order from the page cache.
 
 `tokens to tensor` compares like with like: one document to an int64 tensor, by megatron-core's
 IndexedDataset and by TokenStore, which checks every id besides. `batch row` is the whole row that
-training gets: tokens, labels, weights, positions, segments.
+training gets: tokens, labels, weights, positions.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from harness import Case, main
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from emu3_megatron.data.batches import PackedSamples
-from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.packing.packs import PackSet, pack_shards
+from emu3_megatron.data.rows import RowBuilder
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.data.shards.writer import Block, write_shard
-from emu3_megatron.vocabulary import Vocabulary
+from emu3_megatron.vocabulary import CLASS_WEIGHTS, Vocabulary
 
 CONTEXT = 5120
 DOCUMENTS_A_PACK = (1, 8)
@@ -42,7 +42,7 @@ def write_packs(folder: Path, samples: int, documents_a_pack: int) -> tuple[Toke
     return TokenStore(prefix, vocabulary), PackSet(packs, vocabulary)
 
 
-def read_all(read: Callable[[int], torch.Tensor], order: list[int]) -> None:
+def read_all(read: Callable[[int], Any], order: list[int]) -> None:
     for index in order:
         read(index)
 
@@ -60,8 +60,8 @@ def cases(quick: bool) -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as name:
         for number in DOCUMENTS_A_PACK:
             store, packs = write_packs(Path(name), samples, number)
-            rows = PackedSamples(Mixture([packs], [1]), store.vocabulary, (1, 1, 0.5))
-            row = partial(read_all, rows.__getitem__, order)
+            builder = RowBuilder(store.vocabulary, CONTEXT, CLASS_WEIGHTS)
+            row = partial(read_all, lambda i: builder.batch([packs.row(i)]), order)  # noqa: B023
             after = partial(figures, samples=samples)
             if number == 1:
                 stock = IndexedDataset(str(store.prefix), multimodal=False)

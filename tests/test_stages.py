@@ -28,7 +28,7 @@ MADE_BY = {
     "stage1-tiny-cpu": "prepare-tiny-cpu",
     "stage2-tiny-cpu": "prepare-tiny-cpu",
 }
-CONTEXTS = {5120: 512, 131_072: 1024}
+CONTEXTS = {5120: 256, 131_072: 512}
 
 
 @pytest.mark.parametrize("stage", MADE_BY)
@@ -84,12 +84,12 @@ def small_stage(stage: str, folder: Path) -> Recipe:
     values["run"] |= {"dir": str(folder / values["run"]["dir"]), "steps": 2, "log_every": 1}
     if "init_from" in values["run"]:
         values["run"]["init_from"] = str(folder / values["run"]["init_from"])
-    values["data"]["context"] = CONTEXTS[values["data"]["context"]]
+    values["data"] |= {"context": CONTEXTS[values["data"]["context"]], "workers": 0}
     for source in values["data"]["sources"]:
         source["pack"] = str(folder / source["pack"])
     small: dict[str, Any] = {
         "model": {"preset": "emu3-tiny", "hidden": 32, "ffn": 64},
-        "batch": {"size": 8, "micro_size": 2},
+        "batch": {"size": 4, "micro_size": 2},
         "parallel": {},
         "precision": "fp32",
         "optimizer": values["optimizer"] | {"warmup_steps": 1},

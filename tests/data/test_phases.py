@@ -66,7 +66,7 @@ def test_what_was_drawn_before_a_change_stays_as_it_was():
     assert {name for name, _ in drawn(after, range(9, 20))} == {"b"}
 
 
-def test_a_source_keeps_its_order_in_another_place_of_the_recipe():
+def test_a_source_keeps_its_order_in_another_reader_the_recipe():
     phases = phases_of([], sources(a=1, b=1), 0)
     swapped = phases_of(phases, sources(b=1, a=1), 36)
     epochs = [row for name, row in drawn(phases, range(72)) if name == "b"]

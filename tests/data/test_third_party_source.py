@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from support.batches import place_of, setting_of
+from support.batches import reader, setting_of
 
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.data.mixed import MixtureData
@@ -36,7 +36,7 @@ def test_a_recipe_names_it_and_its_rows_are_read(load):
     recipe = load()
     data = MixtureData(recipe.data, setting_of(recipe))
 
-    steps = list(data.batches(place_of(), 0, 2))
+    steps = list(data.batches(reader(), 0, 2))
 
     refs = [ref for step in steps for batch in step for row in batch.documents for ref in row]
     poems = [ref.document for ref in refs if ref.source == "poems.txt"]
@@ -50,7 +50,7 @@ def test_it_is_known_by_its_content(load, tmp_path):
     recipe = load(file=str(tmp_path / "moved.txt"))
     moved = MixtureData(recipe.data, setting_of(recipe))
     moved.load_state_dict(before.state_dict())
-    moved.batches(place_of(), 1, 2)
+    moved.batches(reader(), 1, 2)
 
     assert len(moved.state_dict()["phases"]) == 1
 
