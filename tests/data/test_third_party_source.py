@@ -16,7 +16,7 @@ def load(tmp_path, make_packs, make_text):
     packs = make_packs([make_text(60)] * 3, 64)
 
     def load(**changes):
-        lines = {"kind": "extensions.lines:Lines", "file": str(tmp_path / "poems.txt")}
+        lines = {"kind": "support.extensions:Lines", "file": str(tmp_path / "poems.txt")}
         sources = [{"pack": str(packs.path), "weight": 3}, {**lines, "tokens": 64, **changes}]
         values = {
             "run": {"dir": str(tmp_path / "run"), "steps": 4},
@@ -59,7 +59,10 @@ def test_it_is_known_by_its_content(load, tmp_path):
     ("change", "message"),
     [
         ({"weigth": 2}, r"data\.sources\.1\.weigth: no such key"),
-        ({"kind": "extensions.lines:Nothing"}, r"kind extensions\.lines:Nothing: cannot be impor"),
+        (
+            {"kind": "support.extensions:Nothing"},
+            r"kind support\.extensions:Nothing: cannot be",
+        ),
         ({"tokens": 32}, r"poems\.txt: packed for a context of 32, data\.context is 64"),
         ({"file": "none.txt"}, r"none\.txt: no such file"),
     ],
