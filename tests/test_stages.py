@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from support.processes import run_processes
 
+from emu3_megatron.cli.train import run_training
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.config.load import read_recipe
 from emu3_megatron.config.prepare import PrepareRecipe
@@ -18,7 +19,6 @@ from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.media.videos import write_clip
 from emu3_megatron.prepare.checking import check_prepared
 from emu3_megatron.prepare.pipeline import prepare
-from emu3_megatron.training import train
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 MADE_BY = {
@@ -105,7 +105,7 @@ def test_both_stages_train_from_the_packs_of_one_prepare_recipe(raw):
 
     for stage in ("stage1-8b-h100x64", "stage2-8b-h100x64"):
         recipe = small_stage(stage, raw)
-        run_processes(train, 1, recipe)
+        run_processes(run_training, 1, recipe)
         rows = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(row)["step"] for row in rows] == [1, 2]
         assert all(json.loads(row)["tokens_text"] > 0 for row in rows)
