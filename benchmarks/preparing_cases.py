@@ -22,7 +22,7 @@ from harness import Case
 from PIL import Image
 
 from emu3_megatron.config.prepare import ImagesConfig, PrepareRecipe
-from emu3_megatron.data.shards.bulk import write_shard
+from emu3_megatron.data.shards.writer import Block, write_shard
 from emu3_megatron.demo.material import PHOTOS
 from emu3_megatron.prepare.images import ScoreImages, ScoreTask
 from emu3_megatron.prepare.pipeline import prepare
@@ -148,7 +148,7 @@ def packed_write(folder: Path, documents: int) -> Iterator[Case]:
     length = 4200
     tokens = np.random.default_rng(0).integers(0, VOCABULARY.size, documents * length, np.int32)
     lengths = np.full(documents, length, np.int32)
-    block = (tokens, lengths, np.zeros(documents, np.int8), np.ones(documents, np.int32))
+    block = Block(tokens, lengths, np.zeros(documents, np.int8), np.ones(documents, np.int32))
     of_all = partial(figures, amount=len(tokens) / 1e6, unit="M tokens")
     case = "write a shard"
     for name, run in {

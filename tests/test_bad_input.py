@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from support.processes import run_processes
+from support.shards import write_documents
 
 from emu3_megatron import manifest
 from emu3_megatron.checkpoints.folders import FORMAT
 from emu3_megatron.cli import main
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.data.packing.packs import pack_shards
-from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.grammar import captioned_image, plain_text
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
@@ -213,11 +213,8 @@ def shard(tmp_path):
 
 
 def write_shard(prefix, texts):
-    with store_writer(prefix, VOCABULARY) as writer:
-        for text in texts:
-            writer.add(plain_text(VOCABULARY, text))
-        writer.add(captioned_image(VOCABULARY, "a cat", np.zeros((3, 4), np.int64)))
-    return prefix
+    image = captioned_image(VOCABULARY, "a cat", np.zeros((3, 4), np.int64))
+    return write_documents(prefix, VOCABULARY, [*(plain_text(VOCABULARY, t) for t in texts), image])
 
 
 def pack(shard, out, context=CONTEXT):

@@ -24,7 +24,9 @@ def batch(
 
 
 def _documents(folder: Path, step: int) -> list[str]:
-    from emu3_megatron.data.phases import Phase, PhasedMixture
+    from emu3_megatron.config.data import MixtureConfig
+    from emu3_megatron.data.mixed import MixtureData
+    from emu3_megatron.data.setting import Setting
     from emu3_megatron.data.steps import documents_of_step
 
     try:
@@ -32,10 +34,12 @@ def _documents(folder: Path, step: int) -> list[str]:
     except FileNotFoundError:
         raise InputError(f"{folder}: no run here, run.json is missing") from None
     recipe = Recipe.model_validate(description["recipe"])
-    phases = [Phase.of_json(phase) for phase in description["data"]["phases"]]
-    first = (step - 1) * recipe.batch.size
-    mixture = PhasedMixture(phases, recipe.model.vocabulary(), recipe.run.seed, since=first)
-    return list(documents_of_step(mixture, step, recipe.batch.size))
+    if not isinstance(recipe.data, MixtureConfig):
+        raise InputError(f"{folder}: its data is of kind {recipe.data.kind}, and not a mixture")
+    setting = Setting(recipe.model.vocabulary(), recipe.batch, recipe.run.seed, weights={})
+    data = MixtureData(recipe.data, setting)
+    data.load_state_dict(description["data"])
+    return list(documents_of_step(data, step))
 
 
 @group.command()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from emu3_megatron.cli.shards import prefix_of, vocabulary_of
+from emu3_megatron.config.prepare import Select
 
 
 def pack(
@@ -14,6 +15,9 @@ def pack(
     ],
     out: Annotated[Path, typer.Option(metavar="NAME.pack", help="folder to write")],
     context: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="tokens a sequence")],
+    select: Annotated[
+        Select, typer.Option(help="which documents, by layout: captioned means caption first")
+    ] = "all",
     seed: Annotated[
         int, typer.Option(help="of the order of the packs, and of which documents share one")
     ] = 0,
@@ -41,5 +45,6 @@ def pack(
         seed=seed,
         max_documents=max_documents,
         cut_text=not whole_texts,
+        select=select,
     )
     print(report)

@@ -27,7 +27,8 @@ def train(
 def run_training(recipe: Recipe, accept: bool = False) -> None:
     """Train as a recipe says, with the components that it names by kind."""
     from emu3_megatron.config.base import build
-    from emu3_megatron.data.mixed import MixtureData, Setting
+    from emu3_megatron.data.mixed import MixtureData
+    from emu3_megatron.data.setting import Setting
     from emu3_megatron.evaluation.samples import DrawSamples
     from emu3_megatron.training import train
     from emu3_megatron.training.objectives import build_objective

@@ -6,12 +6,23 @@ Emu3's own thresholds are the defaults where it publishes them; a comment says w
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from emu3_megatron.config.base import Config
 from emu3_megatron.config.presets import PRESETS
 
 Kind = Literal["images", "clips", "text"]
+# Documents by layout. captioned: a trained caption, then an image or clip; understanding: an image
+# or clip right after BOS, then text; text: neither image nor clip. Dialogues about images are in
+# `all` alone.
+Select = Literal["all", "captioned", "understanding", "text"]
 
 
 class EndpointConfig(Config):
@@ -122,12 +133,24 @@ class TextConfig(Config):
 
 
 class PacksConfig(Config):
-    """Packs of all shards of some kinds, made at the end."""
+    """One folder of packs, made at the end: packs/NAME.pack."""
 
+    name: str | None = Field(
+        None,
+        pattern=r"^[\w-][\w.-]*$",
+        description="of its folder; kinds, selection and context without it, as images-text-5120",
+    )
     context: PositiveInt = Field(description="tokens a sequence")
-    kinds: list[Kind] = Field(description="of data whose shards are packed")
-    seed: int = Field(0, description="of the order of packs, and of which documents share one")
-    max_documents: PositiveInt = Field(256, description="most documents a sequence")
+    kinds: list[Kind] = Field(min_length=1, description="whose shards are packed")
+    select: Select = Field("all", description="which of their documents, by layout")
+    seed: int = Field(0, description="which equally long documents go together, order of the packs")
+    max_documents: PositiveInt = Field(256, description="a sequence takes at most")
+
+    @property
+    def folder_name(self) -> str:
+        """NAME.pack"""
+        selection = [] if self.select == "all" else [self.select]
+        return f"{self.name or '-'.join([*self.kinds, *selection, str(self.context)])}.pack"
 
 
 class RunConfig(Config):
@@ -179,6 +202,14 @@ class PrepareRecipe(Config):
         if model not in PRESETS:
             raise ValueError(f"no such preset; choose one of {', '.join(PRESETS)}")
         return model
+
+    @model_validator(mode="after")
+    def _packs_have_names_of_their_own(self) -> "PrepareRecipe":
+        names = [packs.folder_name for packs in self.packs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"packs: two of them are {name}; give each a name of its own")
+        return self
 
     @property
     def kinds(self) -> list[Kind]:

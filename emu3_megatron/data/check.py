@@ -13,13 +13,13 @@ def check(path: str | Path, vocabulary: Vocabulary, deep: bool = False) -> str:
 
     Args:
         path: prefix of a shard, or a pack folder.
-        deep: read every token; for packs also see that they hold each token exactly once.
+        deep: read every token; for packs also see that they hold each document exactly once.
 
     Returns:
         One line on what is there.
 
     Raises:
-        InputError: what is wrong, and how to mend it.
+        InputError: what is wrong, and the way out.
     """
     opened = PackSet(path, vocabulary) if Path(path).is_dir() else TokenStore(path, vocabulary)
     if deep:

@@ -1,45 +1,76 @@
-"""Shim until the data package has its own."""
+"""Held-out data: the same sequences in every evaluation of every run."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from emu3_megatron.config.data import PackSource, ValidationConfig
-from emu3_megatron.data.batches import Batch, PackedSamples, step_batches
-from emu3_megatron.data.mixed import Setting
+from emu3_megatron.config.data import DataSection, MixtureConfig, ValidationConfig
+from emu3_megatron.data.batches import Batch
 from emu3_megatron.data.mixture import Mixture
-from emu3_megatron.data.packing.pack_set import PackSet
+from emu3_megatron.data.opening import open_sources
+from emu3_megatron.data.rows import RowBuilder
+from emu3_megatron.data.setting import Reader, Setting
+from emu3_megatron.data.workers import steps_of
 from emu3_megatron.errors import InputError
 
 
 class HeldOut:
-    def __init__(self, section: ValidationConfig, context: int, setting: Setting):
-        self.section, self.setting = section, setting
-        sources = [source for source in section.sources if isinstance(source, PackSource)]
-        packs = [PackSet(source.pack, setting.vocabulary) for source in sources]
-        self.mixture = mixture = Mixture(packs, [source.weight for source in sources])
-        count = section.batches * setting.batch.size
-        drawn = {(source.path, pack) for source, pack in map(mixture.__getitem__, range(count))}
-        if len(drawn) < count:
+    """The data of a recipe's section `validation`. No caption is taken out of it.
+
+    Args:
+        data: what the run is trained on. Rows are laid out in the same way, and none of it is held
+            out.
+
+    Attributes:
+        section: with the content of every source.
+
+    Raises:
+        InputError: a source is missing, damaged, of another context or vocabulary, or trained on;
+            or there are fewer sequences than are asked for.
+    """
+
+    def __init__(self, section: ValidationConfig, setting: Setting, data: DataSection):
+        self._setting = setting
+        self._context = data.context
+        self._reset = data.reset_at_documents if isinstance(data, MixtureConfig) else True
+        sources, filled = open_sources(
+            "validation.sources", section.sources, setting.vocabulary, data.context
+        )
+        trained = {source.content for source in getattr(data, "sources", [])}
+        for source in sources:
+            if source.content in trained:
+                raise InputError(
+                    f"validation.sources: {source} holds what data.sources hold; hold others out"
+                )
+        self.section = section.model_copy(update={"sources": filled})
+        weights = [source.weight for source in section.sources]
+        self._mixture = Mixture(sources, weights)  # no run's own seed
+        self._check_size()
+
+    def _check_size(self) -> None:
+        batches, size = self.section.batches, self._setting.batch.size
+        drawn = map(self._mixture.__getitem__, range(batches * size))
+        if len({(source.content, row) for source, row in drawn}) < batches * size:
             raise InputError(
-                f"validation.batches={section.batches} x batch.size={setting.batch.size} would "
-                "read packs of validation.sources twice; lower it, or pack more held-out data"
+                f"validation.batches={batches} x batch.size={size} would read sequences of "
+                "validation.sources twice; lower it, or pack more held-out data"
             )
 
-    def batches(self, run: Any) -> Iterator[list[Batch]]:
-        samples = PackedSamples(
-            self.mixture,
-            self.setting.vocabulary,
-            tuple(self.setting.weights.values()),
-            True,
-            run.mesh.context_size,
+    def batches(self, run: Reader) -> Iterator[list[Batch]]:
+        """This data parallel rank's micro-batches of one evaluation, batch by batch."""
+        setting, mesh, place = self._setting, run.mesh, run.trainer.place
+        builder = RowBuilder(
+            setting.vocabulary, self._context, setting.weights, self._reset, mesh.context_size
         )
-        return step_batches(
-            samples,
-            global_batch=self.setting.batch.size,
-            micro_batch=self.setting.batch.micro_size,
-            data_rank=run.mesh.data_rank,
-            data_size=run.mesh.data_size,
-            first_step=0,
-            last_step=self.section.batches,
-            place=run.trainer.place,
+
+        def make(sequences: Sequence[int]) -> Batch:
+            drawn = [self._mixture[sequence] for sequence in sequences]
+            batch = builder.batch([source.row(index) for source, index in drawn])
+            return place(batch) if place else batch
+
+        return steps_of(
+            make,
+            setting.batch,
+            data_rank=mesh.data_rank,
+            data_size=mesh.data_size,
+            first=0,
+            last=self.section.batches,
         )

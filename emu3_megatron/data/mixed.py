@@ -1,71 +1,134 @@
-"""Shim until the data package has its own."""
+"""The built-in data, of kind `mixture`: a weighted mixture of sources."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emu3_megatron.config.data import MixtureConfig, PackSource
-from emu3_megatron.config.training import BatchConfig
-from emu3_megatron.data.batches import Batch, PackedSamples, step_batches
-from emu3_megatron.data.phases import Phase, PhasedMixture, _content, phases_of
-from emu3_megatron.errors import InputError
-from emu3_megatron.vocabulary import Vocabulary
+from pydantic import TypeAdapter
+
+from emu3_megatron.config.data import AnySource, MixtureConfig
+from emu3_megatron.data.batches import Batch
+from emu3_megatron.data.null_prompt import NullPrompt
+from emu3_megatron.data.opening import open_sources
+from emu3_megatron.data.phases import Phase, PhasedMixture, Share, phases_of
+from emu3_megatron.data.rows import RowBuilder
+from emu3_megatron.data.setting import Reader, Setting
+from emu3_megatron.data.source import Piece, Source
+from emu3_megatron.data.workers import steps_of
 
 
 @dataclass(frozen=True)
-class Setting:
-    vocabulary: Vocabulary
-    batch: BatchConfig
-    seed: int
-    weights: Mapping[str, float]
-    place: Callable[[Batch], Batch] | None = None
+class Drawn:
+    """A sequence of a run.
+
+    Attributes:
+        number: in the run, from 0.
+        index: which row of the source it is.
+        row: as the source gives it.
+        pieces: as they are trained, some without their caption.
+    """
+
+    number: int
+    source: Source
+    index: int
+    row: list[Piece]
+    pieces: list[Piece]
 
 
 class MixtureData:
-    def __init__(self, section: MixtureConfig, setting: Setting):
-        sources = []
-        for source in section.sources:
-            assert isinstance(source, PackSource)
-            sources.append(source.model_copy(update={"content": _content(source.pack)}))
-        self.section = section.model_copy(update={"sources": sources})
-        self.setting = setting
-        self.phases: list[Phase] = []
-        self._mixture(phases_of([], sources, 0), 0)
+    """Sequences of a run from sources that are mixed by weight.
 
-    def _mixture(self, phases: list[Phase], since: int) -> PhasedMixture:
-        mixture = PhasedMixture(phases, self.setting.vocabulary, self.setting.seed, since)
-        for source in mixture.sources:
-            if source.context != self.section.context:
-                raise InputError(
-                    f"{source.path}: packed for a context of {source.context:,}, data.context is "
-                    f"{self.section.context:,}; pack again or change the recipe"
-                )
-        return mixture
+    What sequence k holds is a pure function of the sources' content, their weights over the run so
+    far, the seed and k; no layout changes it.
+
+    Args:
+        section: of the recipe.
+
+    Attributes:
+        section: with the content of every source.
+
+    Raises:
+        InputError: a source is missing, damaged, or of another context or vocabulary.
+    """
+
+    def __init__(self, section: MixtureConfig, setting: Setting):
+        self._setting = setting
+        sources, filled = open_sources(
+            "data.sources", section.sources, setting.vocabulary, section.context
+        )
+        self._sources = {source.content: source for source in sources}
+        self.section = section.model_copy(update={"sources": filled})
+        self._phases = phases_of([], filled, 0)
+        self._null_prompt = NullPrompt(setting.vocabulary, section.null_prompt, setting.seed)
 
     def state_dict(self, saved: Any = None) -> dict[str, Any]:
-        return {"phases": [phase.as_json() for phase in self.phases]}
+        """The phases of the run, the present one among them once batches were asked for; JSON."""
+        return {"phases": [phase.as_json() for phase in self._phases]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.phases = [Phase.of_json(value) for value in state["phases"]]
+        """Go on with a run's phases."""
+        self._phases = [Phase.of_json(value) for value in state["phases"]]
 
-    def batches(self, run: Any, first: int, last: int) -> Iterator[list[Batch]]:
-        sample = first * self.setting.batch.size
-        self.phases = phases_of(self.phases, self.section.sources, sample)
-        samples = PackedSamples(
-            self._mixture(self.phases, sample),
-            self.setting.vocabulary,
-            tuple(self.setting.weights.values()),
+    def batches(self, run: Reader, first: int, last: int) -> Iterator[list[Batch]]:
+        """The micro-batches of this data parallel rank, for the steps after `first` up to `last`.
+
+        From step `first` on the sources are those of the section: a phase of its own where they
+        were others before. Closing the iterator ends the workers.
+
+        Raises:
+            InputError: the batch does not divide; or, while it goes on, the data cannot be read.
+        """
+        setting, mesh, place = self._setting, run.mesh, run.trainer.place
+        begin = first * setting.batch.size
+        self._phases = phases_of(self._phases, self.section.sources, begin)
+        mixture = self._mixture(since=begin)
+        builder = RowBuilder(
+            setting.vocabulary,
+            self.section.context,
+            setting.weights,
             self.section.reset_at_documents,
-            run.mesh.context_size,
+            mesh.context_size,
         )
-        return step_batches(
-            samples,
-            global_batch=self.setting.batch.size,
-            micro_batch=self.setting.batch.micro_size,
-            data_rank=run.mesh.data_rank,
-            data_size=run.mesh.data_size,
-            first_step=first,
-            last_step=last,
+
+        def make(numbers: Sequence[int]) -> Batch:
+            batch = builder.batch([self._sequence(mixture, number).pieces for number in numbers])
+            return place(batch) if place else batch
+
+        return steps_of(
+            make,
+            setting.batch,
+            data_rank=mesh.data_rank,
+            data_size=mesh.data_size,
+            first=first,
+            last=last,
             workers=self.section.workers,
-            place=run.trainer.place,
         )
+
+    def sequences_of_step(self, step: int) -> Iterator[Drawn]:
+        """The sequences of a step of the run, counted from 1, over all ranks.
+
+        Raises:
+            InputError: a source of that time cannot be opened.
+        """
+        size = self._setting.batch.size
+        numbers = range((step - 1) * size, step * size)
+        mixture = self._mixture(since=numbers.start)
+        return (self._sequence(mixture, number) for number in numbers)
+
+    def _sequence(self, mixture: PhasedMixture, number: int) -> Drawn:
+        source, index = mixture[number]
+        row = source.row(index)
+        return Drawn(number, source, index, row, self._null_prompt(row, number))
+
+    def _mixture(self, since: int) -> PhasedMixture:
+        return PhasedMixture(self._phases, self._open, self._setting.seed, since)
+
+    def _open(self, share: Share) -> Source:
+        """The source of a share; one of an earlier phase is opened when it is asked for."""
+        if share.content not in self._sources:
+            section = TypeAdapter(AnySource).validate_python(share.section)
+            (source,), _ = open_sources(
+                "phases", [section], self._setting.vocabulary, self.section.context
+            )
+            self._sources[share.content] = source
+        return self._sources[share.content]

@@ -1,36 +1,35 @@
-"""The order of a run's samples: a weighted mixture over pack sets."""
+"""The order of a run's sequences: a weighted mixture over sources."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from emu3_megatron.data.packing.pack_set import PackSet
+from emu3_megatron.data.source import Source
 from emu3_megatron.errors import InputError
 
-_PERIOD = 1 << 16  # samples after which the order of sources repeats
+_PERIOD = 1 << 16  # sequences after which the order of sources repeats
 
 
 class Mixture:
-    """Which pack is sample k of a run: a pure function of sources, weights, seed and k.
+    """Which row is sequence k of a run: a pure function of sources, weights, seed and k.
 
-    Sources follow megatron-core's blending, so that after any number of samples each has given its
-    share to within a sample or so. Each source gives its packs in an order of its own in every
+    Sources follow megatron-core's blending, so that after any number of sequences each has given
+    its share to within a sequence or so. Each source gives its rows in an order of its own in every
     epoch.
 
     Args:
-        sources: pack sets of one context.
-        weights: share of the samples, up to a factor.
+        weights: share of the sequences, up to a factor.
         seed: of the orders inside the sources.
         numbers: what tells the sources' orders apart; by default their places.
-        given: packs that each source has given before sample 0, in an earlier phase of the run.
+        given: rows that each source has given before sequence 0, in an earlier phase of the run.
 
     Raises:
-        InputError: contexts differ, or a weight is not positive or less than 1/65,536 of all.
+        InputError: a weight is not positive or less than 1/65,536 of all.
     """
 
     def __init__(
         self,
-        sources: Sequence[PackSet],
+        sources: Sequence[Source],
         weights: Sequence[float],
         seed: int = 0,
         numbers: Sequence[int] | None = None,
@@ -40,21 +39,13 @@ class Mixture:
         self.seed = seed
         self._numbers = list(numbers or range(len(self.sources)))
         self._given = list(given or [0] * len(self.sources))
-        contexts = {source.context for source in self.sources}
-        if len(contexts) > 1:
-            found = ", ".join(f"{source.path} {source.context:,}" for source in self.sources)
-            raise InputError(f"packs of different contexts: {found}; pack them anew for one")
         self._source_k, self._turn_k = _blend(weights)
         self._turns = np.bincount(self._source_k, minlength=len(self.sources)).tolist()
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source: (epoch, order)
 
-    @property
-    def context(self) -> int:
-        return self.sources[0].context
-
-    def __getitem__(self, sample: int) -> tuple[PackSet, int]:
-        """The source and the number of the pack that sample `sample` of the run is."""
-        period, k = divmod(sample, _PERIOD)
+    def __getitem__(self, sequence: int) -> tuple[Source, int]:
+        """The source that a sequence comes from, and which of its rows it is."""
+        period, k = divmod(sequence, _PERIOD)
         source = int(self._source_k[k])
         turns = self._given[source] + period * self._turns[source] + int(self._turn_k[k])
         epoch, turn = divmod(turns, len(self.sources[source]))
@@ -72,16 +63,16 @@ class Mixture:
         return order
 
 
-def packs_given(weights: Sequence[float], samples: int) -> list[int]:
-    """How many packs each source of a mixture has given after so many samples."""
+def rows_given(weights: Sequence[float], sequences: int) -> list[int]:
+    """How many rows each source of a mixture has given after so many sequences."""
     source_k, _ = _blend(weights)
-    periods, rest = divmod(samples, _PERIOD)
+    periods, rest = divmod(sequences, _PERIOD)
     count = lambda part: np.bincount(part, minlength=len(weights))
     return (periods * count(source_k) + count(source_k[:rest])).tolist()
 
 
 def _blend(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample of a period: its source, and how many that source gave before it."""
+    """For each sequence of a period: its source, and how many that source gave before it."""
     from megatron.core.datasets.helpers_cpp import build_blending_indices  # takes seconds
 
     if min(weights) <= 0:
@@ -89,7 +80,8 @@ def _blend(weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     shares = np.array(weights, np.float64) / np.sum(weights)
     if shares.min() * _PERIOD < 1:
         raise InputError(
-            f"weights {list(weights)}: the smallest is less than 1 sample in {_PERIOD:,}; raise it"
+            f"weights {list(weights)}: the smallest is less than 1 sequence in {_PERIOD:,}; "
+            "raise it"
         )
     source_k = np.empty(_PERIOD, np.int16)
     turn_k = np.empty(_PERIOD, np.int64)

@@ -26,7 +26,7 @@ def check_prepared(out: Path, deep: bool = False) -> str:
         One line on what is there.
 
     Raises:
-        InputError: what is wrong, and how to mend it.
+        InputError: what is wrong, and the way out.
     """
     manifest = read_manifest(out)
     if manifest is None:
@@ -37,17 +37,29 @@ def check_prepared(out: Path, deep: bool = False) -> str:
         _check_shard(prefix, entry, vocabulary, deep)
     for kind, entry in manifest["kinds"].items():
         _check_table(out / f"{kind}.parquet", kind, entry)
+    _check_paths(out, manifest)
     for entry in manifest["packs"]:
         check(out / entry["path"], vocabulary, deep=deep)
     tokens = sum(entry["tokens"] for _, entry in shards)
     packs = len(manifest["packs"])
-    return f"{out}: {len(shards)} shards, {tokens:,} tokens, packs for {packs} contexts"
+    return f"{out}: {len(shards)} shards, {tokens:,} tokens, {packs} folders of packs"
 
 
 def _shards(out: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
     for entry in manifest["kinds"].values():
         for shard in entry["shards"]:
             yield out / "shards" / shard["name"], shard
+
+
+def _check_paths(out: Path, manifest: dict[str, Any]) -> None:
+    """Older versions wrote all packs of one context to one folder, the last over the others."""
+    paths = [entry["path"] for entry in manifest["packs"]]
+    for path in paths:
+        if (number := paths.count(path)) > 1:
+            raise InputError(
+                f"{out / MANIFEST}: lists {number} folders of packs as {path}, where only the last "
+                "is; run emu3 prepare again, which gives each a name of its own"
+            )
 
 
 def _check_shard(prefix: Path, entry: dict[str, Any], vocabulary: Vocabulary, deep: bool) -> None:

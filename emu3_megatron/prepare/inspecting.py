@@ -62,14 +62,20 @@ def write_page(out: Path, page: Path, tokenizer: VisionTokenizer | None, samples
 def _packs(out: Path, manifest: dict[str, Any]) -> list[pages.Html]:
     packs = manifest["packs"]
     rows = [
-        [f"{p['context']:,}", f"{p['packs']:,}", f"{p['documents']:,}", f"{p['fill']:.2%}"]
+        [
+            Path(p["path"]).stem,
+            f"{p['context']:,}",
+            f"{p['packs']:,}",
+            f"{p['documents']:,}",
+            f"{p['fill']:.2%}",
+        ]
         for p in packs
     ]
-    fills = [(p["context"], _fills(out / p["path"], p["context"])) for p in packs]
+    fills = [(Path(p["path"]).stem, _fills(out / p["path"], p["context"])) for p in packs]
     return [
         pages.heading("Packs"),
-        pages.table(["context", "packs", "documents", "fill"], rows),
-        pages.side_by_side([pages.histogram(f"fill of packs of {c:,}", f) for c, f in fills]),
+        pages.table(["name", "context", "packs", "documents", "fill"], rows),
+        pages.side_by_side([pages.histogram(f"fill of {name}", f) for name, f in fills]),
     ]
 
 

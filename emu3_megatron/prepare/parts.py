@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emu3_megatron.data.shards.bulk import write_shard
 from emu3_megatron.data.shards.sidecar import Sidecar, shard_file
-from emu3_megatron.data.shards.store import CONTEXT, TRAINED
+from emu3_megatron.data.shards.writer import Block, block_of, write_shard
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 from emu3_megatron.grammar import Document
@@ -44,12 +43,8 @@ class Part:
 
     @classmethod
     def of(cls, documents: Sequence[Document], inputs: str) -> "Part":
-        spans = [span for document in documents for span in document.spans]
         return cls(
-            tokens=np.concatenate([np.empty(0, np.int32), *(span.tokens for span in spans)]),
-            lengths=np.array([len(span.tokens) for span in spans], np.int32),
-            modes=np.array([TRAINED if span.trained else CONTEXT for span in spans], np.int8),
-            spans=np.array([len(document.spans) for document in documents], np.int32),
+            **block_of(documents)._asdict(),
             hashes=np.empty((0, HASH_BYTES), np.uint8),
             inputs=inputs,
         )
@@ -184,7 +179,7 @@ class WriteShard:
 
     def __call__(self, task: ShardTask) -> None:
         parts = (Part.read(part.path).select(part.kept) for part in task.parts)
-        blocks = ((part.tokens, part.lengths, part.modes, part.spans) for part in parts)
+        blocks = (Block(part.tokens, part.lengths, part.modes, part.spans) for part in parts)
         write_shard(task.prefix, self._vocabulary, blocks)
 
 

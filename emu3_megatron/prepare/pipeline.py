@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.model import ModelConfig
-from emu3_megatron.config.prepare import Kind, PacksConfig, PrepareRecipe
-from emu3_megatron.data.packing.packs import pack_shards
+from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
 from emu3_megatron.prepare.captions.captioning import refuse_unusable
@@ -28,6 +26,7 @@ from emu3_megatron.prepare.images import (
     encode_tasks,
     score_images,
 )
+from emu3_megatron.prepare.packing import pack_prepared
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text import text_tasks, tokenise
@@ -79,7 +78,7 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     for kind in kinds:
         manifest["kinds"][kind] = _PIPELINES[kind](workspace)
         write_json(recipe.out / MANIFEST, manifest)
-    manifest["packs"] = _pack(workspace, manifest)
+    manifest["packs"] = pack_prepared(workspace.recipe, manifest, vocabulary_of(recipe))
     write_json(recipe.out / MANIFEST, manifest)
     return manifest
 
@@ -195,39 +194,6 @@ _PIPELINES: dict[str, Callable[[Workspace], dict[str, Any]]] = {
     "clips": _clips,
     "text": _text,
 }
-
-
-def _pack(workspace: Workspace, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Packs over the shards of all kinds that are prepared, and how full they are."""
-    vocabulary = vocabulary_of(workspace.recipe)
-    return [
-        entry
-        for config in workspace.recipe.packs
-        if (entry := _pack_one(workspace.out, manifest, config, vocabulary))
-    ]
-
-
-def _pack_one(
-    out: Path, manifest: dict[str, Any], config: PacksConfig, vocabulary: Vocabulary
-) -> dict[str, Any] | None:
-    prepared = [kind for kind in config.kinds if kind in manifest["kinds"]]
-    shards = [shard for kind in prepared for shard in manifest["kinds"][kind]["shards"]]
-    if not shards:
-        return None
-    name = f"packs/{config.context}.pack"
-    key = digest(config.model_dump(), [shard["content"] for shard in shards])
-    for entry in manifest["packs"]:
-        if entry["key"] == key and (out / name / "pack.json").is_file():
-            return entry
-    report = pack_shards(
-        [out / "shards" / shard["name"] for shard in shards],
-        out / name,
-        config.context,
-        vocabulary=vocabulary,
-        seed=config.seed,
-        max_documents=config.max_documents,
-    )
-    return {"key": key, "path": name, "context": config.context, "kinds": prepared} | asdict(report)
 
 
 def summary(manifest: dict[str, Any]) -> list[str]:

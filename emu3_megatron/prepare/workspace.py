@@ -4,7 +4,7 @@ OUT/
   images.parquet, clips.parquet   every item with its scores, kept or why not
   text.parquet                    what of the text could not be used
   shards/                         KIND-NUMBER-HASH.bin, .idx, .json
-  packs/CONTEXT.pack/
+  packs/NAME.pack/
   manifest.json                   counts, hashes, settings
   .work/                          scores, captions and parts, named by a hash of what went in
 """

@@ -19,7 +19,7 @@ from emu3_megatron.config.changes import changes, refuse_changes
 from emu3_megatron.config.data import DataSection
 from emu3_megatron.config.training import BatchConfig, RunConfig
 from emu3_megatron.data.held_out import HeldOut
-from emu3_megatron.data.mixed import Setting
+from emu3_megatron.data.setting import Setting
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.flops import flops_per_token, peak_flops
 from emu3_megatron.model.opening import check_model
@@ -151,7 +151,7 @@ def _assemble(
     ]
     if recipe.validation:
         setting = Setting(vocabulary, recipe.batch, recipe.run.seed, objective.weights)
-        held_out = HeldOut(recipe.validation, recipe.context, setting)
+        held_out = HeldOut(recipe.validation, setting, recipe.data)
         run.hooks.append(Validate(recipe.validation, HeldOutLoss(trainer, held_out, run)))
     return guard
 

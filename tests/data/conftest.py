@@ -1,10 +1,10 @@
-"""Small shards for the tests of the data room."""
+"""Small shards and packs for the tests of data/."""
 
 import numpy as np
 import pytest
+from support.shards import write_documents
 
 from emu3_megatron.data.packing.packs import PackSet, pack_shards
-from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.grammar import Document, Span, captioned_image, plain_text
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -18,11 +18,8 @@ def vocabulary():
 def write_shard(tmp_path, vocabulary):
     """A function that writes documents as a shard and returns its prefix."""
 
-    def write(documents, name="shard"):
-        with store_writer(tmp_path / name, vocabulary) as writer:
-            for document in documents:
-                writer.add(document)
-        return tmp_path / name
+    def write(documents, name="shard", group=None):
+        return write_documents(tmp_path / name, vocabulary, documents, group)
 
     return write
 

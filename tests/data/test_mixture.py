@@ -33,7 +33,7 @@ def test_a_source_goes_through_its_packs_epoch_by_epoch(sources):
         assert sorted(packs[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
 
 
-def test_samples_can_be_asked_for_in_any_order(sources):
+def test_sequences_can_be_asked_for_in_any_order(sources):
     forwards, backwards = Mixture(sources, [3, 1]), Mixture(sources, [3, 1])
     expected = {k: forwards[k] for k in range(50)}
     assert {k: backwards[k] for k in reversed(range(50))} == expected
@@ -45,16 +45,10 @@ def test_seed_changes_the_order(sources):
 
 
 def test_a_vanishing_weight_is_refused(sources):
-    with pytest.raises(InputError, match="smallest is less than 1 sample in 65,536"):
+    with pytest.raises(InputError, match="smallest is less than 1 sequence in 65,536"):
         Mixture(sources, [1e9, 1])
 
 
 def test_a_weight_of_zero_is_refused(sources):
     with pytest.raises(InputError, match="must be above 0"):
         Mixture(sources, [1, 0])
-
-
-def test_different_contexts_are_refused(make_packs, make_text):
-    sources = [make_packs([make_text(20)], n, f"c{n}") for n in (32, 64)]
-    with pytest.raises(InputError, match="different contexts"):
-        Mixture(sources, [1, 1])

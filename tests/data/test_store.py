@@ -1,16 +1,18 @@
 """Token shards: what is written comes back, here and in stock megatron-core; damage is named."""
 
 import hashlib
+import json
 import pickle
 
 import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from support.shards import write_by_megatron
 
-from emu3_megatron.data.shards.bulk import write_shard as write_bulk
 from emu3_megatron.data.shards.sidecar import shard_file
 from emu3_megatron.data.shards.store import TokenStore
-from emu3_megatron.data.shards.writer import adopt, store_writer
+from emu3_megatron.data.shards.writer import Block, adopt, block_of
+from emu3_megatron.data.shards.writer import write_shard as write_blocks
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Span
 from emu3_megatron.vocabulary import Vocabulary
@@ -48,13 +50,33 @@ def test_documents_come_back_with_their_spans(prefix, documents, vocabulary):
 def test_the_sidecar_holds_what_sha256sum_prints(prefix, tmp_path, vocabulary):
     many = np.arange(300_000, dtype=np.int32) % vocabulary.size  # more than is hashed at once
     one = np.array([len(many)], np.int32)
-    write_bulk(tmp_path / "bulk", vocabulary, [(many, one, np.zeros(1, np.int8), one // one)] * 2)
+    block = Block(many, one, np.zeros(1, np.int8), one // one)
+    write_blocks(tmp_path / "many", vocabulary, [block] * 2)
 
-    for written in (prefix, tmp_path / "bulk"):
+    for written in (prefix, tmp_path / "many"):
         files = [shard_file(written, suffix).read_bytes() for suffix in ("bin", "idx")]
         sidecar = TokenStore(written, vocabulary).check_all()  # reads it anew
         assert sidecar.content == hashlib.sha256(b"".join(files)).hexdigest()
         assert sidecar.bin_bytes == len(files[0])
+
+
+def test_megatrons_own_builder_writes_the_same_bytes(prefix, documents, tmp_path):
+    write_by_megatron(tmp_path / "theirs", documents)
+
+    for suffix in ("bin", "idx"):
+        ours, theirs = (shard_file(p, suffix).read_bytes() for p in (prefix, tmp_path / "theirs"))
+        assert ours == theirs
+
+
+def test_blocks_one_by_one_are_the_shard_of_all_documents(prefix, documents, tmp_path, vocabulary):
+    blocks = (block_of([document]) for document in documents)
+    write_blocks(tmp_path / "blocks", vocabulary, blocks)
+
+    for suffix in ("bin", "idx", "json"):
+        ours, one_by_one = (
+            shard_file(p, suffix).read_bytes() for p in (prefix, tmp_path / "blocks")
+        )
+        assert ours == one_by_one
 
 
 def test_stock_megatron_reads_our_tokens_and_modes(prefix, documents):
@@ -202,31 +224,64 @@ def test_full_check_sees_changed_tokens(prefix, vocabulary):
         TokenStore(prefix, vocabulary).check_all()
 
 
-def break_off(prefix, vocabulary, document):
-    with store_writer(prefix, vocabulary) as writer:
-        writer.add(document)
-        raise RuntimeError("power cut")
+def broken_off(document):
+    yield block_of([document])
+    raise RuntimeError("power cut")
 
 
 def test_an_exception_while_writing_leaves_no_file(tmp_path, vocabulary, make_text):
     with pytest.raises(RuntimeError, match="power cut"):
-        break_off(tmp_path / "shard", vocabulary, make_text(10))
+        write_blocks(tmp_path / "shard", vocabulary, broken_off(make_text(10)))
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exception_while_writing_leaves_the_old_shard(prefix, vocabulary, documents, make_text):
     with pytest.raises(RuntimeError, match="power cut"):
-        break_off(prefix, vocabulary, make_text(10))
+        write_blocks(prefix, vocabulary, broken_off(make_text(10)))
 
     assert len(TokenStore(prefix, vocabulary)) == len(documents)
 
 
 def test_ids_outside_the_vocabulary_are_not_written(write_shard):
-    with pytest.raises(InputError, match="leave the vocabulary of 979"):
+    with pytest.raises(InputError, match=r"shard: ids 979\.\.979 leave the vocabulary of 979"):
         write_shard([Document((Span(np.array([979], np.int32)),))])
 
 
-def test_a_shard_without_documents_is_refused(tmp_path, vocabulary):
-    with pytest.raises(InputError, match="no documents"), store_writer(tmp_path / "s", vocabulary):
-        pass
+def test_a_shard_without_documents_is_refused(write_shard):
+    with pytest.raises(InputError, match="shard: no documents to write"):
+        write_shard([])
+
+
+def test_a_document_without_tokens_is_refused(write_shard, make_text):
+    with pytest.raises(InputError, match="document 1: no tokens"):
+        write_shard([make_text(5), Document((Span(np.array([], np.int32)),))])
+
+
+# Groups of documents
+
+
+def test_a_shard_of_pairs_says_so(write_shard, make_text, vocabulary):
+    store = TokenStore(write_shard([make_text(5), make_text(6)], group=2), vocabulary)
+
+    assert store.group == 2
+    assert store.check_all() == store.sidecar
+
+
+def test_the_sidecar_of_a_shard_without_groups_does_not_mention_them(prefix, vocabulary):
+    assert "group" not in json.loads(shard_file(prefix, "json").read_text())
+    assert TokenStore(prefix, vocabulary).group is None
+
+
+def test_half_a_pair_is_not_written(write_shard, make_text):
+    with pytest.raises(InputError, match="shard: 3 documents are no groups of 2; write whole"):
+        write_shard([make_text(5)] * 3, group=2)
+
+
+def test_a_sidecar_whose_groups_do_not_fit_is_refused(write_shard, make_text, vocabulary):
+    prefix = write_shard([make_text(5)] * 4, group=2)
+    path = shard_file(prefix, "json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "group": 3}))
+
+    with pytest.raises(InputError, match=r"shard\.json: 4 documents are no groups of 3"):
+        TokenStore(prefix, vocabulary)

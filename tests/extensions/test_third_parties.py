@@ -80,6 +80,20 @@ def test_data_of_another_kind_goes_on_where_it_stopped(tmp_path):
     assert alone[-1] < alone[0]
 
 
+def test_a_source_is_mixed_with_packs_in_every_layout(pack, tmp_path):
+    (tmp_path / "poems.txt").write_text("one\ntwo\nthree\nfour\n")
+    poems = {"kind": "support.extensions:Lines", "file": str(tmp_path / "poems.txt")}
+    sources = {"sources": [{"pack": str(pack)}, {**poems, "tokens": 128}]}
+    found = {
+        name: train(six_steps(pack, tmp_path / name, layout, data=sources), ranks)
+        for name, (ranks, layout) in LAYOUTS.items()
+    }
+    alone, together = ([row["loss"] for row in run] for run in found.values())
+
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert alone[-1] < alone[0]
+
+
 def test_an_engine_of_plain_torch_gives_the_same_losses(pack, tmp_path):
     megatron = six_steps(pack, tmp_path / "megatron", {})
     plain = six_steps(

@@ -2,19 +2,18 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from support.batches import reader, setting_of
 from support.faults import Job, events, run_job
-from support.tiny import VOCABULARY
+from support.tiny import CONTEXT, VOCABULARY
 
 from emu3_megatron.cli import main
-from emu3_megatron.data.mixed import MixtureData, Setting
+from emu3_megatron.data.mixed import MixtureData
+from emu3_megatron.data.packing.packs import pack_shards
 from emu3_megatron.training.trainer import DecoderTrainer
 
 
@@ -90,23 +89,21 @@ def test_a_reader_that_leaves_ends_status_without_a_traceback(untroubled):
 def test_the_documents_of_a_step_follow_from_its_number(untroubled, recipe, capsys):
     lines = say(capsys, "inspect", "batch", untroubled, "--step", 5)
     description = json.loads((untroubled / "run.json").read_text())
-    setting = Setting(VOCABULARY, recipe().batch, 0, {"text": 1.0, "structure": 1.0, "code": 0.5})
-    data = MixtureData(recipe().data, setting)
+    data = MixtureData(recipe().data, setting_of(recipe()))
     data.load_state_dict(description["data"])
-    mesh = SimpleNamespace(data_rank=0, data_size=1, context_size=1)
-    run = SimpleNamespace(mesh=mesh, trainer=SimpleNamespace(place=None))
-    batches = next(data.batches(run, 4, 5))
+    batches = next(data.batches(reader(), 4, 5))
     rows = [row for batch in batches for row in batch.documents]
 
-    assert lines[0].startswith("sample 32: pack ")
+    assert lines[0].startswith("sequence 32: row ")
     told = [line.split()[2].rstrip(":") for line in lines if line.startswith("  ")]
-    assert told == [str(number) for row in rows for _, number, *_ in row]
+    assert told == [str(ref.document) for row in rows for ref in row]
 
 
 def test_a_mixture_that_changes_in_mid_run_repeats_no_sample(recipe, packs, capsys, tmp_path):
-    sources = [{"pack": str(tmp_path / name / "tiny.pack")} for name in "ab"]
-    for source in sources:
-        shutil.copytree(packs.parent, Path(source["pack"]).parent)
+    sources = [{"pack": str(tmp_path / f"{name}.pack")} for name in "ab"]
+    for seed, source in enumerate(sources):
+        shard = packs.parent / "shard"
+        pack_shards([shard], source["pack"], CONTEXT, vocabulary=VOCABULARY, seed=seed)
     (end,) = run_job(recipe(run={"stop_after": 2}, data={"sources": sources[:1]}))
     assert end.code == 0, end.said
     (end,) = run_job(recipe(run={"stop_after": 4}, data={"sources": sources}), accept=True)
@@ -114,9 +111,9 @@ def test_a_mixture_that_changes_in_mid_run_repeats_no_sample(recipe, packs, caps
 
     folder = recipe().run.dir
     said = [say(capsys, "inspect", "batch", folder, "--step", step) for step in range(1, 5)]
-    drawn = [line.split(": ")[1] for lines in said for line in lines if line.startswith("sample")]
+    drawn = [line.split(": ")[1] for lines in said for line in lines if line.startswith("sequence")]
     assert len(drawn) == len(set(drawn)) == 4 * 8
-    of_b = [line.endswith("/b/tiny.pack") for line in drawn]
+    of_b = [line.endswith("/b.pack") for line in drawn]
     assert sum(of_b[:16]) == 0
     assert sum(of_b[16:]) == 8
 

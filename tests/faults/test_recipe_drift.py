@@ -63,7 +63,7 @@ def test_a_batch_size_cannot_change_within_a_run(resumed):
     assert "cannot change within a run: batch.size: 8 → 16; choose another run.dir" in end.said
 
 
-def test_packs_that_changed_under_their_name_are_refused(resumed, packs, recipe, tmp_path):
+def test_packs_that_changed_under_their_name_are_another_source(resumed, packs, recipe, tmp_path):
     copy = tmp_path / "tiny.pack"
     for path in packs.parent.iterdir():
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
@@ -72,7 +72,23 @@ def test_packs_that_changed_under_their_name_are_refused(resumed, packs, recipe,
     assert end.code == 0, end.said
     header = json.loads((copy / "pack.json").read_text())
     (copy / "pack.json").write_text(json.dumps({**header, "seed": 1}))
-    (end,) = run_job(recipe(data={"sources": [{"pack": str(copy)}]}))
+    second = recipe(data={"sources": [{"pack": str(copy)}]}, run={"stop_after": 4})
+    (end,) = run_job(second)
+    (accepted,) = run_job(second, accept=True)
 
     assert end.code == 2
-    assert "other packs than this run has read so far; give the new ones another name" in end.said
+    assert "the recipe changed since the checkpoint: data.sources.0.content: " in end.said
+    assert accepted.code == 0, accepted.said
+    phases = json.loads((second.run.dir / "run.json").read_text())["phases"]
+    assert [phase["first_sequence"] for phase in phases] == [0, 2 * 8]
+
+
+def test_packs_that_moved_are_the_same_source(resumed, packs, recipe, tmp_path):
+    shutil.copytree(packs.parent, tmp_path / "elsewhere")
+    moved = str(tmp_path / "elsewhere" / packs.name)
+    end = resumed(run={"steps": 10}, data={"sources": [{"pack": moved}]})
+
+    assert end.code == 0, end.said
+    assert "recipe changed: data.sources.0.pack: " in end.said
+    (phase,) = json.loads((recipe().run.dir / "run.json").read_text())["phases"]
+    assert phase["sources"][0]["section"]["pack"] == moved

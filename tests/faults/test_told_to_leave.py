@@ -95,7 +95,7 @@ def test_a_signal_at_one_rank_makes_all_save_at_the_same_step(fault, recipe, unt
 def test_a_signal_in_an_evaluation_gives_it_up_and_all_save_at_the_same_step(
     recipe, untroubled, tmp_path
 ):
-    held_out = [{"pack": str(make_packs(tmp_path))}]
+    held_out = [{"pack": str(make_packs(tmp_path, seed=1))}]
     recipe = recipe(validation={"every": 2, "batches": 2, "sources": held_out})
     ends = run_job(recipe, ranks=2, fault=term_in_an_evaluation)
     folder = recipe.run.dir

@@ -2,17 +2,17 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from support.batches import reader, setting_of
 from support.processes import run_processes
 from support.tiny import CONTEXT, VOCABULARY, make_packs, tiny_recipe
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from emu3_megatron.cli.train import run_training
 from emu3_megatron.config import Recipe
-from emu3_megatron.data.mixed import MixtureData, Setting
+from emu3_megatron.data.mixed import MixtureData
 from emu3_megatron.interchange.importing import import_folder
 
 STEPS = 10
@@ -72,11 +72,9 @@ def their_losses(recipe: Recipe) -> list[float]:
         eps=settings.epsilon,
     )
     whole = recipe.batch.model_copy(update={"micro_size": recipe.batch.size})
-    data = MixtureData(recipe.data, Setting(VOCABULARY, whole, 0, recipe.objective.weights))
-    mesh = SimpleNamespace(data_rank=0, data_size=1, context_size=1)
-    run = SimpleNamespace(mesh=mesh, trainer=SimpleNamespace(place=None))
+    data = MixtureData(recipe.data, setting_of(recipe, batch=whole))
     losses = []
-    for (batch,) in data.batches(run, 0, STEPS):
+    for (batch,) in data.batches(reader(), 0, STEPS):
         logits_bsv = model(batch.tokens).logits
         loss = torch.nn.functional.cross_entropy(logits_bsv.flatten(0, 1), batch.labels.flatten())
         loss.backward()

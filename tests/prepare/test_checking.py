@@ -44,7 +44,7 @@ def test_what_was_prepared_is_said_and_sound(prepared, capsys):
     assert "text: 20 of 20 kept, 170 tokens in 1 shards" in said
 
     main(["check", str(prepared), "--deep"])
-    assert "1 shards, 170 tokens, packs for 1 contexts (valid)" in capsys.readouterr().out
+    assert "1 shards, 170 tokens, 1 folders of packs (valid)" in capsys.readouterr().out
 
 
 def test_a_lost_shard_is_named(prepared, capsys):
@@ -60,6 +60,17 @@ def test_a_flipped_byte_is_found_by_deep(prepared, capsys):
     path.write_bytes(content)
 
     assert "not the content" in refused(capsys, "check", str(prepared), "--deep")
+
+
+@pytest.mark.parametrize("deep", [[], ["--deep"]])
+def test_two_packs_under_one_path_are_found(prepared, capsys, deep):
+    path = prepared / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["packs"] *= 2  # as older versions wrote it of two packs of one context
+    path.write_text(json.dumps(manifest))
+
+    line = refused(capsys, "check", str(prepared), *deep)
+    assert "manifest.json: lists 2 folders of packs as packs/text-64.pack, where only the" in line
 
 
 def test_a_recipe_without_the_kind_is_refused(prepared, capsys):

@@ -25,7 +25,7 @@ def test_the_bilingual_set_goes_from_files_to_packs_with_one_command(tmp_path):
     done = subprocess.run(run, env={**os.environ, "PATH": path}, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "packs for 2 contexts (valid)" in done.stdout
+    assert "2 folders of packs (valid)" in done.stdout
     data = tmp_path / "runs" / "data"
     captions = [json.loads(line) for line in (data / "captions.jsonl").read_text().splitlines()]
     assert Counter(bool(row["zh"]) for row in captions) == {True: 713, False: 72}

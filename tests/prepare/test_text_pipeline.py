@@ -8,10 +8,10 @@ import unicodedata
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.shards import write_by_megatron
 
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.data.shards.store import TokenStore
-from emu3_megatron.data.shards.writer import store_writer
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import plain_text
 from emu3_megatron.prepare.pipeline import prepare
@@ -81,9 +81,7 @@ def test_ranges_hold_every_line_once(content, size):
 def test_the_shard_is_the_one_that_a_loop_writes(run, tmp_path, vocabulary, range_bytes):
     recipe, manifest = run(range_bytes=range_bytes)
 
-    with store_writer(tmp_path / "loop", vocabulary) as writer:
-        for line in LINES:
-            writer.add(plain_text(vocabulary, line))
+    write_by_megatron(tmp_path / "loop", [plain_text(vocabulary, line) for line in LINES])
     (shard,) = manifest["kinds"]["text"]["shards"]
     for suffix in ("bin", "idx"):
         ours = recipe.out / "shards" / f"{shard['name']}.{suffix}"

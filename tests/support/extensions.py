@@ -1,14 +1,19 @@
 """What a third party may bring, through the public interfaces alone: recipes name it by kind."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emu3_megatron.config.base import Component, semantic
-from emu3_megatron.config.data import DataSection
-from emu3_megatron.data.mixed import Setting
+from emu3_megatron.config.base import REQUIRED, Component, free, semantic
+from emu3_megatron.config.data import DataSection, SourceSection
+from emu3_megatron.data.setting import Setting
+from emu3_megatron.data.source import Piece
+from emu3_megatron.errors import InputError
+from emu3_megatron.grammar import plain_text
 from emu3_megatron.runs.interfaces import Hook, Run, StepResult
 from emu3_megatron.vocabulary import TEXT, Vocabulary
 
@@ -65,6 +70,32 @@ class MovingAverage(Hook):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.average = state["steps"], state["average"]
+
+
+class Lines:
+    """A source: each line of a text file is a row."""
+
+    class Config(SourceSection):
+        file: Path = free(REQUIRED, "of text")
+        tokens: int = semantic(REQUIRED, "a row takes; longer lines are cut")
+
+    def __init__(self, section: "Lines.Config", vocabulary: Vocabulary):
+        if not section.file.is_file():
+            raise InputError(f"{section.file}: no such file")
+        self.file, self.vocabulary = section.file, vocabulary
+        self.lines = section.file.read_text().splitlines()
+        self.context = section.tokens
+        self.content = hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def row(self, index: int) -> list[Piece]:
+        tokens = plain_text(self.vocabulary, self.lines[index]).tokens[: self.context]
+        return [Piece(tokens, None, self.file.name, index)]
 
 
 class Counting:

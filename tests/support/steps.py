@@ -11,7 +11,8 @@ from emu3_megatron.checkpoints.saving import request_checkpoint
 from emu3_megatron.checkpoints.state import load_state
 from emu3_megatron.config import Recipe
 from emu3_megatron.config.base import build
-from emu3_megatron.data.mixed import MixtureData, Setting
+from emu3_megatron.data.mixed import MixtureData
+from emu3_megatron.data.setting import Setting
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.runs.interfaces import StepResult, Verdict
 from emu3_megatron.runs.metrics.log import Work

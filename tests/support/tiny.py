@@ -8,25 +8,30 @@ import numpy as np
 from emu3_megatron import grammar
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.packing.packs import pack_shards
-from emu3_megatron.data.shards.writer import store_writer
+from emu3_megatron.grammar import Document
 from emu3_megatron.vocabulary import ByteEncoding, Vocabulary
+from support.shards import write_documents
 
 # 256 + 211 + 600 = 1,067 ids: tensor parallel sizes 1 and 2 pad them to different numbers of rows.
 VOCABULARY = Vocabulary(ByteEncoding(), 600)
 CONTEXT = 128
 
 
-def make_packs(folder: Path) -> Path:
+def make_packs(folder: Path, seed: int = 0) -> Path:
     """Packs of captioned images, understanding, text and dialogue; several documents in each."""
-    random = np.random.default_rng(0)
-    with store_writer(folder / "shard", VOCABULARY) as writer:
-        for i in range(24):
-            codes = random.integers(0, 600, random.integers(2, 6, size=2))
-            writer.add(grammar.captioned_image(VOCABULARY, f"number {i}", codes))
-            writer.add(grammar.understanding(VOCABULARY, codes, f"it is {i}"))
-            writer.add(grammar.plain_text(VOCABULARY, "words " * int(random.integers(1, 12))))
-            turns = [grammar.Turn("which number is it", f"{i}", codes)]
-            writer.add(grammar.dialogue(VOCABULARY, turns))
+    random = np.random.default_rng(seed)
+    documents: list[Document] = []
+    for i in range(24):
+        codes = random.integers(0, 600, random.integers(2, 6, size=2))
+        text = "words " * int(random.integers(1, 12))
+        turns = [grammar.Turn("which number is it", f"{i}", codes)]
+        documents += [
+            grammar.captioned_image(VOCABULARY, f"number {i}", codes),
+            grammar.understanding(VOCABULARY, codes, f"it is {i}"),
+            grammar.plain_text(VOCABULARY, text),
+            grammar.dialogue(VOCABULARY, turns),
+        ]
+    write_documents(folder / "shard", VOCABULARY, documents)
     pack_shards([folder / "shard"], folder / "tiny.pack", CONTEXT, vocabulary=VOCABULARY)
     return folder / "tiny.pack"
 

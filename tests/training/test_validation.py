@@ -1,20 +1,22 @@
 """Held-out loss: of the same documents every time, equal in every layout, without a trace."""
 
 import json
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from support.batches import reader, setting_of
 from support.faults import run_job
 from support.processes import run_processes
 from support.steps import losses, start
-from support.tiny import CONTEXT, VOCABULARY, make_packs, tiny_recipe
+from support.tiny import CONTEXT, make_packs, tiny_recipe
 
 from emu3_megatron import parallel
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.held_out import HeldOut
-from emu3_megatron.data.mixed import Setting
+from emu3_megatron.data.mixed import MixtureData
 from emu3_megatron.errors import InputError
 from emu3_megatron.training.evaluator import HeldOutLoss
 
@@ -22,7 +24,8 @@ from emu3_megatron.training.evaluator import HeldOutLoss
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Those to learn from and those held out."""
-    return tuple(make_packs(tmp_path_factory.mktemp(name)) for name in ("train", "held-out"))
+    folder = tmp_path_factory.mktemp
+    return make_packs(folder("train")), make_packs(folder("held-out"), seed=1)
 
 
 def recipe_of(packs: tuple[Path, Path], folder: Path, every=3, batches=1, **sections: Any):
@@ -31,8 +34,7 @@ def recipe_of(packs: tuple[Path, Path], folder: Path, every=3, batches=1, **sect
 
 
 def open_held_out(recipe: Recipe) -> HeldOut:
-    setting = Setting(VOCABULARY, recipe.batch, recipe.run.seed, recipe.objective.weights)
-    return HeldOut(recipe.validation, recipe.context, setting)
+    return HeldOut(recipe.validation, setting_of(recipe), recipe.data)
 
 
 def held_out_loss(recipe: Recipe) -> dict[str, float]:
@@ -87,10 +89,8 @@ def test_it_leaves_no_trace_in_training(packs, tmp_path):
 
 def test_the_documents_are_the_same_for_every_seed_of_a_run(packs, tmp_path):
     def documents(seed: int) -> list[Any]:
-        mesh = SimpleNamespace(data_rank=0, data_size=1, context_size=1)
-        run = SimpleNamespace(mesh=mesh, trainer=SimpleNamespace(place=None))
         data = open_held_out(recipe_of(packs, tmp_path, run={"seed": seed}))
-        return [batch.documents for step in data.batches(run) for batch in step]
+        return [batch.documents for step in data.batches(reader()) for batch in step]
 
     assert documents(0) == documents(1)
 
@@ -109,3 +109,21 @@ def test_packs_of_another_context_are_refused(packs, tmp_path):
 def test_packs_that_are_trained_on_are_not_held_out(packs, tmp_path):
     with pytest.raises(ValueError, match=r"tiny.pack is among data.sources; hold other packs out"):
         recipe_of((packs[0], packs[0]), tmp_path)
+
+
+def test_packs_that_are_trained_on_are_known_wherever_they_lie(packs, tmp_path):
+    shutil.copytree(packs[0].parent, tmp_path / "copy")
+    recipe = recipe_of((packs[0], tmp_path / "copy" / packs[0].name), tmp_path)
+    data = MixtureData(recipe.data, setting_of(recipe)).section
+
+    with pytest.raises(InputError, match=r"copy/tiny.pack holds what data.sources hold; hold"):
+        HeldOut(recipe.validation, setting_of(recipe), data)
+
+
+def test_no_caption_is_taken_out_of_held_out_data(packs, tmp_path):
+    found = []
+    for share in (0, 1):
+        held_out = open_held_out(recipe_of(packs, tmp_path, data={"null_prompt": share}))
+        found.append([batch.tokens for step in held_out.batches(reader()) for batch in step])
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -1,7 +1,7 @@
 """Best-fit-decreasing bin packing over a histogram of lengths.
 
-Longest first, each piece goes into the bin with the least room that still takes it. Pieces of one
-length are alike, and so are bins with one residual: a step handles whole groups of both, and its
+Longest first, each piece goes into the fullest bin that still takes it. Pieces of one length
+are interchangeable, and so are bins with one residual: a step handles whole groups of both, and its
 cost depends on how many different lengths there are, not on how many pieces.
 """
 
@@ -84,11 +84,11 @@ def lower_bound(counts: np.ndarray, capacity: int) -> int:
     half = capacity // 2 + 1
     big = number[-1] - number[half]  # longer than half a bin: one each
     middle = slice(half, None)
-    room = (number[capacity + 1 - smallest] - number[half]) * capacity - (
+    space = (number[capacity + 1 - smallest] - number[half]) * capacity - (
         tokens[capacity + 1 - smallest] - tokens[middle.start]
     )
     small = tokens[half] - tokens[smallest]
-    extra = -(-(small - room) // capacity)
+    extra = -(-(small - space) // capacity)
     return int(big + max(0, extra.max()))
 
 

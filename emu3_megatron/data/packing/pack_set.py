@@ -1,13 +1,17 @@
-"""Opening a pack folder: the pieces that make each training sequence."""
+"""Opening a pack folder, a source: the pieces that make each training sequence."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from emu3_megatron.data.shards.store import TokenStore
+from emu3_megatron.config.prepare import Select
+from emu3_megatron.data.packing.selection import selected
+from emu3_megatron.data.shards.store import CONTEXT, TokenStore
+from emu3_megatron.data.source import Piece
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -16,17 +20,8 @@ _SCAN = 1 << 24  # tokens looked at while opening all shards of a pack
 DTYPES = {"offsets": np.int64, "documents": np.int64, "starts": np.int32, "lengths": np.int32}
 
 
-class Piece(NamedTuple):
-    """A stretch of a document inside a pack."""
-
-    store: TokenStore
-    document: int  # inside its shard
-    start: int
-    length: int
-
-
 class PackSet:
-    """An opened pack folder with its shards; it can be forked and pickled.
+    """An opened pack folder with its shards: a source. It can be forked and pickled.
 
     Args:
         path: NAME.pack.
@@ -34,6 +29,8 @@ class PackSet:
 
     Attributes:
         context: tokens a pack takes.
+        content: hash of pack.json without the paths of its shards: folders may move.
+        select: which documents of the shards it holds, by layout.
         stores: its shards, in order.
 
     Raises:
@@ -44,6 +41,8 @@ class PackSet:
         self.path = Path(path)
         header = read_header(self.path)
         self.context: int = header["context"]
+        self.content = _content(header)
+        self.select: Select = header.get("select", "all")
         self.stores = _open_shards(self.path, header["shards"], vocabulary)
         self._firsts = first_documents(self.stores)
         self._map()
@@ -59,45 +58,71 @@ class PackSet:
         self.__dict__.update(state)
         self._map()
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def __len__(self) -> int:
         """Number of packs."""
         return len(self._arrays["offsets"]) - 1
 
-    def pieces(self, pack: int) -> list[Piece]:
-        """What a pack is made of, in order."""
-        begin, end = self._arrays["offsets"][pack : pack + 2]
+    def row(self, index: int) -> list[Piece]:
+        """What a pack is made of, in order.
+
+        Raises:
+            InputError: an id outside the vocabulary.
+        """
+        begin, end = self._arrays["offsets"][index : index + 2]
         documents, starts, lengths = (
             self._arrays[name][begin:end] for name in ("documents", "starts", "lengths")
         )
         shards = np.searchsorted(self._firsts, documents, "right") - 1
         inside = documents - self._firsts[shards]
         columns = (array.tolist() for array in (shards, inside, starts, lengths))
-        return [Piece(self.stores[shard], *piece) for shard, *piece in zip(*columns, strict=True)]
+        return [_piece(self.stores[shard], *rest) for shard, *rest in zip(*columns, strict=True)]
 
     def check_all(self) -> None:
-        """Read everything: every token, and that packs hold each token exactly once.
+        """Read everything: every token, and that packs hold each selected token exactly once.
 
         Raises:
             InputError: names the shard or the pack folder.
         """
         for store in self.stores:
             store.check_all()
+        if not (self._holds_every_token_once() and self._holds_groups_side_by_side()):
+            raise InputError(
+                f"{self.path}: does not hold every document of its shards once; run emu3 pack again"
+            )
+
+    def _holds_every_token_once(self) -> bool:
         documents, starts, lengths = (
             self._arrays[name] for name in ("documents", "starts", "lengths")
         )
+        taken = np.concatenate([selected(store, self.select) for store in self.stores])
+        expected = np.concatenate([store.document_lengths for store in self.stores]) * taken
         order = np.lexsort((starts, documents))
         ends = np.cumsum(lengths[order], dtype=np.int64)
-        firsts = np.cumsum([0, *np.concatenate([s.document_lengths for s in self.stores])])
+        firsts = np.cumsum([0, *expected])
         sizes = np.add.reduceat(lengths, self._arrays["offsets"][:-1], dtype=np.int64)
         begins = firsts[documents[order]] + starts[order]
-        if (
-            sizes.max() > self.context
-            or ends[-1] != firsts[-1]
-            or not np.array_equal(begins, ends - lengths[order])
-        ):
-            raise InputError(
-                f"{self.path}: does not hold every token of its shards once; run emu3 pack again"
-            )
+        return bool(
+            taken[documents].all()
+            and sizes.max() <= self.context
+            and ends[-1] == firsts[-1]
+            and np.array_equal(begins, ends - lengths[order])
+        )
+
+    def _holds_groups_side_by_side(self) -> bool:
+        group = self.stores[0].group
+        if group is None:
+            return True
+        documents, offsets = self._arrays["documents"], self._arrays["offsets"]
+        if np.any(offsets % group):
+            return False
+        of_groups = documents.reshape(-1, group)
+        shards = np.searchsorted(self._firsts, of_groups[:, 0], "right") - 1
+        inside = of_groups - self._firsts[shards][:, None]
+        firsts = inside[:, :1] // group * group
+        return bool(np.array_equal(inside, firsts + np.arange(group)))
 
     def _check_arrays(self, packs: int, pieces: int) -> None:
         for name, dtype in DTYPES.items():
@@ -113,6 +138,25 @@ class PackSet:
                 f"{self.path / 'offsets.npy'}: its numbers contradict each other; "
                 "run emu3 pack again"
             )
+
+
+def _piece(store: TokenStore, document: int, start: int, length: int) -> Piece:
+    group, side = (None, None) if store.group is None else divmod(document, store.group)
+    return Piece(
+        tokens=store.read(document, start, length),
+        context=_is_context(store, document, start, length) if store.has_context else None,
+        source=store.name,
+        document=document,
+        start=start,
+        group=group,
+        side=side,
+    )
+
+
+def _is_context(store: TokenStore, document: int, start: int, length: int) -> np.ndarray:
+    """Which tokens of a piece are context, bool [length]."""
+    lengths, modes = store.spans(document)
+    return np.repeat(modes == CONTEXT, lengths)[start : start + length]
 
 
 def first_documents(stores: list[TokenStore]) -> np.ndarray:
@@ -145,10 +189,16 @@ def _open_shards(
     for shard in shards:
         prefix = Path(os.path.normpath(path.resolve() / shard["path"]))
         store = TokenStore(prefix, vocabulary, _SCAN // len(shards))
-        if store.sidecar is None or store.sidecar.content != shard["content"]:
+        made_from = (shard["content"], shard.get("group"))
+        if store.sidecar is None or (store.sidecar.content, store.group) != made_from:
             raise InputError(f"{path}: made from other shards than {prefix}; run emu3 pack again")
         stores.append(store)
     return stores
+
+
+def _content(header: dict[str, Any]) -> str:
+    shards = [{**shard, "path": None} for shard in header["shards"]]  # folders may be moved
+    return hashlib.sha256(json.dumps({**header, "shards": shards}).encode()).hexdigest()
 
 
 def _map_array(path: Path) -> np.ndarray:

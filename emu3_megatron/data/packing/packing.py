@@ -1,4 +1,4 @@
-"""Which pieces of documents share a pack: best fit, then text cut into the room left over."""
+"""Which pieces of documents share a pack: best fit, then text cut into the gaps left over."""
 
 from dataclasses import dataclass, replace
 
@@ -30,7 +30,7 @@ class Packing:
 
     @property
     def fill(self) -> float:
-        """Tokens over room, 0 to 1."""
+        """Tokens over context, 0 to 1."""
         return int(self.pieces.lengths.sum(dtype=np.int64)) / (len(self) * self.context)
 
 
@@ -49,7 +49,7 @@ def pack_pieces(
         context: tokens a pack takes.
         seed: which equally long pieces go together, and the order of the packs.
         max_documents: pieces a pack takes at most: a pack of very many stalls every other rank.
-        cut_text: fill the room left over with text that is cut.
+        cut_text: fill the gaps left over with text that is cut.
     """
     # Longest first; where text may be cut, what may not be cut chooses its place before it.
     kind_n = pieces.is_text * np.int32(context + 1) if cut_text else np.int32(0)

@@ -13,6 +13,8 @@ from emu3_megatron.errors import InputError
 class Pieces:
     """Stretches of documents, one an index.
 
+    While groups of documents are packed, a group is a piece: its first document, the tokens of all.
+
     Attributes:
         documents: counted through all shards in order, int64 [n].
         starts: first token inside the document, int32 [n].
@@ -46,16 +48,21 @@ class Pieces:
         return cls(*map(np.concatenate, zip(*(part._arrays() for part in parts), strict=True)))
 
 
-def pieces_of(store: TokenStore, context: int, first: int = 0) -> Pieces:
-    """The documents of a shard, those longer than `context` cut inside text.
+def pieces_of(
+    store: TokenStore, context: int, first: int = 0, taken: np.ndarray | None = None
+) -> Pieces:
+    """The documents of a shard, those longer than `context` cut inside text; or its groups.
 
     Args:
         first: number of the shard's first document.
+        taken: which documents, bool [documents]; all without it.
 
     Raises:
-        InputError: a vision span is longer than `context`.
+        InputError: a vision span or a group is longer than `context`.
     """
-    lengths = store.document_lengths
+    lengths = store.document_lengths if taken is None else store.document_lengths * taken
+    if store.group is not None:
+        return _groups(store, lengths, store.group, context, first)
     whole = Pieces.whole(lengths, store.is_text(), first)
     is_long = lengths > context
     fits = (lengths > 0) & ~is_long
@@ -65,6 +72,33 @@ def pieces_of(store: TokenStore, context: int, first: int = 0) -> Pieces:
     mixed = np.flatnonzero(is_long & ~whole.is_text)
     parts = [_cut_around_vision(store, int(document), context, first) for document in mixed]
     return Pieces.concatenate([whole[fits], text, *parts])
+
+
+def _groups(store: TokenStore, lengths: np.ndarray, group: int, context: int, first: int) -> Pieces:
+    """A piece a group; groups are taken whole or not at all."""
+    sizes = lengths.reshape(-1, group).sum(axis=1)
+    too_long = np.flatnonzero(sizes > context)
+    if len(too_long):
+        number = int(too_long[0])
+        raise InputError(
+            f"{store.prefix}: documents {number * group} to {(number + 1) * group - 1}, a group "
+            f"that may not be cut, are {int(sizes[number]):,} tokens, the context is {context:,}; "
+            "raise the context, or make the documents shorter"
+        )
+    documents = first + np.arange(0, len(lengths), group)
+    starts, never = np.zeros(len(sizes), np.int32), np.zeros(len(sizes), bool)
+    return Pieces(documents, starts, sizes.astype(np.int32), never)[np.flatnonzero(sizes)]
+
+
+def documents_of_groups(groups: Pieces, group: int, document_lengths: np.ndarray) -> Pieces:
+    """The documents of groups, side by side.
+
+    Args:
+        document_lengths: of all documents, counted through all shards.
+    """
+    documents = (groups.documents[:, None] + np.arange(group)).reshape(-1)
+    lengths = document_lengths[documents].astype(np.int32)
+    return Pieces(documents, np.zeros_like(lengths), lengths, np.zeros(len(lengths), bool))
 
 
 def _cut_text(pieces: Pieces, context: int) -> Pieces:
@@ -89,8 +123,8 @@ def _cut_around_vision(store: TokenStore, document: int, context: int, first: in
         cut, text_begin = borders[-1] + context, 0
         for begin, stop in visions:
             if begin < cut < stop:
-                room_for_next = int(stop < end)  # the EOS, say
-                cut = min(begin, max(text_begin, stop + room_for_next - context))
+                space_for_next = int(stop < end)  # the EOS, say
+                cut = min(begin, max(text_begin, stop + space_for_next - context))
                 break
             text_begin = stop
         borders.append(cut)

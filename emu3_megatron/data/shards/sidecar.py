@@ -32,6 +32,7 @@ class Sidecar:
     bin_bytes: int
     idx_bytes: int
     content: str  # SHA-256 of .bin, then .idx
+    group: int | None = None  # so many documents in a row belong together
 
     @classmethod
     def describe(cls, data: Path, index: Path, vocabulary: Vocabulary) -> "Sidecar":
@@ -53,7 +54,8 @@ class Sidecar:
         return content.sidecar(index, vocabulary)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def read(cls, prefix: str | Path) -> "Sidecar | None":
@@ -67,7 +69,7 @@ class Sidecar:
             raise InputError(f"{path}: not the sidecar of a token shard; copy it again") from None
 
     def check(self, prefix: str | Path, vocabulary: Vocabulary) -> None:
-        """Raises InputError when the files have other sizes or the vocabulary is another."""
+        """Raises InputError when the files are not what it tells, or the vocabulary is another."""
         path = shard_file(prefix, "json")
         if self.vocabulary != vocabulary.fingerprint():
             raise InputError(
@@ -81,6 +83,11 @@ class Sidecar:
                     f"{file}: {actual:,} bytes, expected {expected:,} by {path.name}; "
                     "copy the shard again or make it anew"
                 )
+        if self.group is not None and (self.group < 2 or self.documents % self.group):
+            raise InputError(
+                f"{path}: {self.documents:,} documents are no groups of {self.group}; "
+                "make the shard anew"
+            )
 
 
 class Content:
@@ -104,7 +111,7 @@ class Content:
             self.largest = max(self.largest, int(chunk.max()))
         self._tokens += len(tokens)
 
-    def sidecar(self, index: Path, vocabulary: Vocabulary) -> Sidecar:
+    def sidecar(self, index: Path, vocabulary: Vocabulary, group: int | None = None) -> Sidecar:
         """What to write beside the tokens; once, when all are added and the .idx is written."""
         self._digest.update(index.read_bytes())
         arrays = map_index(index)
@@ -118,6 +125,7 @@ class Content:
             bin_bytes=self._tokens * TOKEN_BYTES,
             idx_bytes=index.stat().st_size,
             content=self._digest.hexdigest(),
+            group=group,
         )
 
 

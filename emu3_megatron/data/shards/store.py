@@ -4,12 +4,13 @@ A document is one Megatron document, each of its spans one sequence, and the seq
 the span's role. docs/format.md has the layout.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from emu3_megatron.data.shards.index import TOKEN_BYTES, check_index, map_index
+from emu3_megatron.data.shards.index import TOKEN_BYTES, Index, check_index, map_index
 from emu3_megatron.data.shards.sidecar import Sidecar, shard_file
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Span
@@ -94,8 +95,14 @@ class TokenStore:
         return len(self._tokens)
 
     @property
-    def num_sequences(self) -> int:
-        return len(self._index.lengths)
+    def group(self) -> int | None:
+        """So many documents in a row belong together: 2 for pairs. None: each stands alone."""
+        return self.sidecar.group if self.sidecar else None
+
+    @property
+    def index(self) -> Index:
+        """Spans and documents, memory-mapped."""
+        return self._index
 
     @property
     def document_lengths(self) -> np.ndarray:
@@ -111,6 +118,11 @@ class TokenStore:
         starts = np.minimum(self._first_tokens(), self.num_tokens - 1)
         single[single] = self._tokens[starts[single]] != self.vocabulary.vision_start
         return single
+
+    def span_heads(self) -> np.ndarray:
+        """The first token of each span of all documents, int32 [spans]; of an empty one any."""
+        starts = np.minimum(self._index.pointers // TOKEN_BYTES, self.num_tokens - 1)
+        return self._tokens[starts]
 
     def spans(self, document: int) -> tuple[np.ndarray, np.ndarray]:
         """Lengths int32 [spans] and modes int8 [spans] of a document."""
@@ -151,6 +163,8 @@ class TokenStore:
         found = Sidecar.describe(data, index, self.vocabulary)
         if found.smallest_id < 0 or found.largest_id >= self.vocabulary.size:
             self._refuse(0)
+        if self.sidecar is not None:
+            found = replace(found, group=self.sidecar.group)  # which no token tells
         if self.sidecar not in (None, found):
             raise InputError(
                 f"{data}: not the content its .json was written for; copy the shard again"

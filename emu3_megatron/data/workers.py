@@ -1,0 +1,102 @@
+"""Processes that read batches ahead, step by step."""
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from emu3_megatron.config.training import BatchConfig
+from emu3_megatron.data.batches import Batch
+from emu3_megatron.errors import InputError
+
+T = TypeVar("T")
+
+
+def steps_of(
+    make: Callable[[range], Batch],
+    batch: BatchConfig,
+    *,
+    data_rank: int,
+    data_size: int,
+    first: int,
+    last: int,
+    workers: int = 0,
+) -> Iterator[list[Batch]]:
+    """The micro-batches of one data parallel rank, step by step.
+
+    Step n, counted from 0, takes sequences n * batch.size up to (n + 1) * batch.size, whatever the
+    number of ranks; rank r gets the r-th of equal, contiguous parts.
+
+    Args:
+        make: the batch of some sequences, by their numbers; called in the workers.
+        data_rank, data_size: this rank, and how many there are.
+        first, last: steps from `first` up to, not including, `last`.
+        workers: processes that read ahead; 0 reads in this one.
+
+    Raises:
+        InputError: the batch does not divide; or, while it goes on, the data cannot be read.
+    """
+    if batch.size % (data_size * batch.micro_size):
+        raise InputError(
+            f"batch.size={batch.size} must be a multiple of batch.micro_size={batch.micro_size} "
+            f"times {data_size} data-parallel ranks"
+        )
+    share = batch.size // data_size
+    begins = (step * batch.size + data_rank * share for step in range(first, last))
+    requests = (
+        range(begin, begin + batch.micro_size)
+        for of_step in begins
+        for begin in range(of_step, of_step + share, batch.micro_size)
+    )
+    return _read_ahead(make, requests, share // batch.micro_size, workers)
+
+
+def _read_ahead(
+    make: Callable[[range], Batch], requests: Iterator[range], per_step: int, workers: int
+) -> Iterator[list[Batch]]:
+    loader = DataLoader(
+        _Requests(make),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        # A fork server between us and them would heed the signals that they do not.
+        multiprocessing_context="fork" if workers else None,
+        collate_fn=_unchanged,
+        worker_init_fn=_heed_no_signal,
+        pin_memory=torch.cuda.is_available(),
+    )
+    step: list[Batch] = []
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        step.append(batch)
+        if len(step) == per_step:
+            yield step
+            step = []
+
+
+class _Requests(Dataset["Batch | InputError"]):
+    """Batches by the sequences they ask for.
+
+    Errors travel as values: torch would wrap one raised in a worker into a long traceback.
+    """
+
+    def __init__(self, make: Callable[[range], Batch]):
+        self.make = make
+
+    def __getitem__(self, request: range) -> Batch | InputError:
+        try:
+            return self.make(request)
+        except InputError as error:
+            return error
+
+
+def _heed_no_signal(worker: int) -> None:
+    """A cluster's signal reaches every process of a job: the ranks decide, and still need data."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _unchanged(value: T) -> T:
+    return value

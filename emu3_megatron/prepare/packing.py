@@ -1,0 +1,57 @@
+"""Packs of prepared shards, by the recipe; packs that are there already are not made again."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.config.prepare import PacksConfig, PrepareRecipe
+from emu3_megatron.data.packing.packs import pack_shards
+from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.workspace import digest
+from emu3_megatron.vocabulary import Vocabulary
+
+
+def pack_prepared(
+    recipe: PrepareRecipe, manifest: dict[str, Any], vocabulary: Vocabulary
+) -> list[dict[str, Any]]:
+    """Make the packs of a recipe over the shards that are prepared.
+
+    Args:
+        manifest: of the prepared folder.
+
+    Returns:
+        What the manifest says of each folder of packs; none of packs whose kinds are not prepared.
+
+    Raises:
+        InputError: an image, clip or group is longer than a context, or a selection is empty.
+    """
+    entries = (_pack(recipe.out, manifest, packs, vocabulary) for packs in recipe.packs)
+    return [entry for entry in entries if entry]
+
+
+def _pack(
+    out: Path, manifest: dict[str, Any], config: PacksConfig, vocabulary: Vocabulary
+) -> dict[str, Any] | None:
+    prepared = [kind for kind in config.kinds if kind in manifest["kinds"]]
+    shards = [shard for kind in prepared for shard in manifest["kinds"][kind]["shards"]]
+    if not shards:
+        return None
+    path = f"packs/{config.folder_name}"
+    key = digest(config.model_dump(), [shard["content"] for shard in shards])
+    for entry in manifest["packs"]:
+        if entry["key"] == key and (out / path / "pack.json").is_file():
+            return entry
+    try:
+        report = pack_shards(
+            [out / "shards" / shard["name"] for shard in shards],
+            out / path,
+            config.context,
+            vocabulary=vocabulary,
+            select=config.select,
+            seed=config.seed,
+            max_documents=config.max_documents,
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    what = {"path": path, "context": config.context, "kinds": prepared, "select": config.select}
+    return {"key": key} | what | asdict(report)

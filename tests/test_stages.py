@@ -1,0 +1,111 @@
+"""The shipped prepare recipes make what the shipped stages read; both stages train on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from support.processes import run_processes
+
+from emu3_megatron.cli.train import run_training
+from emu3_megatron.config import Recipe, load_recipe
+from emu3_megatron.config.load import read_recipe
+from emu3_megatron.config.prepare import PrepareRecipe
+from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.media.videos import write_clip
+from emu3_megatron.prepare.checking import check_prepared
+from emu3_megatron.prepare.pipeline import prepare
+from emu3_megatron.vision.tokenizer import VisionTokenizer
+
+MADE_BY = {
+    "stage1-8b-h100x64": "prepare-8b",
+    "stage2-8b-h100x64": "prepare-8b",
+    "quality-8b-h100x64": "prepare-quality-8b",
+    "stage1-tiny-cpu": "prepare-tiny-cpu",
+    "stage2-tiny-cpu": "prepare-tiny-cpu",
+}
+CONTEXTS = {5120: 256, 131_072: 512}
+
+
+@pytest.mark.parametrize("stage", MADE_BY)
+def test_a_stage_reads_what_its_prepare_recipe_makes(stage):
+    recipe = load_recipe(Recipe, stage)
+    prepared = load_recipe(PrepareRecipe, MADE_BY[stage])
+    made = {prepared.out / "packs" / p.folder_name: p.context for p in prepared.packs}
+
+    assert recipe.data.sources
+    for source in recipe.data.sources:
+        assert made[source.pack] == recipe.data.context
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Photos, a video and texts, each with its caption, under the names that the recipe has."""
+    for name in ("photos", "videos", "texts"):
+        (tmp_path / name).mkdir()
+    random = np.random.default_rng(0)
+    for i in range(12):
+        pixels = random.integers(0, 256, (6, 8, 3), np.uint8)
+        photo = Image.fromarray(pixels).resize((64, 48), Image.Resampling.NEAREST)
+        photo.save(tmp_path / "photos" / f"{i}.png")
+        (tmp_path / "photos" / f"{i}.txt").write_text(f"photo {i}")
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i} " * 10)
+    write_clip(tmp_path / "videos" / "noise.mp4", torch.rand(16, 3, 48, 64) * 2 - 1, fps=8)
+    (tmp_path / "videos" / "noise.txt").write_text("noise that flickers")
+    network = TokenizerNetwork(preset="tiny")
+    VisionTokenizer(network).eval().save(tmp_path / "runs" / "tokenizer")
+    return tmp_path
+
+
+def prepare_small(folder: Path) -> None:
+    """What `prepare-8b` says of packs, on small photos, with short contexts."""
+    values = read_recipe("prepare-8b") | {"model": "emu3-tiny"}
+    for key, place in {"out": "data", "tokenizer": "runs/tokenizer"}.items():
+        assert values[key] == place
+        values[key] = str(folder / place)
+    loose = {"min_quality": 0, "ocr": False, "area": 1536}
+    values["images"] |= {**loose, "min_side": 32, "near_duplicate_bits": -1}
+    values["clips"] |= {**loose, "min_seconds": 0, "min_flow": 0, "max_flow": 99}
+    for kind in ("images", "clips", "text"):
+        values[kind]["source"] = str(folder / values[kind]["source"])
+    for packs in values["packs"]:
+        packs["context"] = CONTEXTS[packs["context"]]
+    recipe = PrepareRecipe.model_validate({**values, "run": {"engine": "local"}})
+    prepare(recipe, recipe.kinds)
+
+
+def small_stage(stage: str, folder: Path) -> Recipe:
+    """A shipped stage with the tiny decoder, on one process."""
+    values = read_recipe(stage)
+    values["run"] |= {"dir": str(folder / values["run"]["dir"]), "steps": 2, "log_every": 1}
+    if "init_from" in values["run"]:
+        values["run"]["init_from"] = str(folder / values["run"]["init_from"])
+    values["data"] |= {"context": CONTEXTS[values["data"]["context"]], "workers": 0}
+    for source in values["data"]["sources"]:
+        source["pack"] = str(folder / source["pack"])
+    small: dict[str, Any] = {
+        "model": {"preset": "emu3-tiny", "hidden": 32, "ffn": 64},
+        "batch": {"size": 4, "micro_size": 2},
+        "parallel": {},
+        "precision": "fp32",
+        "optimizer": values["optimizer"] | {"warmup_steps": 1},
+    }
+    path = folder / f"{stage}.yaml"
+    path.write_text(yaml.safe_dump(values | small))
+    return load_recipe(Recipe, path)
+
+
+def test_both_stages_train_from_the_packs_of_one_prepare_recipe(raw):
+    prepare_small(raw)
+    assert "6 folders of packs" in check_prepared(raw / "data", deep=True)
+
+    for stage in ("stage1-8b-h100x64", "stage2-8b-h100x64"):
+        recipe = small_stage(stage, raw)
+        run_processes(run_training, 1, recipe)
+        rows = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows] == [1, 2]
+        assert all(json.loads(row)["tokens_text"] > 0 for row in rows)
