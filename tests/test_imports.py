@@ -51,8 +51,7 @@ PACKAGES = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or p
 PACKAGES = sorted(PACKAGES - ON_TOP - {"__init__", "__pycache__"})
 
 # Functions outside config/ and cli/ that take a whole recipe.
-WHOLE_RECIPES = {
-}
+WHOLE_RECIPES = {}
 
 OPTIONAL = (
     "transformer_engine flash_attn apex deepspeed wandb tensorboard dashscope transformers "
