@@ -1,5 +1,9 @@
+import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # One thread a process, in those that tests start too: several processes share few cores, and
 # results are compared bit for bit.
@@ -30,3 +34,19 @@ def mesh() -> Iterator[Mesh]:
     mesh.seed(0, 0)
     yield mesh
     parallel.stop()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `emu3 demo` leaves: in the folder that EMU3_DEMO names, or made here, once a session."""
+    if given := os.environ.get("EMU3_DEMO"):
+        return Path(given).resolve()
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own inside
+        shared = shared.parent
+    with (shared / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "demo" / "summary.json").is_file():
+            command = [sys.executable, "-m", "emu3_megatron", "demo", "--out", "demo"]
+            subprocess.run(command, cwd=shared, check=True)
+    return shared / "demo"

@@ -47,10 +47,9 @@ def test_train_stop_resume_and_generate(recipe_file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_learns_its_photos(tmp_path: Path) -> None:
-    main(["demo", "--out", str(tmp_path)])
-    summary = json.loads((tmp_path / "summary.json").read_text())
+def test_the_demo_learns_its_photos(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
     assert summary["captions"] >= 8
     assert summary["code_match"] >= 0.95
     assert summary["tokenizer_psnr_db"] > 20
-    assert (tmp_path / "report.html").is_file()
+    assert (demo / "report.html").is_file()
