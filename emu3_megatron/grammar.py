@@ -7,7 +7,7 @@ closed by EOF, then EOI (docs/format.md).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -267,6 +267,13 @@ def parse(vocabulary: Vocabulary, tokens: np.ndarray) -> list[str | Vision]:
         parts.append(vision)
     parts.append(_parse_text(vocabulary, tokens, position, len(tokens)))
     return [part for part in parts if part != ""]
+
+
+def metas(vocabulary: Vocabulary, tokens: np.ndarray) -> Iterator[Meta]:
+    """The grid of each image and clip, from its text alone; raises GrammarError as `parse`."""
+    for start in np.flatnonzero(tokens == vocabulary.vision_start).tolist():
+        length = int(np.argmax(tokens[start:] == vocabulary.codes_follow))
+        yield Meta.parse(vocabulary.decode(tokens[start + 1 : start + length]))
 
 
 def _parse_text(vocabulary: Vocabulary, tokens: np.ndarray, start: int, end: int) -> str:

@@ -51,7 +51,18 @@ PACKAGES = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or p
 PACKAGES = sorted(PACKAGES - ON_TOP - {"__init__", "__pycache__"})
 
 # Functions outside config/ and cli/ that take a whole recipe.
-WHOLE_RECIPES = {}
+WHOLE_RECIPES = {
+    "prepare/pipeline.py _prepare",
+    "prepare/pipeline.py _refuse_unready",
+    "prepare/pipeline.py prepare",
+    "tokenizer_training/trainer.py __init__",
+    "tokenizer_training/trainer.py train_tokenizer",
+    "training/interfaces.py of",
+    "training/stage.py _assemble",
+    "training/stage.py _completed",
+    "training/stage.py _describe",
+    "training/stage.py train",
+}
 
 OPTIONAL = (
     "transformer_engine flash_attn apex deepspeed wandb tensorboard dashscope transformers "

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,12 +34,17 @@ def generate(
         typer.Option(
             parser=_grid,
             metavar="HEIGHTxWIDTH",
-            help="rows and columns of codes, 8 pixels each (default: the recipe's)",
+            help="rows and columns of codes, 8 pixels each (default: the recipe's for this "
+            "caption, else the commonest in the training data)",
         ),
     ] = None,
     guidance: Annotated[
-        float, typer.Option(help="scale of classifier-free guidance; 1 is without")
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            help="scale of classifier-free guidance; 1 is without (default: 3, or 1 for a "
+            "checkpoint that was never trained without captions)"
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
     top_k: Annotated[int, typer.Option(help="draw among the K likeliest tokens")] = 2048,
     top_p: Annotated[
@@ -54,8 +59,13 @@ def generate(
     if out.suffix != ".png":
         raise InputError(f"--out {out}: name a file that ends in .png")
     from emu3_megatron import parallel
+    from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
     from emu3_megatron.generation.images import generate_images, save_image
-    from emu3_megatron.generation.sampling import SamplingSettings
+    from emu3_megatron.generation.sampling import (
+        SamplingSettings,
+        default_guidance,
+        warn_of_guidance,
+    )
     from emu3_megatron.model.opening import open_decoder
     from emu3_megatron.vision.tokenizer import VisionTokenizer
 
@@ -63,7 +73,12 @@ def generate(
     mesh.seed(0, 0)
     decoder, recipe = open_decoder(checkpoint, mesh)
     network = VisionTokenizer.load(tokenizer or _recipes_tokenizer(recipe, checkpoint))
-    height, width = grid or _recipes_grid(recipe, prompt)
+    about = read_checkpoint(find_checkpoint(checkpoint))
+    height, width = grid or _known_grid(recipe, about, prompt)
+    if guidance is None:
+        guidance = default_guidance(about)
+    elif mesh.is_first:
+        warn_of_guidance(guidance, about)
     drawn = generate_images(
         decoder,
         recipe.model.vocabulary(),
@@ -86,10 +101,10 @@ def _recipes_tokenizer(recipe: DecoderRecipe, checkpoint: Path) -> Path:
     return recipe.sample.tokenizer
 
 
-def _recipes_grid(recipe: DecoderRecipe, prompt: str) -> tuple[int, int]:
-    """The grid that the recipe draws this caption on, or its first; Emu3's own without any."""
-    if recipe.sample is None:
-        return 90, 90
-    prompts = recipe.sample.prompts
-    known = next((p for p in prompts if p.caption == prompt), prompts[0])
-    return known.height, known.width
+def _known_grid(recipe: DecoderRecipe, about: dict[str, Any], prompt: str) -> tuple[int, int]:
+    """The grid that the recipe draws this caption on, else the training data's, else Emu3's."""
+    prompts = recipe.sample.prompts if recipe.sample else []
+    for known in prompts:
+        if known.caption == prompt:
+            return known.height, known.width
+    return tuple(about.get("grid") or (90, 90))

@@ -53,3 +53,18 @@ class ModelConfig(Config):
     def vocabulary(self) -> Vocabulary:
         encoding = QwenEncoding(self.ranks_file) if self.text == "qwen" else ByteEncoding()
         return Vocabulary(encoding, self.codes)
+
+
+def preset_vocabulary(
+    preset: str, codes: int | None = None, ranks_file: Path | None = None
+) -> Vocabulary:
+    """The vocabulary of a preset.
+
+    Args:
+        codes: other than the preset's number of codes.
+        ranks_file: as in `ModelConfig`.
+    """
+    values: dict[str, Any] = {"preset": preset, "ranks_file": ranks_file}
+    if codes is not None:
+        values["codes"] = codes
+    return ModelConfig.model_validate(values).vocabulary()

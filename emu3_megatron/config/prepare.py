@@ -16,7 +16,9 @@ from pydantic import (
 )
 
 from emu3_megatron.config.base import Config
+from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS
+from emu3_megatron.vocabulary import Vocabulary
 
 Kind = Literal["images", "clips", "text"]
 # Documents by layout. captioned: a trained caption, then an image or clip; understanding: an image
@@ -216,3 +218,7 @@ class PrepareRecipe(Config):
         """Those that the recipe has, in the order in which they are prepared."""
         every: tuple[Kind, ...] = ("images", "clips", "text")
         return [kind for kind in every if getattr(self, kind) is not None]
+
+    def vocabulary(self) -> Vocabulary:
+        """The one that the shards have."""
+        return preset_vocabulary(self.model, self.codes, self.ranks_file)

@@ -1,5 +1,6 @@
 """The built-in data, of kind `mixture`: a weighted mixture of sources."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from emu3_megatron.data.rows import RowBuilder
 from emu3_megatron.data.setting import Reader, Setting
 from emu3_megatron.data.source import Piece, Source
 from emu3_megatron.data.workers import steps_of
+from emu3_megatron.grammar import metas
+
+_LOOKED_AT = 64  # rows of each source
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,20 @@ class MixtureData:
         self.section = section.model_copy(update={"sources": filled})
         self._phases = phases_of([], filled, 0)
         self._null_prompt = NullPrompt(setting.vocabulary, section.null_prompt, setting.seed)
+
+    @property
+    def grid(self) -> list[int] | None:
+        """Rows and columns of the commonest image in the sources' first rows; None without any."""
+        vocabulary = self._setting.vocabulary
+        grids = Counter(
+            (meta.height, meta.width)
+            for source in self._sources.values()
+            for index in range(min(len(source), _LOOKED_AT))
+            for piece in source.row(index)
+            for meta in metas(vocabulary, piece.tokens)
+            if meta.fps is None
+        )
+        return list(grids.most_common(1)[0][0]) if grids else None
 
     def state_dict(self, saved: Any = None) -> dict[str, Any]:
         """The phases of the run, the present one among them once batches were asked for; JSON."""

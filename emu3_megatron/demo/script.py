@@ -54,9 +54,9 @@ def run_demo(out: Path) -> None:
     _say("3/5 photos and clip become documents, shards and packs")
     data = _prepare(out)
     _say("4/5 the decoder learns the packs: torchrun, 2 processes, stopped halfway and resumed")
-    recipe = _train_decoder(out, data)
+    _train_decoder(out, data)
     _say("5/5 images from captions, a caption from an image, a clip from its beginning")
-    made = _generate(out, data, recipe)
+    made = _generate(out, data)
     summary = _summary(out, tokenizer, made)
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_json(out / "summary.json", summary)
@@ -90,12 +90,11 @@ def _prepare(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def _train_decoder(out: Path, data: dict[str, Any]) -> Recipe:
+def _train_decoder(out: Path, data: dict[str, Any]) -> None:
     """Half of the steps, then the other half from the checkpoint, in new processes."""
     recipe = _write_recipe(out, data)
     _torchrun(out, "parallel.tensor=2", f"run.stop_after={recipe.run.steps // 2}")
     _torchrun(out, "parallel.tensor=2")
-    return recipe
 
 
 def _write_recipe(out: Path, data: dict[str, Any]) -> Recipe:
@@ -139,11 +138,11 @@ def _trained(out: Path, data: dict[str, Any], kind: str) -> list[Trained]:
     ]
 
 
-def _generate(out: Path, data: dict[str, Any], recipe: Recipe) -> Generated:
+def _generate(out: Path, data: dict[str, Any]) -> Generated:
     """Everything greedy, from the last checkpoint, on one process."""
     vocabulary = manifest_vocabulary(data)
     mesh = parallel.start()
-    mesh.seed(recipe.run.seed, 0)
+    mesh.seed(0, 0)
     decoder, _ = open_decoder(out / "decoder-run", mesh)
     images = _trained(out, data, "images")
     prompts = [VisionPrompt(t.caption, t.vision.meta) for t in images]

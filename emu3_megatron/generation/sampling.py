@@ -1,5 +1,6 @@
 """From logits to a token: guidance, temperature, top-k, top-p."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,16 @@ def default_guidance(about: Mapping[str, Any]) -> float:
         about: what the checkpoint's manifest says, or the run's.
     """
     return 1.0 if about.get("null_prompt", False) is False else 3.0
+
+
+def warn_of_guidance(guidance: float, about: Mapping[str, Any]) -> None:
+    """One line on stderr where guidance leads away from what the weights never learned."""
+    if guidance != 1 and about.get("null_prompt", False) is False:
+        print(
+            f"guidance={guidance:g}: these weights were never trained without captions "
+            "(data.null_prompt), so guidance makes images worse; set it to 1",
+            file=sys.stderr,
+        )
 
 
 def guide(logits_bv: torch.Tensor, negative_bv: torch.Tensor, scale: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
@@ -63,7 +63,7 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
     for kind in kinds:
         if getattr(recipe, kind) is None:
             raise InputError(f"the recipe has no section {kind}")
-    vocabulary = vocabulary_of(recipe)
+    vocabulary = recipe.vocabulary()
     vocabulary.encoding.check()
     if set(kinds) - {"text"}:
         if recipe.tokenizer is None:
@@ -78,7 +78,7 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     for kind in kinds:
         manifest["kinds"][kind] = _PIPELINES[kind](workspace)
         write_json(recipe.out / MANIFEST, manifest)
-    manifest["packs"] = pack_prepared(workspace.recipe, manifest, vocabulary_of(recipe))
+    manifest["packs"] = pack_prepared(workspace.recipe, manifest, recipe.vocabulary())
     write_json(recipe.out / MANIFEST, manifest)
     return manifest
 
@@ -103,20 +103,9 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def vocabulary_of(recipe: PrepareRecipe) -> Vocabulary:
-    return _vocabulary(recipe.model, recipe.codes, recipe.ranks_file)
-
-
 def manifest_vocabulary(manifest: dict[str, Any]) -> Vocabulary:
     """The vocabulary that prepared data was made with."""
-    return _vocabulary(manifest["model"], manifest["codes"], None)
-
-
-def _vocabulary(model: str, codes: int | None, ranks_file: Path | None) -> Vocabulary:
-    values: dict[str, Any] = {"preset": model, "ranks_file": ranks_file}
-    if codes is not None:
-        values["codes"] = codes
-    return ModelConfig.model_validate(values).vocabulary()
+    return preset_vocabulary(manifest["model"], manifest["codes"])
 
 
 def _images(workspace: Workspace) -> dict[str, Any]:
@@ -155,7 +144,7 @@ def _encode(
     write_table(workspace.table(kind), kind, rows)
     refuse_unusable(rows, recipe.strict)
     refuse_nothing(kind, rows)
-    vocabulary = vocabulary_of(recipe)
+    vocabulary = recipe.vocabulary()
     assert recipe.tokenizer is not None, "refused at the beginning"
     tokenizer = tokenizer_hash(recipe.tokenizer)
     settings = {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
@@ -174,7 +163,7 @@ def _encode(
 def _text(workspace: Workspace) -> dict[str, Any]:
     recipe, config = workspace.recipe, workspace.recipe.text
     assert config is not None
-    vocabulary = vocabulary_of(recipe)
+    vocabulary = recipe.vocabulary()
     settings = {"vocabulary": vocabulary.fingerprint()}
     tasks = text_tasks(workspace, config, digest(settings))
     make = tokenise(config, vocabulary, recipe.strict)

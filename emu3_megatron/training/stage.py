@@ -73,7 +73,8 @@ def train(
         start_from = None if checkpoint else _to_start_from(recipe.run, recipe.model)
         guard = _assemble(run, recipe, objective, data, hooks)
         _load(run, checkpoint, start_from)
-        run.about = _describe(recipe, about or (read_checkpoint(start_from) if start_from else {}))
+        before = about or (read_checkpoint(start_from) if start_from else {})
+        run.about = {**_describe(recipe, before), "grid": getattr(data, "grid", None)}
         if first >= last and mesh.is_first:
             print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")
         take_steps(run, guard, first, last)
