@@ -1,6 +1,6 @@
 """Shards as a user names them, and the vocabulary they were written with."""
 
-from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import Vocabulary
@@ -30,4 +30,4 @@ def vocabulary_of(path: str, model: str | None) -> Vocabulary:
 def _preset_vocabulary(model: str) -> Vocabulary:
     if model not in PRESETS:
         raise InputError(f"--model {model}: no such preset; choose one of {', '.join(PRESETS)}")
-    return ModelConfig.model_validate({"preset": model}).vocabulary()
+    return preset_vocabulary(model)

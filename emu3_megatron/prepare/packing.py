@@ -1,10 +1,11 @@
 """Packs of prepared shards, by the recipe; packs that are there already are not made again."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emu3_megatron.config.prepare import PacksConfig, PrepareRecipe
+from emu3_megatron.config.prepare import PacksConfig
 from emu3_megatron.data.packing.packs import pack_shards
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.workspace import digest
@@ -12,12 +13,13 @@ from emu3_megatron.vocabulary import Vocabulary
 
 
 def pack_prepared(
-    recipe: PrepareRecipe, manifest: dict[str, Any], vocabulary: Vocabulary
+    out: Path, configs: Sequence[PacksConfig], manifest: dict[str, Any], vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """Make the packs of a recipe over the shards that are prepared.
+    """Make packs over the shards that are prepared.
 
     Args:
-        manifest: of the prepared folder.
+        out: the prepared folder.
+        manifest: what it says of itself.
 
     Returns:
         What the manifest says of each folder of packs; none of packs whose kinds are not prepared.
@@ -25,7 +27,7 @@ def pack_prepared(
     Raises:
         InputError: an image, clip or group is longer than a context, or a selection is empty.
     """
-    entries = (_pack(recipe.out, manifest, packs, vocabulary) for packs in recipe.packs)
+    entries = (_pack(out, manifest, config, vocabulary) for config in configs)
     return [entry for entry in entries if entry]
 
 

@@ -78,7 +78,7 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     for kind in kinds:
         manifest["kinds"][kind] = _PIPELINES[kind](workspace)
         write_json(recipe.out / MANIFEST, manifest)
-    manifest["packs"] = pack_prepared(workspace.recipe, manifest, recipe.vocabulary())
+    manifest["packs"] = pack_prepared(recipe.out, recipe.packs, manifest, recipe.vocabulary())
     write_json(recipe.out / MANIFEST, manifest)
     return manifest
 
