@@ -1,5 +1,6 @@
 """Processes that read batches ahead, step by step."""
 
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -56,6 +57,8 @@ def steps_of(
 def _read_ahead(
     make: Callable[[range], Batch], requests: Iterator[range], per_step: int, workers: int
 ) -> Iterator[list[Batch]]:
+    if workers:
+        _allow_as_many_files_as_possible()
     loader = DataLoader(
         _Requests(make),
         batch_size=None,
@@ -91,6 +94,12 @@ class _Requests(Dataset["Batch | InputError"]):
             return self.make(request)
         except InputError as error:
             return error
+
+
+def _allow_as_many_files_as_possible() -> None:
+    """Each tensor that a worker sends holds a file open here, a few hundred for a long step."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _heed_no_signal(worker: int) -> None:

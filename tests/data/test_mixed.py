@@ -1,6 +1,7 @@
 """MixtureData: an order that no layout changes, phases, and sources that do not fit."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 
@@ -81,6 +82,18 @@ def test_workers_change_nothing(open_data, packs):
     with_workers = tokens(open_data(packs, micro_size=4, workers=2))
 
     assert_same_steps(with_workers, tokens(open_data(packs, micro_size=4)))
+
+
+def test_a_step_of_many_micro_batches_fits_a_low_limit_of_open_files(open_data, packs):
+    """Every tensor that a worker sends holds a file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        (step,) = open_data(packs, workers=1, size=64).batches(reader(), 0, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert len(step) == 64
 
 
 def test_an_epoch_shows_every_pack_once_and_the_next_in_another_order(open_data, packs):
