@@ -1,4 +1,4 @@
-"""The data road's speed, beside what others do for the same work.
+"""Measures the speed of data preparation, beside what others do for the same work.
 
 python benchmarks/preparing.py [--quick] --json FILE
 """

@@ -1,4 +1,4 @@
-"""Training system for Emu3-like models: text, images and video as one stream of discrete tokens."""
+"""A training system for Emu3-type models: text, images and video as one sequence of tokens."""
 
 import warnings
 

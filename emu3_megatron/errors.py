@@ -1,4 +1,4 @@
-"""The errors a user can mend, and how a run ends otherwise."""
+"""Errors that are shown to the user in one line, and exit codes of runs that end early."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""The recipe: everything that makes one stage of training different from another.
+"""Schema of training recipes: everything that distinguishes one stage of training from another.
 
 Each field says once whether it may change when a run resumes: `free`, `semantic` or `fixed`.
 """

@@ -1,4 +1,4 @@
-"""Blocks to ranks, one rank after another: the heaviest that are left, and light ones to match."""
+"""Fills ranks one after another with heavy blocks of one document and light ones to match."""
 
 import numpy as np
 

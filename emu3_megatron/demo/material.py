@@ -1,4 +1,4 @@
-"""Real photos and a clip that ride in Python wheels, with captions of ours."""
+"""Photos and a clip from installed Python packages, with captions of ours."""
 
 import importlib.util
 from dataclasses import dataclass

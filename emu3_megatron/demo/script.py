@@ -1,4 +1,4 @@
-"""The whole road in small: photos to tokenizer, shards, packs, decoder, and back to pictures.
+"""Runs the demo: tokenizer, shards, packs, decoder, images from captions, report.
 
 Every step is a verb of the command line or the function behind it; the decoder trains under
 torchrun with two processes that share each of its layers (tensor parallel 2).

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written a tensor at a time: no model is ever whole in memory."""
+"""Reads and writes safetensors files a tensor at a time; no model is ever whole in memory."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Photos and clips of a folder as training samples."""
+"""Makes training samples from the photos and clips of a folder."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""One optimizer step of a decoder: micro-batches in, weights moved, metrics out.
+"""Takes one optimizer step of a decoder: micro-batches in, weights moved, metrics out.
 
 The trainer owns the collectives of a step: one sum of the objective's counts over data parallel
 ranks, one fp64 sum of its sums over data x context, and the judge's vote.
