@@ -3,7 +3,7 @@
 python benchmarks/preparing.py [--quick] --json FILE
 """
 
-if __name__ == "__main__":  # the road's worker processes import this file too: it must be light
+if __name__ == "__main__":  # preparation's worker processes import this file too: it must be light
     from harness import main
     from preparing_cases import cases
 

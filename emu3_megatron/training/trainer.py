@@ -100,7 +100,7 @@ class DecoderTrainer:
 
     def _at(self, number: int, batches: Sequence[Batch]) -> list[Batch]:
         """Batches that know their place in the step, on which attention dropout depends."""
-        # The seed leaves room for the number of a layer, and for a million steps a run seed.
+        # The low bits are left for the number of a layer, the next ones for a million steps a seed.
         seed = (self.seed << 32) + (number << 12)
         first = self.mesh.data_rank * len(batches)
         placed = [batch if batch.inputs else self.place(batch) for batch in batches]
