@@ -1,4 +1,4 @@
-"""How even an order of tokens is, and what its ranks must exchange."""
+"""Measures how even an order of tokens is, and what its ranks must exchange."""
 
 from dataclasses import dataclass
 

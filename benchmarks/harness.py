@@ -1,4 +1,4 @@
-"""What every benchmark shares: how it is called, timed, shown and written down.
+"""Shared by all benchmarks: arguments, timing, tables, JSON.
 
 python benchmarks/NAME.py [--quick] --json FILE
 """

@@ -1,9 +1,9 @@
-"""The data road's speed, beside what others do for the same work.
+"""Measures the speed of data preparation, beside what others do for the same work.
 
 python benchmarks/preparing.py [--quick] --json FILE
 """
 
-if __name__ == "__main__":  # the road's worker processes import this file too: it must be light
+if __name__ == "__main__":  # preparation's worker processes import this file too: it must be light
     from harness import main
     from preparing_cases import cases
 

@@ -1,10 +1,10 @@
-"""The errors a user can mend, and how a run ends otherwise."""
+"""Errors that are shown to the user in one line, and exit codes of runs that end early."""
 
 
 class InputError(ValueError):
     """Something the user gave us is wrong: a file, a field, a flag.
 
-    The message is one line that names the thing and how to mend it; the command line prints it
+    The message is one line that names the thing and the way out; the command line prints it
     without a traceback and exits non-zero.
     """
 

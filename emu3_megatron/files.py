@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written beside, synced, renamed."""
+"""Atomic file writes: written beside, synced, renamed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Documents: how text, images and clips are laid out as tokens, and the way back.
+"""Documents: how text, images and clips are laid out as tokens, and how they are parsed.
 
 An image is `BOI {h}*{w} IMG`, its rows of codes each closed by EOL, then EOF and EOI
 (baaivision/Emu3, emu3/mllm/processing_emu3.py). Emu3 does not publish the layout of clips; ours is

@@ -1,4 +1,4 @@
-"""A folder of large files that vouches for itself: `manifest.json` holds every size and hash.
+"""Folders of large files with `manifest.json`, which holds the size and hash of each.
 
 A folder is filled beside its place, hashed, synced and renamed: under its name it is complete. What
 the manifest says besides is the caller's (step, recipe, vocabulary).

@@ -1,4 +1,4 @@
-"""Every patch of megatron-core and torch, and what bridges two releases of them.
+"""Every patch of megatron-core and torch, with its reason and the versions it was tested with.
 
 Each is a function that its user calls at import; calling it again changes nothing. It says why it
 is there and which versions it was tested with. Its test in tests/test_upstream.py shows the fault

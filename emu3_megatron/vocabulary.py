@@ -1,4 +1,4 @@
-"""The one truth about token ids.
+"""Token ids: the only place that defines them.
 
 Ids run: text ranks, then 211 special tokens, then one id for each visual code. At Emu3's own size
 that is 151,643 + 211 + 32,768 = 184,622, with the ids of baaivision/Emu3 (`emu3.tiktoken` and

@@ -1,1 +1,1 @@
-"""Attention and loss, each with a plain reference. This package imports torch and triton only."""
+"""Attention and loss kernels, each with a plain reference; imports torch and triton only."""

@@ -1,4 +1,4 @@
-"""Merging, adding and gathering around attention kernels.
+"""Merges, adds and gathers around attention kernels.
 
 The kernels of csrc where they are built and the device runs them, plain torch everywhere else.
 """

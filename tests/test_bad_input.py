@@ -208,7 +208,7 @@ def test_a_text_vocabulary_that_is_not_there_is_named_once(photos, tmp_path, ref
 
 @pytest.fixture
 def shard(tmp_path):
-    """A sound shard of two texts and an image of 22 tokens."""
+    """A valid shard of two texts and an image of 22 tokens."""
     return write_shard(tmp_path / "shard", ["one", "two"])
 
 
@@ -279,7 +279,7 @@ def test_a_place_that_cannot_be_written_is_named(shard, tmp_path, refused):
 
 
 def train(shard, *overrides):
-    """`emu3 train` of a recipe that is sound but for the overrides."""
+    """`emu3 train` of a recipe that is valid but for the overrides."""
     folder = shard.parent
     given = {"run.dir": folder / "run", "data.context": CONTEXT, "run.steps": 20, "batch.size": 4}
     pairs = [f"{key}={value}" for key, value in given.items()]
@@ -363,7 +363,7 @@ GENERATE = ["generate", "--checkpoint", "run", "--prompt", "a cat", "--out", "ca
     ("arguments", "message"),
     [
         ([], r"Missing command; see emu3 --help"),
-        (["verb"], r"No such command 'verb'; see emu3 --help"),
+        (["drive"], r"No such command 'drive'; see emu3 --help"),
         (["inspect"], r"Missing command; see emu3 inspect --help"),
         (["train"], r"Missing argument 'RECIPE'; see emu3 train --help"),
         (["pack", "shard", "--context", "64"], r"Missing option '--out'; see emu3 pack --help"),

@@ -1,4 +1,4 @@
-"""torchrun that ends as its run does: with its exit status, and in its own time.
+"""torchrun that passes signals on to the ranks and ends with their exit status.
 
 torchrun answers a signal by giving its processes 30 seconds, and every exit status by 1. Here
 SIGTERM and SIGUSR1 go on to the ranks, which save and leave; the status is that of the first rank

@@ -79,7 +79,7 @@ def verify(path: Path) -> None:
     """
     if fault := _fault(path):
         raise InputError(
-            f"{fault}; restore it, or take another; run.resume=auto takes a run's newest sound one"
+            f"{fault}; restore it, or take another; run.resume=auto takes the newest undamaged one"
         )
 
 

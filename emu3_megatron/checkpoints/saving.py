@@ -1,4 +1,4 @@
-"""Saving in two parts: request (a copy of the state, quick) and commit (once all is on disk).
+"""Saves in two parts: request (a copy of the state, quick) and commit (once all is on disk).
 
 Megatron-core's `dist_checkpointing.save` does the same in one call, in which an error of one rank
 leaves the others waiting: here whatever touches a disk is done by a writer or by the first rank,

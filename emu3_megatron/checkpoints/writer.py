@@ -1,4 +1,4 @@
-"""One rank's share of a checkpoint, written by a process of its own while training goes on.
+"""Writes one rank's share of a checkpoint in a process of its own, while training goes on.
 
 Megatron-core's own background writer waits for ever when a process under it dies, starts a manager
 process that outlives a killed job, and imports the entry script again. This one is a single forked

@@ -1,4 +1,4 @@
-"""`emu3`: the commands in their order of use, and how errors reach the user.
+"""Builds `emu3` from its commands, and prints a user's mistake as one line.
 
 Nothing heavy is imported before a command runs: Megatron's checkpoint writer starts processes that
 import this module again.

@@ -1,4 +1,4 @@
-"""What commands share: arguments of one meaning, and printing for a pipe."""
+"""Arguments that several commands share, and printing into a pipe."""
 
 import os
 import sys

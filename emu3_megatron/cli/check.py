@@ -1,4 +1,4 @@
-"""`emu3 check`."""
+"""`emu3 check`: what a file or folder is, and whether it is whole."""
 
 import itertools
 from collections.abc import Callable

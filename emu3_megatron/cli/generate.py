@@ -1,4 +1,4 @@
-"""`emu3 generate`."""
+"""`emu3 generate`: draws an image from its caption."""
 
 import os
 from pathlib import Path

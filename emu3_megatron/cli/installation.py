@@ -1,4 +1,4 @@
-"""Is everything installed that training needs, and does every GPU answer?"""
+"""Checks that everything is installed that training needs, and that every GPU answers."""
 
 import importlib
 import platform

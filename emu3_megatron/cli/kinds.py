@@ -1,4 +1,4 @@
-"""What a path holds, of all that emu3 reads and writes. Folders say it by a `format` in a file."""
+"""Finds out what a file or folder is, by the `format` it names or by what lies in it."""
 
 import json
 from collections.abc import Iterator

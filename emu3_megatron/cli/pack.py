@@ -1,4 +1,4 @@
-"""`emu3 pack`."""
+"""`emu3 pack`: packs the documents of any shards into training sequences."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`emu3 recipe`."""
+"""`emu3 recipe`: lists the shipped recipes, or prints one with every key."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Shards as a user names them, and the vocabulary they were written with."""
+"""Resolves the shards that a user names, and the vocabulary they were written with."""
 
 from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS

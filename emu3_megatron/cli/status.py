@@ -1,4 +1,4 @@
-"""`emu3 status`."""
+"""`emu3 status`: where a training run is, from its folder alone."""
 
 from pathlib import Path
 from typing import Annotated

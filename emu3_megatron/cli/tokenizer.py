@@ -1,4 +1,4 @@
-"""`emu3 tokenizer train`."""
+"""`emu3 tokenizer train`: trains the vision tokenizer."""
 
 from pathlib import Path
 from typing import Annotated

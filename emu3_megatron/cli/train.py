@@ -1,4 +1,4 @@
-"""`emu3 train`: the one place that puts objective, data and hooks together."""
+"""`emu3 train`: the one place that puts objective, data, engine and hooks together."""
 
 from typing import Annotated
 

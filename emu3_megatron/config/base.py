@@ -1,4 +1,4 @@
-"""What every part of a recipe shares."""
+"""Base classes of recipes: sections, fields with their mark for resume, components by kind."""
 
 import importlib
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What changed in a recipe between stopping and resuming, and whether it may.
+"""Compares a recipe with that of the checkpoint, and refuses what may not change at resume.
 
 Each field of a recipe says whether it may change at a resume: see `base.free`, `base.semantic` and
 `base.fixed`.

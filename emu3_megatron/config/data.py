@@ -1,4 +1,4 @@
-"""What a run reads: the sections `data` and `validation` of a recipe."""
+"""Schemas of the sections `data` and `validation` of a training recipe."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""A recipe as YAML in which every key stands, below its description and default."""
+"""Prints a recipe as YAML with every key, its description and its default."""
 
 import json
 import textwrap

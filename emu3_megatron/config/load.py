@@ -1,4 +1,4 @@
-"""Recipes from YAML, with dotted overrides and errors that name the field."""
+"""Loads recipes from YAML, with dotted overrides and errors that name the field."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence

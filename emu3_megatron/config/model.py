@@ -1,4 +1,4 @@
-"""The decoder's section of a recipe."""
+"""Schema of the section `model` of a training recipe: the decoder."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The recipe of data preparation: sources, thresholds, models, sizes.
+"""Schema of prepare recipes: sources, thresholds, models, sizes.
 
 Emu3's own thresholds are the defaults where it publishes them; a comment says where it does not.
 """

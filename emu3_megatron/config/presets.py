@@ -1,4 +1,4 @@
-"""Model sizes by name. `emu3-8b` is the paper's (arXiv 2409.18869, table 3)."""
+"""Model sizes by name; `emu3-8b` is the paper's (arXiv 2409.18869, table 3)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Every kind of recipe."""
+"""Finds out which kind of recipe a file holds: training, tokenizer or prepare."""
 
 from collections.abc import Mapping
 from typing import Any

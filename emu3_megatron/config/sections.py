@@ -1,4 +1,4 @@
-"""Which schema each section of a recipe fits."""
+"""Finds the schema of each section of a recipe, by its kind where it has one."""
 
 import types
 from collections.abc import Iterator, Mapping, Sequence

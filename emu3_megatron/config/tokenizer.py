@@ -1,4 +1,4 @@
-"""The recipe of the visual tokenizer: its network, and how it is trained."""
+"""Schema of tokenizer recipes: the network of the vision tokenizer, and its training."""
 
 from pathlib import Path
 from typing import Any

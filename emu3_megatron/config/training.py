@@ -1,4 +1,4 @@
-"""The recipe: everything that makes one stage of training different from another.
+"""Schema of training recipes: everything that distinguishes one stage of training from another.
 
 Each field says once whether it may change when a run resumes: `free`, `semantic` or `fixed`.
 """
@@ -141,7 +141,7 @@ class RunConfig(Config):
     keep: PositiveInt = free(3, "newest checkpoints to keep")
     save_in_background: bool = free(True, "training goes on while files are written")
     resume: Literal["strict", "auto"] = free(
-        "strict", "auto passes over damaged checkpoints to the newest sound one"
+        "strict", "auto passes over damaged checkpoints to the newest undamaged one"
     )
     hang_seconds: PositiveFloat = free(900.0, "without progress, before the run ends")
     stop_after: PositiveInt | None = free(None, "leave after this step, as if told to")

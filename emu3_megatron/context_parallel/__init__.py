@@ -1,0 +1,1 @@
+"""Decides which context parallel rank holds which tokens of a pack."""

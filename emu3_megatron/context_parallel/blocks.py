@@ -1,4 +1,4 @@
-"""A pack cut into blocks of equal length: what they compute and what they must see."""
+"""Cuts a pack into blocks of equal length: the work of each, and the keys it must see."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which context parallel rank holds which tokens of a pack."""
+"""Chooses the order of a pack's tokens over context parallel ranks, for even work."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Blocks to ranks, one rank after another: the heaviest that are left, and light ones to match."""
+"""Fills ranks one after another with heavy blocks of one document and light ones to match."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from emu3_megatron.context_parallel.blocks import Blocks
 
 # How much a block of work missed weighs against a block of keys to be fetched.
 _WORK_OVER_KEYS = 30
-_MENDS = 3  # exchanges of a light block for a better one, for each rank
+_EXCHANGES = 3  # exchanges of a light block for a better one, for each rank
 
 
 def peel(blocks: Blocks, ranks: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def _light(work: np.ndarray, cost: np.ndarray, number: int, missing: int) -> np.
         return np.empty(0, np.int64)
     score = cost + _WORK_OVER_KEYS * np.abs(work - missing // number)
     ranked = np.argsort(score, kind="stable")
-    for _ in range(_MENDS):
+    for _ in range(_EXCHANGES):
         work_r, cost_r = work[ranked], cost[ranked]
         short = missing - int(work_r[:number].sum())
         miss = np.abs(short + work_r[:number, None] - work_r[number:])

@@ -1,4 +1,4 @@
-"""The blocks of a group of ranks spread over its ranks, until none works longer than the others.
+"""Spreads the blocks of a group of ranks evenly over its ranks.
 
 Each of them sees the documents of the group, so it hardly matters to the exchange which one holds
 which block: work alone decides. All groups take their steps together.

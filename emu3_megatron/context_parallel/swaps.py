@@ -1,4 +1,4 @@
-"""Swaps of two blocks between two ranks, until no rank works longer than the others."""
+"""Swaps two blocks between two ranks at a time, until no rank works longer than the others."""
 
 import numpy as np
 

@@ -1,1 +1,1 @@
-"""From token shards to batches: store, packing, packs, mixture, batches."""
+"""From token shards to batches: shards, packs, sources, mixture, batches."""

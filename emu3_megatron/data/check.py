@@ -1,4 +1,4 @@
-"""Checking shards and packs: what `emu3 check` does."""
+"""Checks a shard or a pack folder, for `emu3 check`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Captions that leave the row, so that the model also learns images and clips without a prompt.
+"""Leaves out the captions of some documents, so that the model also learns to draw without one.
 
 Guidance needs that: it leads away from what the model draws without a caption. Emu3's training
 script drops 5% of the captions (`null_prompt_prob`).

@@ -1,4 +1,4 @@
-"""Opening the sources of a recipe."""
+"""Opens the sources that a recipe names, and fills in the hash of their content."""
 
 from collections.abc import Sequence
 from typing import Any

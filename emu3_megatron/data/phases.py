@@ -1,4 +1,4 @@
-"""A mixture that changes in mid-run: each source goes on where it stopped.
+"""Phases of a mixture that changes within a run: each source goes on where it stopped.
 
 A phase is a mixture from some sequence of the run on. The phases of a run lie in its checkpoints,
 so what sequence k is stays a pure function of them: no source repeats a row before it has given

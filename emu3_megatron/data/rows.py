@@ -1,4 +1,4 @@
-"""From pieces of documents to the arrays of a batch."""
+"""Makes the arrays of a batch from pieces of documents."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate

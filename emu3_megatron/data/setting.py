@@ -1,4 +1,4 @@
-"""What every kind of data is built with, and what it asks of a run."""
+"""The setting that every kind of data is built with, and what it asks of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

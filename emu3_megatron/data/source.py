@@ -1,4 +1,4 @@
-"""What a mixture mixes: sources, which give rows of pieces of documents by number."""
+"""The interface of sources, which give rows of pieces of documents by number."""
 
 from typing import NamedTuple, Protocol
 

@@ -1,4 +1,4 @@
-"""`emu3 inspect batch`: the documents of a step, from its number alone."""
+"""Lists the documents of a step from its number, for `emu3 inspect batch`."""
 
 from collections.abc import Iterator
 

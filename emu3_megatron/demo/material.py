@@ -1,4 +1,4 @@
-"""Real photos and a clip that ride in Python wheels, with captions of ours."""
+"""Photos and a clip from installed Python packages, with captions of ours."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Source:
         spec = importlib.util.find_spec(self.package)
         if spec is None or spec.origin is None:
             raise InputError(
-                f"the demo's photos ride in {self.package}: pip install 'emu3-megatron[demo]'"
+                f"the demo's photos are part of {self.package}: pip install 'emu3-megatron[demo]'"
             )
         return Path(spec.origin).parent / self.path
 

@@ -1,4 +1,4 @@
-"""The demo's report: what went in, what the tokenizer keeps, what the decoder draws, and curves."""
+"""Writes the demo's report: photos, what the tokenizer keeps, what the decoder draws, curves."""
 
 import json
 import math

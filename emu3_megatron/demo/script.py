@@ -1,7 +1,7 @@
-"""The whole road in small: photos to tokenizer, shards, packs, decoder, and back to pictures.
+"""Runs the demo: tokenizer, shards, packs, decoder, images from captions, report.
 
-Every step is a verb of the command line or the function behind it; the decoder trains under
-torchrun with two processes that share each of its layers (tensor parallel 2).
+Every step is a command of `emu3` or the function behind it; the decoder trains under torchrun
+with two processes that share each of its layers (tensor parallel 2).
 """
 
 import json
@@ -40,7 +40,7 @@ GREEDY = SamplingSettings(guidance=1.0, temperature=0.0)
 
 
 def run_demo(out: Path) -> None:
-    """Walk the road; leave report.html and summary.json in `out`.
+    """Run every stage, and leave report.html and summary.json in `out`.
 
     A second run in the same folder begins anew.
     """

@@ -1,0 +1,1 @@
+"""Measuring a decoder, and drawing with it while it trains."""

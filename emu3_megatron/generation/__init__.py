@@ -1,0 +1,1 @@
+"""The generator: images, clips and captions from a decoder."""

@@ -1,4 +1,4 @@
-"""Generation: rows of any prompts, together in one batch, each as the grammar allows."""
+"""Continues any prompts in one batch, each as the grammar allows."""
 
 import random
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the decoder is asked for: images, clips and captions, as grids of codes and as text."""
+"""Draws images and clips from captions, and describes images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The grammar of vision as a constraint: what a sequence may say next."""
+"""The grammar as a constraint: which tokens may come next in a sequence."""
 
 from collections.abc import Iterable
 from enum import Enum

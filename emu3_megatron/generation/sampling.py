@@ -1,4 +1,4 @@
-"""From logits to a token: guidance, temperature, top-k, top-p."""
+"""Samples a token from logits: guidance, temperature, top-k, top-p."""
 
 import sys
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The decoder as a stream: feed columns of tokens, read the logits of what may come next."""
+"""Feeds tokens to the decoder over a KV cache, and reads the logits of the next ones."""
 
 from collections.abc import Sequence
 

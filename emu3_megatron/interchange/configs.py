@@ -1,4 +1,4 @@
-"""Configurations: Hugging Face's JSON to our schemas, and back."""
+"""Converts configurations: Hugging Face's JSON to our schemas, and back."""
 
 import json
 from pathlib import Path

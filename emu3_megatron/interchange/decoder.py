@@ -1,4 +1,4 @@
-"""The decoder: Hugging Face tensors to a Megatron checkpoint, and back."""
+"""Converts the decoder: Hugging Face tensors to a Megatron checkpoint, and back."""
 
 from collections.abc import Iterator
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""`emu3 convert export`: a checkpoint or a tokenizer to a folder of Hugging Face."""
+"""`emu3 convert export`: a checkpoint or a tokenizer to a Hugging Face folder."""
 
 from collections.abc import Iterator
 from itertools import chain

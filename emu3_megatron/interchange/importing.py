@@ -1,4 +1,4 @@
-"""`emu3 convert import`: a folder of Hugging Face to a checkpoint or a tokenizer."""
+"""`emu3 convert import`: a Hugging Face folder to a checkpoint or a tokenizer."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The layouts of Emu3 weights found in the wild, told apart by the names of their tensors."""
+"""The layouts of published Emu3 weights, told apart by the names of their tensors."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""SBER-MoVQGAN, the image tokenizer out of which Emu3's grew, as a starting point of training.
+"""Starts a vision tokenizer from the weights of SBER-MoVQGAN, as Emu3's was.
 
 The 2D weights are taken over. The layers of time are new. Emu3's pass through SiLU, so they cannot
 be the identity; but around zero SiLU nearly halves. So ours begin as an identity scaled down to

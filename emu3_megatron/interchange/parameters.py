@@ -1,4 +1,4 @@
-"""The decoder's parameters as Megatron fuses them, and as Hugging Face keeps them apart."""
+"""Converts parameters between Megatron's fused tensors and Hugging Face's separate ones."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Megatron distributed checkpoints of a decoder, read and written a parameter at a time.
+"""Reads and writes Megatron checkpoints of a decoder a parameter at a time.
 
 Megatron says where in a checkpoint each parameter lies (`sharded_state_dict` of a decoder without
 data); torch's own writer then asks for one piece after the other. `dist_checkpointing.save` would

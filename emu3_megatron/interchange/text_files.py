@@ -1,4 +1,4 @@
-"""The text tokenizer as files: for transformers, and for BAAI's remote code.
+"""Writes the text tokenizer as files for transformers and for BAAI's remote code.
 
 transformers' own converter writes GPT-2's pattern and no normalization, which gives other ids for
 tabs, for punctuation before a newline, for code, and for text that is not in NFC. These files give

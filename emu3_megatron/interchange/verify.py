@@ -1,4 +1,4 @@
-"""`emu3 convert verify`: transformers and we, on the same input, in fp32."""
+"""`emu3 convert verify`: compares transformers' outputs with ours on the same input, in fp32."""
 
 import importlib.util
 from pathlib import Path

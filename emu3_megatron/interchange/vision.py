@@ -1,4 +1,4 @@
-"""The vision tokenizer: Hugging Face folders to ours, and back."""
+"""Converts the vision tokenizer: Hugging Face folders to ours, and back."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Safetensors files, read and written a tensor at a time: no model is ever whole in memory."""
+"""Reads and writes safetensors files a tensor at a time; no model is ever whole in memory."""
 
 import json
 import struct
@@ -157,13 +157,13 @@ def _shard_name(index: int, count: int) -> str:
 
 def _divide(specs: dict[str, Spec], shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
-    room = shard_bytes
+    left = shard_bytes
     for name, spec in specs.items():
-        if spec.nbytes > room and shards[-1]:
+        if spec.nbytes > left and shards[-1]:
             shards.append([])
-            room = shard_bytes
+            left = shard_bytes
         shards[-1].append(name)
-        room -= spec.nbytes
+        left -= spec.nbytes
     return shards
 
 

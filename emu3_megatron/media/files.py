@@ -1,4 +1,4 @@
-"""Files of a folder, and the error of a file that cannot be read."""
+"""Finds images and videos in a folder, and the error of a file that cannot be read."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The reader of images: any file to an upright 8-bit RGB image. Resizing; pixels and back."""
+"""Reads any image file as an upright 8-bit RGB image; resizing, conversion to pixels and back."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""The reader of videos: upright frames by number and time, and clips at an even rate."""
+"""Reads videos: upright frames by number and time, and clips at an even frame rate."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Writers: an image as .png, a clip as .mp4 or .gif."""
+"""Writes an image as .png, a clip as .mp4 or .gif."""
 
 from fractions import Fraction
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Floating point operations of the decoder, and what GPUs can do of them."""
+"""Counts the decoder's floating point operations, and knows what GPUs can do."""
 
 import torch
 

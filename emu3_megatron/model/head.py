@@ -1,4 +1,4 @@
-"""The output head: hidden states to logits, or straight to the objective's sums."""
+"""The output head: hidden states to logits, log-probabilities, or the objective's sums."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the decoder reads: one rank's part of a batch."""
+"""The decoder's inputs: one rank's part of a batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

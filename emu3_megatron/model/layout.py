@@ -1,4 +1,4 @@
-"""What attention must know of a batch besides its tokens; it travels with it through the layers."""
+"""What attention must know of a batch besides its tokens: documents, ring plan, KV cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

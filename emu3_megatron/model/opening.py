@@ -1,4 +1,4 @@
-"""Opening the decoder of a checkpoint for use, without any of the training code."""
+"""Opens the decoder of a checkpoint for use, without any training code."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Process mesh over Megatron's parallel state; importing this makes Megatron-core run anywhere."""
+"""The process mesh over Megatron's parallel state; importing it lets Megatron-core run anywhere."""
 
 from emu3_megatron.parallel import cpu
 

@@ -1,4 +1,4 @@
-"""The stand-in that lets Megatron-core run without CUDA.
+"""Lets Megatron-core run without CUDA.
 
 Megatron-core asks for `device="cuda"`, the current device, streams, CUDA's random state and the
 type names of CUDA tensors by name. On a machine without a GPU those names are made to mean the

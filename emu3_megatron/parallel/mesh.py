@@ -1,4 +1,4 @@
-"""Start and stop the processes of a run, and say which ranks this one is."""
+"""Starts and stops the processes of a run, and says which ranks this one is."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Ranks that must do alike: votes, and what the first rank does for all."""
+"""Votes of all ranks, and work that the first rank does for all."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""How long a rank stands still in collectives."""
+"""Measures how long a rank waits in collectives."""
 
 import functools
 import math

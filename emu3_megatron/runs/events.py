@@ -1,4 +1,4 @@
-"""`events.jsonl`: what happened to a run besides its steps; a line each, never rewritten."""
+"""Writes `events.jsonl`: what happened to a run besides its steps, one line each."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Reading heartbeats: which rank do the others wait for?"""
+"""Reads heartbeats, and finds the rank that the others wait for."""
 
 import json
 from pathlib import Path

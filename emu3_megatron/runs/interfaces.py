@@ -1,4 +1,4 @@
-"""What a run is made of: something that is trained, data, and hooks around every step."""
+"""The interfaces of a run: Trainer, Data, Evaluator, Hook, and the Run that hooks are given."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""One job a run folder: a lock file with host and process, kept fresh by a heartbeat."""
+"""A lock file that lets one job train in a run folder, kept fresh by a heartbeat."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The training loop, of every stage and of every model."""
+"""The training loop of every stage and every model."""
 
 from contextlib import closing
 

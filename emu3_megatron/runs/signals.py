@@ -1,4 +1,4 @@
-"""Being told to leave: SIGTERM and SIGUSR1, at any rank, at any moment."""
+"""Notes SIGTERM and SIGUSR1, with which a run is told to leave."""
 
 import signal
 import threading

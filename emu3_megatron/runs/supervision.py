@@ -1,4 +1,4 @@
-"""What stands around a run: its folder's lock, a watchdog, signals, and the record of events."""
+"""Sets up what surrounds a run: the lock of its folder, watchdog, signals, events."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

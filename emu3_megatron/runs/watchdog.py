@@ -1,4 +1,4 @@
-"""Threads beside every rank: they write down where the rank is, and end a run that hangs.
+"""Threads beside every rank that write heartbeats, and end a run that hangs.
 
 Heartbeats are files, `RUN/ranks/00003.json`: they outlive the rank, need no collective, and are
 what `emu3 status` reads. A rank without progress for the limit writes the stacks of its threads,

@@ -1,4 +1,4 @@
-"""Keeping every code at work while the tokenizer trains.
+"""Places and moves the codes of the codebook in training, so that every code is used.
 
 A code that no latent is nearest to gets no gradient and stays dead, and a fresh codebook is nearly
 all dead. So the codes are placed by k-means where the latents are, and codes unused for a while are

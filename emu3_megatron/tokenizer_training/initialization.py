@@ -1,4 +1,4 @@
-"""The latents before training: principal components of what the encoder sees."""
+"""Sets the latents before training to principal components of the encoder's features."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What the tokenizer is trained on: a weighted sum of named terms.
+"""The tokenizer's loss: a weighted sum of named terms.
 
 A perceptual or an adversarial term is one more function of a Reconstruction in TERMS, and one
 more weight in the recipe.

@@ -1,4 +1,4 @@
-"""Photos and clips of a folder as training samples."""
+"""Makes training samples from the photos and clips of a folder."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,8 +90,8 @@ def _bytes(pixels: Tensor) -> Tensor:
 def _crop(pixels: Tensor, side: int | None, draw: torch.Generator) -> Tensor:
     """A random square; a picture that is smaller in a direction is kept whole in it."""
     for axis in (-2, -1):
-        room = pixels.shape[axis] - (side or pixels.shape[axis])
-        if room > 0:
-            start = int(torch.randint(room + 1, (), generator=draw))
-            pixels = pixels.narrow(axis, start, pixels.shape[axis] - room)
+        spare = pixels.shape[axis] - (side or pixels.shape[axis])
+        if spare > 0:
+            start = int(torch.randint(spare + 1, (), generator=draw))
+            pixels = pixels.narrow(axis, start, pixels.shape[axis] - spare)
     return pixels

@@ -1,4 +1,4 @@
-"""Training the tokenizer on a folder of photos and clips."""
+"""Trains the tokenizer on a folder of photos and clips."""
 
 import json
 import logging

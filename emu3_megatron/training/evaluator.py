@@ -1,4 +1,4 @@
-"""Held-out loss: the objective over data that no step learns from. Needs no optimizer."""
+"""Measures the objective on held-out data; needs no optimizer."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What training a decoder is made of: an objective and an engine."""
+"""The interfaces of training a decoder: Objective and Engine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""From whole rows to one rank's part of them, in the data workers."""
+"""Cuts one rank's part out of whole rows, in the data workers."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Training a decoder: what a run starts from, and what stands around its steps."""
+"""Trains a decoder as a recipe says: what a run starts from, its hooks, its checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One optimizer step of a decoder: micro-batches in, weights moved, metrics out.
+"""Takes one optimizer step of a decoder: micro-batches in, weights moved, metrics out.
 
 The trainer owns the collectives of a step: one sum of the objective's counts over data parallel
 ranks, one fp64 sum of its sums over data x context, and the judge's vote.
@@ -100,7 +100,7 @@ class DecoderTrainer:
 
     def _at(self, number: int, batches: Sequence[Batch]) -> list[Batch]:
         """Batches that know their place in the step, on which attention dropout depends."""
-        # The seed leaves room for the number of a layer, and for a million steps a run seed.
+        # The low bits are left for the number of a layer, the next ones for a million steps a seed.
         seed = (self.seed << 32) + (number << 12)
         first = self.mesh.data_rank * len(batches)
         placed = [batch if batch.inputs else self.place(batch) for batch in batches]

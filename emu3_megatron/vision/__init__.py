@@ -1,0 +1,1 @@
+"""The vision tokenizer: its network, encoding and decoding."""

@@ -1,4 +1,4 @@
-"""The two-dimensional layers of MoVQ: each frame on its own, shapes [n, c, h, w].
+"""The two-dimensional layers of MoVQ, which see one frame each, shapes [n, c, h, w].
 
 Attribute names follow the released Emu3-VisionTokenizer, so that its weights load without a map.
 """

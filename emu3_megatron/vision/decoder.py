@@ -1,4 +1,4 @@
-"""Code vectors to pixels: time is stretched by four, then every frame goes through a 2D network."""
+"""Decodes code vectors to pixels: time is stretched by four, then a 2D network for each frame."""
 
 import torch
 import torch.nn.functional as F

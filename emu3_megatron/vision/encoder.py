@@ -1,4 +1,4 @@
-"""Pixels to latents: every frame through a 2D network, then time is shortened by four."""
+"""Encodes pixels to latents: a 2D network for each frame, then time is shortened by four."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

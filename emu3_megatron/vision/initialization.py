@@ -1,4 +1,4 @@
-"""The weights before training: a 2D tokenizer, with layers of time that change nothing yet.
+"""Sets the weights before training: temporal layers begin near the identity.
 
 Emu3's tokenizer grew out of an image tokenizer. Ours begins likewise: latents are a handful of
 channels, and random layers of time, one after the other, would leave the codes nearly nothing of

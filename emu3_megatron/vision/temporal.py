@@ -1,4 +1,4 @@
-"""The layers that see time: shapes [b, c, t, h, w], and never a later frame."""
+"""The layers that see several frames, never a later one, shapes [b, c, t, h, w]."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The visual tokenizer: images and clips to grids of codes, and back."""
+"""The vision tokenizer: images and clips to grids of codes, and back."""
 
 import json
 from collections.abc import Callable

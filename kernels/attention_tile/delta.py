@@ -1,4 +1,4 @@
-"""sum(dout * out), which the backward of each tile needs, and an out that gives it."""
+"""Computes sum(dout * out), which the backward of each tile needs, and an out that gives it."""
 
 import torch
 

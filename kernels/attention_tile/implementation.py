@@ -1,4 +1,4 @@
-"""What a backend of attention tiles consists of, and what several backends cannot take."""
+"""What a backend of attention tiles consists of, and checks that several backends share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

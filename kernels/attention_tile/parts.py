@@ -1,4 +1,4 @@
-"""Backends from kernels that take a part of the mask a call and cannot add to earlier results."""
+"""Makes backends of kernels that compute a part of the mask a call and cannot add to results."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar

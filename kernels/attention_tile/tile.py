@@ -1,4 +1,4 @@
-"""The arguments of one attention tile, checked, and the order of dimensions that torch wants."""
+"""Checks the arguments of an attention tile, and orders dimensions as torch wants them."""
 
 from dataclasses import dataclass
 

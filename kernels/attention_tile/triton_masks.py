@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the hash of dropout, and loops split by whether they mask."""
+"""Shared by the Triton kernels: the hash of dropout, and loops split by whether they mask."""
 
 import triton
 import triton.language as tl

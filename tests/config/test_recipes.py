@@ -9,7 +9,7 @@ from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
 
-SOUND = {
+VALID = {
     "run": {"dir": "run", "steps": 10},
     "model": {"preset": "emu3-tiny"},
     "data": {"context": 64, "sources": [{"pack": "a.pack"}]},
@@ -20,11 +20,11 @@ SOUND = {
 
 @pytest.fixture
 def load(tmp_path):
-    """A function that loads the sound recipe under overrides."""
+    """A function that loads the valid recipe under overrides."""
 
     def load(*overrides, **sections):
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump({**SOUND, **sections}))
+        path.write_text(yaml.safe_dump({**VALID, **sections}))
         return load_recipe(Recipe, path, overrides)
 
     return load
@@ -212,7 +212,7 @@ def test_a_missing_key_is_named(load):
 
 def test_a_missing_section_is_named(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in SOUND.items() if k != "batch"}))
+    path.write_text(yaml.safe_dump({k: v for k, v in VALID.items() if k != "batch"}))
 
     with pytest.raises(InputError, match=r"recipe\.yaml: batch: missing"):
         load_recipe(Recipe, path)

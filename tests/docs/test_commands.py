@@ -92,7 +92,7 @@ def test_commands_inside_sentences_exist(source: Source) -> None:
 def check_beginning(command: str, arguments: list[str]) -> None:
     """Whether there are such commands and flags; what else a command needs may be left out."""
     known = build_command()
-    while arguments and hasattr(known, "commands"):
+    while arguments and hasattr(known, "commands") and not arguments[0].startswith("-"):
         known = known.commands.get(arguments.pop(0))
         assert known, command
     flags = {flag for parameter in known.params for flag in parameter.opts}

@@ -12,7 +12,7 @@ import pytest
 from support.faults import events, latest, losses, run_job, steps_of
 from support.tiny import tiny_recipe
 
-ROOM = 3_000_000  # bytes left beside the ballast: for two checkpoints, not for three
+LEFT = 3_000_000  # bytes left beside the ballast: for two checkpoints, not for three
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_with_room_again_the_run_goes_on(
@@ -44,9 +44,9 @@ def in_a_namespace(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def train_on_a_full_disk(packs: Path, disk: Path) -> list[dict[str, Any]]:
-    """A run that the disk has no room for, and the same run when it has."""
+    """A run that the disk has no space for, and the same run when it has."""
     ballast = disk / "ballast"
-    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - ROOM))
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - LEFT))
     run = {"steps": 8, "save_every": 2, "keep": 9, "save_in_background": False}
     recipe = tiny_recipe(packs, disk, run=run)
     full = look(recipe)

@@ -62,11 +62,11 @@ def test_status_of_a_run_that_failed_says_in_what_step_and_how(recipe, capsys):
     (end,) = run_job(recipe, fault=fail_in_step_3)
     failed = say(capsys, "status", recipe.run.dir)
     run_job(recipe)
-    mended = say(capsys, "status", recipe.run.dir)
+    afterwards = say(capsys, "status", recipe.run.dir)
 
     assert end.code == 1
     assert failed[0].endswith("not running; failed in step 3: RuntimeError: out of luck")
-    assert mended[0].endswith(": not running")
+    assert afterwards[0].endswith(": not running")
 
 
 def test_status_of_what_is_no_run_is_refused(tmp_path, capsys):

@@ -27,7 +27,7 @@ SHARD = "model-00002-of-*.safetensors"
 
 @pytest.fixture
 def folder(hub_folders, tmp_path):
-    """A sound folder of several files, to be spoiled."""
+    """A valid folder of several files, to be spoiled."""
     return shutil.copytree(hub_folders["transformers", torch.float32], tmp_path / "hf")
 
 
@@ -316,11 +316,11 @@ def test_the_command_line_answers_in_one_line(hub_folders, checkpoints, tmp_path
         commands.append(["convert", "import", "--from", source, "--to", tmp_path / "out"])
         messages.append(spoil(source))
     ours = damaged(checkpoints, tmp_path / "ours")
-    sound = checkpoints["transformers", torch.float32]
+    valid = checkpoints["transformers", torch.float32]
     commands += [
         ["convert", "import", "--from", tmp_path / "no", "--to", tmp_path / "out"],
         ["convert", "export", "--from", ours, "--to", tmp_path / "out"],
-        ["convert", "export", "--from", sound, "--to", ours],
+        ["convert", "export", "--from", valid, "--to", ours],
     ]
     messages += [r"no: no such folder\n", r"its bytes are not those", r"ours: exists; choose"]
     before = set(tmp_path.iterdir())

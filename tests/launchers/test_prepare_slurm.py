@@ -1,4 +1,4 @@
-"""The data road's Slurm template on a real Slurm: Ray on two nodes, the bytes of a laptop."""
+"""Slurm template of data preparation on a real Slurm: Ray on two nodes, the bytes of a laptop."""
 
 import json
 from pathlib import Path

@@ -161,7 +161,7 @@ def test_frames_of_a_variable_rate_are_counted_and_timed(tmp_path):
     ],
 )
 def test_the_rules_of_emu3(scores, reason):
-    sound = {
+    good = {
         "source": "a.mp4",
         "content": "0",
         "start_frame": 0,
@@ -172,7 +172,7 @@ def test_the_rules_of_emu3(scores, reason):
         "quality": 6.0,
         "error": None,
     }
-    row = {**sound, **scores}
+    row = {**good, **scores}
     decide_clips([row], ClipsConfig(source="videos"))
 
     assert (row["kept"], row["reason"]) == (reason is None, reason)

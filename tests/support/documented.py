@@ -61,10 +61,13 @@ class Source:
 
 
 def sources() -> list[Source]:
-    """Every document and every script of an example that may show a command."""
+    """Every document and every script of an example that may show a command.
+
+    Not the CHANGELOG, which names commands of the past.
+    """
     patterns = ("*.md", "docs/*.md", "examples/**/*.md", "examples/**/*.sh")
-    paths = [path for pattern in patterns for path in ROOT.glob(pattern)]
-    return [Source(str(path.relative_to(ROOT))) for path in sorted(paths)]
+    paths = {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
+    return [Source(path) for path in sorted(paths - {"CHANGELOG.md"})]
 
 
 @functools.cache

@@ -102,9 +102,9 @@ def test_rows_that_a_full_disk_does_not_take_are_written_when_it_does(tmp_path, 
     writer.write(row(1))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        for room in (7, 0):  # half a row, none
-            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, hard))
-            writer.write(row(2 if room else 3))
+        for left in (7, 0):  # half a row, none
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + left, hard))
+            writer.write(row(2 if left else 3))
             assert steps_in(path) == [1]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

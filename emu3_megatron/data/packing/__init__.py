@@ -1,0 +1,1 @@
+"""Packs: which pieces of documents make each training sequence."""

@@ -1,4 +1,4 @@
-"""Filling the gaps that best fit leaves: the emptiest packs of text are cut up for it.
+"""Cuts the emptiest packs of text into the gaps that best fit leaves.
 
 Images and clips are never cut, so packs keep gaps that no whole document fits. Text may be cut:
 the emptiest packs that hold nothing else are dissolved, as many as fit into the gaps of the others.

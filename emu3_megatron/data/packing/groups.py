@@ -1,4 +1,4 @@
-"""Groups of interchangeable things under a size, for packing by histogram."""
+"""Groups of interchangeable items by size, for packing by histogram."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Opening a pack folder, a source: the pieces that make each training sequence."""
+"""Reads a pack folder as a source: the pieces that make each training sequence."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Which pieces of documents share a pack: best fit, then text cut into the gaps left over."""
+"""Assigns pieces of documents to packs: best fit, then text cut into the gaps left over."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Pack folders: NAME.pack/ says which pieces of which documents make each training sequence."""
+"""Writes pack folders: NAME.pack/ says which pieces of which documents make each sequence."""
 
 import json
 import os

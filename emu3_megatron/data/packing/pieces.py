@@ -1,4 +1,4 @@
-"""Pieces of documents: what packs are made of, and how documents longer than a pack are cut."""
+"""Pieces of documents, of which packs are made: where documents longer than a pack are cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

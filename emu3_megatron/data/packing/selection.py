@@ -1,4 +1,4 @@
-"""Which documents of a shard are packed, by their layout."""
+"""Selects the documents of a shard that are packed, by their layout."""
 
 import numpy as np
 

@@ -1,0 +1,1 @@
+"""Token shards: reading, writing, index and sidecar."""

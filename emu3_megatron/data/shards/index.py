@@ -32,7 +32,7 @@ class Index:
 
 
 def map_index(path: Path) -> Index:
-    """Memory-map an index. `check_index` must once have found it sound.
+    """Memory-map an index. `check_index` must once have found it valid.
 
     Files that Megatron wrote without modes are all trained.
     """

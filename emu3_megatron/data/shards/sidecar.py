@@ -1,4 +1,4 @@
-"""PREFIX.json: what a token shard holds, and by what packs recognise it."""
+"""The file PREFIX.json: what a token shard holds, and the hash by which packs recognise it."""
 
 import hashlib
 import json

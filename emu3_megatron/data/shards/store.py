@@ -1,4 +1,4 @@
-"""Token shards: PREFIX.bin and PREFIX.idx, which stock megatron-core opens, and PREFIX.json.
+"""Reads token shards: PREFIX.bin and PREFIX.idx, which stock megatron-core opens, and PREFIX.json.
 
 A document is one Megatron document, each of its spans one sequence, and the sequence's mode byte
 the span's role. docs/format.md has the layout.

@@ -1,4 +1,4 @@
-"""Writing token shards: many documents at once, the bytes that megatron-core's builder writes."""
+"""Writes token shards, many documents at once, with the bytes of megatron-core's builder."""
 
 import struct
 from collections.abc import Callable, Iterable, Sequence

@@ -1,0 +1,1 @@
+"""Captions of images and clips: from files, or from a server."""

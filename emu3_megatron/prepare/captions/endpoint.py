@@ -1,4 +1,4 @@
-"""Captions from an OpenAI-compatible server, as vLLM is."""
+"""Asks an OpenAI-compatible server, such as vLLM, for captions."""
 
 import base64
 import io

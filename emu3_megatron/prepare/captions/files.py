@@ -1,4 +1,4 @@
-"""Captions from a manifest, or from the .txt beside a file."""
+"""Reads captions from a manifest, or from the .txt beside a file."""
 
 import json
 from collections.abc import Iterator

@@ -1,0 +1,1 @@
+"""Scores of images and clips, by which they are selected."""

@@ -1,0 +1,1 @@
+"""The hooks of every run: logging, guard, validation, saving."""

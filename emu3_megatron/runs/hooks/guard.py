@@ -1,4 +1,4 @@
-"""Steps that must not move the weights: not finite, or a spike."""
+"""A hook that skips bad steps (not finite, or a spike) and ends a run after too many of them."""
 
 import math
 from collections import deque

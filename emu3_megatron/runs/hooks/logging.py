@@ -1,4 +1,4 @@
-"""Rows of metrics, and the held-out loss among them."""
+"""Hooks that log rows of metrics and the held-out loss."""
 
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.config.training import RunConfig, ValidationConfig

@@ -1,4 +1,4 @@
-"""Checkpoints at regular steps, and after the last."""
+"""A hook that saves checkpoints at regular steps and after the last."""
 
 from emu3_megatron.checkpoints.folders import prune
 from emu3_megatron.checkpoints.saving import PendingSave, SaveError, request_checkpoint

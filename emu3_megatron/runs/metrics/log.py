@@ -1,4 +1,4 @@
-"""The log of a run: rows of metrics with rates, times and memory, to all writers."""
+"""Makes rows of metrics with rates, times and memory, and gives them to all writers."""
 
 import math
 import resource

@@ -1,4 +1,4 @@
-"""Who computes gradients and moves weights, by kind."""
+"""Engines, which compute gradients and move weights; chosen by kind."""
 
 from emu3_megatron.config.base import Component, build
 from emu3_megatron.training.engines.megatron import MegatronEngine

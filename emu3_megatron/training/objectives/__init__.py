@@ -1,4 +1,4 @@
-"""What is minimised: the objectives of the stages, by kind."""
+"""Objectives, which are minimised; chosen by kind."""
 
 from emu3_megatron.config.base import Component, build
 from emu3_megatron.training.interfaces import Objective

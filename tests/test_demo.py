@@ -1,4 +1,4 @@
-"""The road end to end: a short one at every run, the demo under `pytest -m slow`."""
+"""From a recipe to a picture: a short run each time, the whole demo under `pytest -m slow`."""
 
 import json
 from pathlib import Path
