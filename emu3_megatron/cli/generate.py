@@ -41,8 +41,8 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="scale of classifier-free guidance; 1 is without (default: 3, or 1 for a "
-            "checkpoint that was never trained without captions)"
+            help="scale of classifier-free guidance; 1 is without (default: the recipe's "
+            "sample.guidance, else 3, or 1 where it was never trained without captions)"
         ),
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,

@@ -107,6 +107,9 @@ def _write_recipe(out: Path, data: dict[str, Any]) -> Recipe:
     values["sample"] = {
         "every": values["run"]["steps"] // 2,
         "tokenizer": str(out / "tokenizer-run" / "tokenizer"),
+        # Photos learned by heart need no guidance, and 3 makes noise of them: of two tokens that
+        # cannot follow it prefers the one that is even less likely without a caption.
+        "guidance": 1.0,
         "prompts": [
             {"caption": t.caption, "height": t.vision.meta.height, "width": t.vision.meta.width}
             for t in trained

@@ -50,10 +50,7 @@ class DrawSamples(Hook):
 
     def draw(self, decoder: Decoder, folder: Path, about: dict[str, Any]) -> None:
         """Draw into a folder, as 0.png, 1.png and so on: all ranks compute, the first writes."""
-        guidance = self.config.guidance
-        if guidance is None:
-            guidance = default_guidance(about)
-        settings = SamplingSettings(guidance, top_k=self.config.top_k)
+        settings = SamplingSettings(default_guidance(about), top_k=self.config.top_k)
         prompts = [VisionPrompt(p.caption, Meta(p.height, p.width)) for p in self.config.prompts]
         drawn = draw(decoder, self.vocabulary, prompts, settings)
         if dist.get_rank() == 0:

@@ -41,11 +41,16 @@ class SamplingSettings:
 
 
 def default_guidance(about: Mapping[str, Any]) -> float:
-    """The guidance where none is given: Emu3's 3, unless the weights never saw an empty caption.
+    """The guidance where none is given: that of the recipe's `sample`, if it says one.
+
+    Else Emu3's 3, or none if the weights never saw an empty caption.
 
     Args:
         about: what the checkpoint's manifest says, or the run's.
     """
+    sample = about.get("recipe", {}).get("sample") or {}
+    if sample.get("guidance") is not None:
+        return sample["guidance"]
     return 1.0 if about.get("null_prompt", False) is False else 3.0
 
 

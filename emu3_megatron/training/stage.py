@@ -17,7 +17,7 @@ from emu3_megatron.checkpoints.state import load_state
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.changes import changes, refuse_changes
 from emu3_megatron.config.data import DataSection
-from emu3_megatron.config.training import BatchConfig, RunConfig
+from emu3_megatron.config.training import BatchConfig, OptimizerConfig, RunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
 from emu3_megatron.errors import InputError
@@ -68,6 +68,7 @@ def train(
             changed = list(changes(Recipe.model_validate(about["recipe"]), recipe))
             refuse_changes(run.folder, changed, accept)
             on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
+        _say_where_the_cosine_ends(recipe.optimizer, recipe.run.steps)
         first = about.get("step", 0)
         last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
         start_from = None if checkpoint else _to_start_from(recipe.run, recipe.model)
@@ -78,6 +79,16 @@ def train(
         if first >= last and mesh.is_first:
             print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")
         take_steps(run, guard, first, last)
+
+
+def _say_where_the_cosine_ends(optimizer: OptimizerConfig, steps: int) -> None:
+    """A run may be made longer; its learning rate does not follow by itself."""
+    if steps > (optimizer.decay_steps or steps):
+        line = (
+            f"run.steps={steps}: steps after optimizer.decay_steps={optimizer.decay_steps} are "
+            f"taken at optimizer.min_lr={optimizer.min_lr}; raise optimizer.decay_steps for more"
+        )
+        on_first_rank(lambda: print(line))
 
 
 def _check_layout(batch: BatchConfig, mesh: Mesh) -> None:

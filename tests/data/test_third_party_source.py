@@ -61,7 +61,7 @@ def test_it_is_known_by_its_content(load, tmp_path):
         ({"weigth": 2}, r"data\.sources\.1\.weigth: no such key"),
         (
             {"kind": "support.extensions:Nothing"},
-            r"kind support\.extensions:Nothing: cannot be",
+            r"kind: support\.extensions:Nothing: cannot be",
         ),
         ({"tokens": 32}, r"poems\.txt: packed for a context of 32, data\.context is 64"),
         ({"file": "none.txt"}, r"none\.txt: no such file"),

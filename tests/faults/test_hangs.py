@@ -32,7 +32,7 @@ def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
     assert "is late: step " in line
     assert "silent for " in line
     stacks = (ranks / "00000.stacks.txt").read_text()
-    assert "training/loop.py" in stacks
+    assert "runs/loop.py" in stacks
 
 
 def sleep_with_pythons_lock(watchdog):

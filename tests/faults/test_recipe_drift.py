@@ -31,7 +31,7 @@ def test_what_is_learned_may_not_change_unasked(resumed):
 
 
 def test_an_accepted_learning_rate_is_the_one_that_steps_are_taken_at(resumed, recipe):
-    changed = {"lr": 3e-2, "weight_decay": 0.2}
+    changed = {"lr": 3e-2, "weight_decay": 0.2, "decay_steps": 20}
     end = resumed(accept=True, run={"steps": 10}, optimizer=changed)
 
     assert end.code == 0, end.said
@@ -39,6 +39,16 @@ def test_an_accepted_learning_rate_is_the_one_that_steps_are_taken_at(resumed, r
     rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
     before, after = rows[7]["lr"], rows[8]["lr"]
     assert after > before
+
+
+def test_a_longer_run_keeps_its_cosine_and_is_told_where_it_ends(resumed, recipe):
+    end = resumed(run={"steps": 10})
+
+    assert end.code == 0, end.said
+    assert "recipe changed: run.steps: 8 → 10" in end.said
+    assert "steps after optimizer.decay_steps=8 are taken at optimizer.min_lr=0.0" in end.said
+    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    assert [row["lr"] for row in rows[8:]] == [0.0, 0.0]
 
 
 def test_the_distributed_optimizer_takes_a_new_learning_rate_too(recipe):

@@ -242,16 +242,14 @@ def disk_is_full_until_step_5() -> None:
     """No file may grow beyond 10,000 bytes: as on a full disk, the write itself fails."""
     import resource
 
-    from emu3_megatron.training.hooks import SaveCheckpoints
+    from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 
     after_step = SaveCheckpoints.after_step
 
-    def limited(self, step, result, is_last):
+    def limited(self, run, step, result, is_last):
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000 if step < 5 else hard, hard))
-        self.recipe = self.recipe.model_copy(
-            update={"run": self.recipe.run.model_copy(update={"save_in_background": False})}
-        )
-        after_step(self, step, result, is_last)
+        self.config = self.config.model_copy(update={"save_in_background": False})
+        after_step(self, run, step, result, is_last)
 
     SaveCheckpoints.after_step = limited

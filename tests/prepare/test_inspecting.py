@@ -44,7 +44,7 @@ def test_the_page_shows_samples_reasons_and_plots(prepared, tmp_path):
     assert "some words" in text
     assert "small.png</td><td>too small: 16x16" in text
     assert re.search(r"<figcaption>good\.png<br>quality [\d.]+, colour [\d.]+<br>images-", text)
-    for plot in ("fill of packs of 128", "tokens a document", "quality", "colour"):
+    for plot in ("fill of images-text-128", "tokens a document", "quality", "colour"):
         assert f"<figcaption>{plot}</figcaption><svg" in text
     assert len(re.findall(r"<img", text)) == 1
 

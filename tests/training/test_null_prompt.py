@@ -46,6 +46,13 @@ def test_guidance_is_used_by_default_unless_it_was_never_trained(saw, guidance):
     assert default_guidance({"null_prompt": saw}) == guidance
 
 
+def test_a_recipe_that_says_its_guidance_is_followed():
+    recipe = {"sample": {"guidance": 1.5}}
+
+    assert default_guidance({"null_prompt": True, "recipe": recipe}) == 1.5
+    assert default_guidance({"null_prompt": True, "recipe": {"sample": None}}) == 3.0
+
+
 def test_checkpoints_of_earlier_versions_were_never_trained_so():
     assert default_guidance({}) == 1.0
 
