@@ -1,4 +1,4 @@
-"""Draw docs/images/dispatch.png: which rank computes which part of attention, in three packs."""
+"""Draws docs/images/dispatch.png: which rank computes which part of attention, in three packs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Write docs/performance.md from the JSON under benchmarks/results/.
+"""Writes docs/performance.md from the JSON under benchmarks/results/.
 
 python benchmarks/tables.py
 """

@@ -1,3 +1,5 @@
+// The cross-entropy kernels behind the C interface of api.h: launch shapes and launches.
+
 #include "api.h"
 #include "cross_entropy.cuh"
 #include "launch.cuh"

@@ -1,4 +1,4 @@
-// Launching with the error that CUDA gives.
+// Launches a kernel and returns CUDA's error.
 #pragma once
 #include <cuda_runtime_api.h>
 

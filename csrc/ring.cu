@@ -1,3 +1,5 @@
+// The kernels of ring.cuh behind the C interface of api.h: launches.
+
 #include "ring.cuh"
 
 #include "api.h"

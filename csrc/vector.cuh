@@ -1,4 +1,4 @@
-// Sixteen bytes at a time: eight bf16 or four fp32.
+// Reads and writes sixteen bytes at a time: eight bf16 or four fp32.
 #pragma once
 #include "machine.cuh"
 

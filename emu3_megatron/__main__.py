@@ -1,4 +1,4 @@
-"""Runs the command line: `python -m emu3_megatron` is `emu3`."""
+"""Runs the command line for `torchrun -m emu3_megatron` and the like."""
 
 from emu3_megatron.cli import main
 

@@ -1,4 +1,4 @@
-"""Train two commits alike on this machine and compare every logged number bit for bit.
+"""Trains two commits alike on this machine and compares every logged number bit for bit.
 
     python tools/same_losses.py BASE HEAD
 

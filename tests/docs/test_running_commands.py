@@ -46,7 +46,6 @@ ADDED = {
     "emu3 train": ["run.steps=4", "optimizer.warmup_steps=1", "run.dir=runs/new"],
     "torchrun": ["run.steps=4", "optimizer.warmup_steps=1"],
 }
-GREEDY = ["--temperature", "0"]
 
 
 def runnable(source: Source) -> list[list[str]]:
@@ -90,8 +89,6 @@ def folder(demo: Path, tmp_path: Path) -> Path:
     shutil.copytree(demo, tmp_path / "demo")
     (tmp_path / "runs").mkdir()
     same = {
-        "photos": "demo/photos",
-        "clips": "demo/clips",
         "data": "demo/data",
         "runs/tokenizer": "demo/tokenizer-run",
         "runs/stage1-tiny": "demo/decoder-run",
@@ -141,14 +138,9 @@ def test_commands_that_cannot_run_here(reason: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("more", "decibels", "match"), [([], 20, 0), (GREEDY, 30, 0.95)], ids=["as it stands", "greedy"]
-)
-def test_the_readme_draws_the_trained_picture(
-    more: list[str], decibels: float, match: float, folder: Path
-) -> None:
+def test_the_readme_draws_the_trained_picture(folder: Path) -> None:
     (words,) = (words for words in runnable(README) if words[:2] == ["emu3", "generate"])
-    run(folder, [*words, *more])
+    run(folder, words)
 
     tokenizer = VisionTokenizer.load(folder / "demo" / "tokenizer-run" / "tokenizer")
     codes = trained_codes(folder / "demo" / "data", words[words.index("--prompt") + 1])
@@ -157,10 +149,10 @@ def test_the_readme_draws_the_trained_picture(
 
     assert drawn.shape == trained.shape
     error = (drawn - trained).square().mean().item()
-    assert 10 * np.log10(4 / max(error, 1e-9)) > decibels
+    assert 10 * np.log10(4 / max(error, 1e-9)) > 30
     # A picture does not tell its codes, but pictures of the same codes are encoded alike.
     same = tokenizer.encode_images(drawn) == tokenizer.encode_images(trained)
-    assert same.float().mean() >= match
+    assert same.float().mean() >= 0.95
 
 
 def read_png(path: Path) -> torch.Tensor:

@@ -10,6 +10,7 @@ import sys
 import pytest
 from support.faults import Job, run_job
 
+from emu3_megatron import manifest
 from emu3_megatron.errors import InputError
 from emu3_megatron.runs.lock import NAME, STALE_SECONDS, RunLock, read_holder
 
@@ -59,6 +60,22 @@ def test_a_lock_of_another_host_holds_while_its_heart_beats(tmp_path):
 
     elsewhere(tmp_path, age=STALE_SECONDS * 2)
     RunLock(tmp_path).release()
+
+
+def test_a_job_whose_folder_was_taken_over_commits_nothing(tmp_path):
+    lock = RunLock(tmp_path)
+    beside, target = tmp_path / ".step-2.tmp", tmp_path / "step-2"
+    for folder, text in ((beside, "of the job that was late"), (target, "of the other")):
+        folder.mkdir()
+        (folder / "weights").write_text(text)
+    elsewhere(tmp_path, age=0)  # another host found the lock stale
+
+    with pytest.raises(InputError, match="another job has taken this folder over"):
+        manifest.commit(beside, target, {}, {}, lock.is_ours)
+
+    assert (target / "weights").read_text() == "of the other"
+    lock.release()
+    assert read_holder(tmp_path)["host"] == "elsewhere"
 
 
 def test_a_process_that_came_by_the_number_of_a_dead_one_holds_no_lock(tmp_path):
