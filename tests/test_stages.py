@@ -16,7 +16,7 @@ from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.config.load import read_recipe
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.config.tokenizer import TokenizerNetwork
-from emu3_megatron.media.videos import write_clip
+from emu3_megatron.media.writers import write_clip
 from emu3_megatron.prepare.checking import check_prepared
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.vision.tokenizer import VisionTokenizer
@@ -74,7 +74,7 @@ def prepare_small(folder: Path) -> None:
         values[kind]["source"] = str(folder / values[kind]["source"])
     for packs in values["packs"]:
         packs["context"] = CONTEXTS[packs["context"]]
-    recipe = PrepareRecipe.model_validate({**values, "run": {"engine": "local"}})
+    recipe = PrepareRecipe.model_validate({**values, "run": {"executor": "local"}})
     prepare(recipe, recipe.kinds)
 
 

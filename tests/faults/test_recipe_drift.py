@@ -89,7 +89,7 @@ def test_packs_that_changed_under_their_name_are_another_source(resumed, packs, 
     assert end.code == 2
     assert "the recipe changed since the checkpoint: data.sources.0.content: " in end.said
     assert accepted.code == 0, accepted.said
-    phases = json.loads((second.run.dir / "run.json").read_text())["phases"]
+    phases = json.loads((second.run.dir / "run.json").read_text())["data"]["phases"]
     assert [phase["first_sequence"] for phase in phases] == [0, 2 * 8]
 
 
@@ -100,5 +100,5 @@ def test_packs_that_moved_are_the_same_source(resumed, packs, recipe, tmp_path):
 
     assert end.code == 0, end.said
     assert "recipe changed: data.sources.0.pack: " in end.said
-    (phase,) = json.loads((recipe().run.dir / "run.json").read_text())["phases"]
+    (phase,) = json.loads((recipe().run.dir / "run.json").read_text())["data"]["phases"]
     assert phase["sources"][0]["section"]["pack"] == moved

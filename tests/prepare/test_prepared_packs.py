@@ -25,7 +25,7 @@ def load(tmp_path):
             "model": "emu3-tiny",
             "text": {"source": str(tmp_path / "texts")},
             "packs": list(packs),
-            "run": {"engine": "local"},
+            "run": {"executor": "local"},
         }
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(values))
