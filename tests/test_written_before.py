@@ -147,3 +147,10 @@ def test_the_run_itself_goes_on_or_says_how(written):
         (line,) = [line for line in ended.said.splitlines() if line.startswith("emu3: ")]
         assert "run.init_from" in line
         assert "Traceback" not in ended.said
+
+
+def test_what_a_step_of_that_run_read_is_refused_in_one_line(written):
+    ended = emu3("inspect", "batch", "run", "--step", "1", cwd=written)
+
+    assert ended.code == 2
+    assert ended.said.strip().splitlines()[-1].startswith("emu3: run: a run of an earlier version")

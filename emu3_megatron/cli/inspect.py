@@ -33,6 +33,8 @@ def _documents(folder: Path, step: int) -> list[str]:
         description = json.loads((folder / "run.json").read_text())
     except FileNotFoundError:
         raise InputError(f"{folder}: no run here, run.json is missing") from None
+    if "data" not in description:
+        raise InputError(f"{folder}: a run of an earlier version; its batches cannot be inspected")
     recipe = Recipe.model_validate(description["recipe"])
     if not isinstance(recipe.data, MixtureConfig):
         raise InputError(f"{folder}: its data is of kind {recipe.data.kind}, and not a mixture")
