@@ -2,7 +2,7 @@
 
 Megatron-core's own background writer waits for ever when a process under it dies, starts a manager
 process that outlives a killed job, and imports the entry script again. This one is a single forked
-process: it dies with its rank, it is hashed where it is written, and its death is an answer.
+process: it dies with its rank, hashes what it writes, and is noticed when it dies.
 """
 
 import ctypes

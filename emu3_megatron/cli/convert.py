@@ -1,4 +1,4 @@
-"""`emu3 convert import|export|verify`: Hugging Face weights in and out."""
+"""`emu3 convert`: Hugging Face weights in and out."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`emu3 inspect batch|data`: the documents of a step, and a page on prepared data."""
+"""`emu3 inspect`: the documents of a step, and a page on prepared data."""
 
 import json
 from pathlib import Path

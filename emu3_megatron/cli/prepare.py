@@ -1,4 +1,4 @@
-"""`emu3 prepare images|clips|text|all`: raw files to shards and packs."""
+"""`emu3 prepare`: raw files to shards and packs."""
 
 import json
 from collections.abc import Sequence

@@ -11,4 +11,4 @@ emu3 prepare images prepare-tiny-cpu --source "$photos" --out "$out/data" \
 torchrun --nproc-per-node 2 -m emu3_megatron train stage1-tiny-cpu parallel.tensor=2 \
   "run.dir=$out/decoder" "data.sources=[{pack: $out/data/packs/stage1.pack}]"
 emu3 generate --checkpoint "$out/decoder" --tokenizer "$out/tokenizer/tokenizer" \
-  --prompt "$prompt" --grid 16x16 --guidance 1 --temperature 0 --out "$out/image.png"
+  --prompt "$prompt" --guidance 1 --temperature 0 --out "$out/image.png"
