@@ -156,7 +156,7 @@ class _AddedElsewhere(torch.autograd.Function):
 
 
 def _check_backend(backend: Backend, weight_vh: torch.Tensor) -> None:
-    if backend == "unfused":
+    if backend == "unfused" or weight_vh.is_meta:  # of a decoder without data nothing is computed
         return
     try:
         choose(backend, weight_vh)

@@ -10,6 +10,7 @@ from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import BackendConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import Inputs, SequenceLayout, build_decoder
+from emu3_megatron.model.decoder import empty_decoder
 
 MODEL = ModelConfig(
     layers=1, hidden=32, heads=4, kv_heads=2, ffn=48, text="bytes", codes=VOCABULARY.num_codes
@@ -103,3 +104,8 @@ def test_a_backend_that_cannot_serve_is_refused_before_the_first_step(mesh):
     message = r"backend.loss: backend cuda: .* on cpu; .* backend.loss=auto"
     with pytest.raises(InputError, match=message):
         build_decoder(MODEL, backend=BackendConfig(loss="cuda"))
+
+
+def test_a_decoder_without_data_may_have_any_backend(mesh):
+    """On a GPU the view of the live weights is made so, with the recipe's own backend."""
+    empty_decoder(MODEL, backend=BackendConfig(loss="cuda"))
