@@ -72,17 +72,16 @@ class OutputHead(ColumnParallelLinear):
         assert inputs.labels_bs is not None, f"{want} needs labels"
         if want == "log_probabilities":
             return self._log_probabilities(hidden_sbh, inputs.labels_bs)
+        assert want == "sums", f"nothing is called {want}"
         return self._sums(hidden_sbh, inputs, z_loss)
 
     def _sums(self, hidden_sbh: Tensor, inputs: Inputs, z_loss: float) -> LinearCrossEntropy:
         assert inputs.labels_bs is not None
         assert inputs.weights_bs is not None
         assert inputs.classes_bs is not None
-        main_grad_vh = self._main_grad()
-        weight_vh = self.weight if main_grad_vh is None else _AddedElsewhere.apply(self.weight)
         return linear_cross_entropy(
             hidden_sbh.flatten(0, 1),
-            weight_vh,
+            self._weight(),
             inputs.labels_bs.T.flatten(),
             inputs.weights_bs.T.flatten(),
             inputs.classes_bs.T.flatten(),
@@ -91,13 +90,13 @@ class OutputHead(ColumnParallelLinear):
             z_loss=z_loss,
             exchange=_vocabulary_exchange(self.sequence_parallel),
             backend=self.loss_backend,
-            main_grad_vh=main_grad_vh,
+            main_grad_vh=self._main_grad(),
         )
 
     def _log_probabilities(self, hidden_sbh: Tensor, labels_bs: Tensor) -> tuple[Tensor, Tensor]:
         log_prob_n, correct_n = unfused_log_probabilities(
             hidden_sbh.flatten(0, 1),
-            self.weight,
+            self._weight(),
             labels_bs.T.flatten(),
             vocab_size=self.vocab_size,
             exchange=_vocabulary_exchange(self.sequence_parallel),
@@ -112,9 +111,13 @@ class OutputHead(ColumnParallelLinear):
             return None
         return getattr(self.weight, "main_grad", None)
 
+    def _weight(self) -> Tensor:
+        """The weight as everything that is wanted uses it, so that one loss may want several."""
+        return self.weight if self._main_grad() is None else _AddedToMainGrad.apply(self.weight)
+
     def _logits(self, hidden_sbh: Tensor) -> Tensor:
         """Logits over the whole vocabulary, without padding: [b, s, vocab_size]."""
-        logits_sbv = self._enter(hidden_sbh) @ self.weight.T
+        logits_sbv = self._enter(hidden_sbh) @ self._weight().T
         logits_sbv = gather_from_tensor_model_parallel_region(logits_sbv)
         return logits_sbv[..., : self.vocab_size].transpose(0, 1)
 
@@ -135,11 +138,12 @@ class OutputHead(ColumnParallelLinear):
         return {key: sharded}
 
 
-class _AddedElsewhere(torch.autograd.Function):
+class _AddedToMainGrad(torch.autograd.Function):
     """A weight whose gradient is added to its buffer; autograd gets a tensor of no meaning.
 
-    Megatron's hook waits for a gradient to know that the buffer is ready to be reduced, and finds
-    by the flag that it has nothing to add; each step begins by taking the flag back.
+    The fused loss adds its own and gives none. Megatron's hook waits for a gradient to know that
+    the buffer is ready to be reduced, and finds by the flag that it has nothing to add; each step
+    begins by taking the flag back.
     """
 
     @staticmethod
@@ -149,8 +153,9 @@ class _AddedElsewhere(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: None) -> torch.Tensor:  # type: ignore[override]
-        assert gradient is None
+    def backward(ctx: Any, gradient: torch.Tensor | None) -> torch.Tensor:  # type: ignore[override]
+        if gradient is not None:
+            ctx.weight.main_grad.add_(gradient)
         ctx.weight.grad_added_to_main_grad = True
         return torch.empty_like(ctx.weight)
 

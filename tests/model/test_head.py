@@ -78,13 +78,34 @@ def test_a_loss_that_nobody_follows_back_leaves_no_trace(model, hidden_sbh):
     with torch.no_grad():
         loss(model, hidden_sbh)
     loss(model, hidden_sbh)
+    assert not head.weight.grad_added_to_main_grad
 
     with model.no_sync():
         head(hidden_sbh, None, "logits").sum().backward()
 
-    assert not head.weight.grad_added_to_main_grad
     expected = hidden_sbh.sum((0, 1)).expand(VOCABULARY.size, -1)
     torch.testing.assert_close(head.weight.main_grad[: VOCABULARY.size], expected)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["in two micro-batches", "in one"])
+@pytest.mark.parametrize("want", ["log_probabilities", "logits"])
+def test_one_step_may_want_several_things_of_the_head(model, hidden_sbh, want, together):
+    """The fused loss fills the buffer by itself, the others through autograd: none may be lost."""
+    head = model.module.head
+    labels_bs = torch.arange(TOKENS)[None]
+    inputs = whole_rows(labels_bs, labels_bs=labels_bs)
+
+    def gradient(backend):
+        model.zero_grad_buffer()
+        first = loss(model, hidden_sbh, backend)
+        found = head(hidden_sbh, inputs, want)
+        second = (found[0] if want == "log_probabilities" else found.square()).sum()
+        with model.no_sync():
+            for part in [first + second] if together else [first, second]:
+                part.backward()
+        return head.weight.main_grad.clone()
+
+    torch.testing.assert_close(gradient("auto"), gradient("unfused"), rtol=1e-4, atol=1e-4)
 
 
 def test_hooks_around_the_head_run_for_everything_that_is_wanted(model, hidden_sbh):
