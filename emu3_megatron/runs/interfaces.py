@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from emu3_megatron.checkpoints.state import Saved, State, Stateful
+from emu3_megatron.checkpoints.state import Saved, SplitState, State, Stateful
+from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.votes import on_first_rank
@@ -140,13 +141,27 @@ class Run:
     hooks: list[Hook] = field(default_factory=list)
 
     def owners(self) -> dict[str, Stateful]:
-        """Whose state a checkpoint holds, by name."""
-        hooks: dict[str, Stateful] = {hook.name: hook for hook in self.hooks}
-        return {"trainer": self.trainer, "data": self.data, **hooks}
+        """Whose state a checkpoint holds, by name.
+
+        Raises:
+            InputError: two have one name: a checkpoint would hold the state of one alone.
+        """
+        owners: dict[str, Stateful] = {"trainer": self.trainer, "data": self.data}
+        for hook in self.hooks:
+            if hook.name in owners:
+                raise InputError(
+                    f"hooks: {type(hook).__name__} has the name {hook.name!r}, which is taken; "
+                    "checkpoints hold state by name: give its class another"
+                )
+            owners[hook.name] = hook
+        return owners
 
     def describe(self) -> None:
-        """Write `run.json`, for whoever asks about the run: what it is, and the data's state."""
-        about = {**self.about, "data": self.data.state_dict()}
+        """Write `run.json`, for whoever asks about the run: what it is, and the data's state.
+
+        Tensors are left out.
+        """
+        about = {**self.about, "data": SplitState.of({"data": self.data}).values["data"]}
         on_first_rank(lambda: write_json(self.folder / "run.json", about))
 
     def progress(self) -> None:

@@ -15,8 +15,10 @@ def take_steps(run: Run, guard: Guard, first: int, last: int) -> None:
         guard: judges each step; one of the hooks.
 
     Raises:
+        InputError: two hooks have one name.
         RunEnded: the run was told to leave, or a hook ended it.
     """
+    run.owners()  # refuses two of one name before the first step, not at the first save
     hooks = sorted(run.hooks, key=lambda hook: hook.order)
     judge = lambda values: guard.judge(values, run.stop.was_told)
     left = None
