@@ -5,6 +5,7 @@ vocabulary and the state of each owner. `DIR/latest` names the newest.
 """
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if about.get("format") not in (FORMAT, *OLD_FORMATS):
         raise InputError(f"{path}: not a checkpoint of this program, by its {manifest.NAME}")
     return about
+
+
+def saw_empty_captions(about: Mapping[str, Any]) -> bool | None:
+    """Whether the weights, or those they come from, were trained without captions at times.
+
+    None: they were imported, and it is not known. Earlier versions, which wrote nothing of it,
+    left out no captions themselves.
+
+    Args:
+        about: what the checkpoint's manifest says.
+    """
+    if "null_prompt" in about:
+        return about["null_prompt"]
+    if "imported_from" in about or about.get("recipe", {}).get("run", {}).get("init_from"):
+        return None
+    return False
 
 
 def refuse_old(path: Path, about: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from emu3_megatron.checkpoints.folders import saw_empty_captions
 from emu3_megatron.errors import InputError
 
 
@@ -51,12 +52,12 @@ def default_guidance(about: Mapping[str, Any]) -> float:
     sample = about.get("recipe", {}).get("sample") or {}
     if sample.get("guidance") is not None:
         return sample["guidance"]
-    return 1.0 if about.get("null_prompt", False) is False else 3.0
+    return 1.0 if saw_empty_captions(about) is False else 3.0
 
 
 def warn_of_guidance(guidance: float, about: Mapping[str, Any]) -> None:
     """One line on stderr where guidance leads away from what the weights never learned."""
-    if guidance != 1 and about.get("null_prompt", False) is False:
+    if guidance != 1 and saw_empty_captions(about) is False:
         print(
             f"guidance={guidance:g}: these weights were never trained without captions "
             "(data.null_prompt), so guidance makes images worse; set it to 1",

@@ -10,13 +10,13 @@ from emu3_megatron.checkpoints.folders import (
     newest_sound,
     read_checkpoint,
     refuse_old,
+    saw_empty_captions,
     tracked,
     verify,
 )
 from emu3_megatron.checkpoints.state import load_state
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.changes import changes, refuse_changes
-from emu3_megatron.config.data import DataSection
 from emu3_megatron.config.training import BatchConfig, OptimizerConfig, RunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
@@ -187,15 +187,5 @@ def _describe(recipe: Recipe, before: dict[str, Any]) -> dict[str, Any]:
     return {
         "recipe": recipe.model_dump(mode="json"),
         "vocabulary": recipe.model.vocabulary().fingerprint(),
-        "null_prompt": _saw_empty_captions(recipe.data, before),
+        "null_prompt": getattr(recipe.data, "null_prompt", 0) > 0 or saw_empty_captions(before),
     }
-
-
-def _saw_empty_captions(data: DataSection, before: dict[str, Any]) -> bool | None:
-    """Whether the weights, or those they come from, were trained without captions at times.
-
-    None: they were imported, and it is not known.
-    """
-    if getattr(data, "null_prompt", 0) > 0:
-        return True
-    return before.get("null_prompt", False)

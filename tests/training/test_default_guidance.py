@@ -6,10 +6,13 @@ import pytest
 from support.faults import run_job
 from support.tiny import make_packs, tiny_recipe
 
-from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
+from emu3_megatron.checkpoints.folders import (
+    find_checkpoint,
+    read_checkpoint,
+    saw_empty_captions,
+)
 from emu3_megatron.config import Recipe
 from emu3_megatron.generation.sampling import default_guidance, warn_of_guidance
-from emu3_megatron.training.stage import _saw_empty_captions
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,7 @@ def test_a_run_without_captions_at_times_says_so_and_so_do_runs_from_its_weights
 
 
 def test_of_imported_weights_it_is_not_known():
-    recipe = tiny_recipe(Path("a.pack"), Path("run"))
-
-    assert _saw_empty_captions(recipe.data, {"null_prompt": None}) is None
+    assert saw_empty_captions({"null_prompt": None}) is None
 
 
 @pytest.mark.parametrize(("saw", "guidance"), [(True, 3.0), (None, 3.0), (False, 1.0)])
@@ -54,7 +55,13 @@ def test_a_recipe_that_says_its_guidance_is_followed():
 
 
 def test_checkpoints_of_earlier_versions_were_never_trained_so():
+    assert saw_empty_captions({"recipe": {"run": {"init_from": None}}}) is False
     assert default_guidance({}) == 1.0
+
+
+def test_of_weights_that_they_imported_it_is_not_known():
+    assert saw_empty_captions({"imported_from": "Emu3-Gen"}) is None
+    assert saw_empty_captions({"recipe": {"run": {"init_from": "imported"}}}) is None
 
 
 @pytest.mark.parametrize(
