@@ -52,11 +52,15 @@ def commit(
     _write(beside / NAME, {**about, "files": files})
     sync(beside)
     if not still_ours():
-        raise InputError(f"{target.parent}: another job has taken this folder over")
+        raise taken_over(target.parent)
     if target.exists():
         shutil.rmtree(target)
     os.rename(beside, target)
     sync(target.parent)
+
+
+def taken_over(folder: Path) -> InputError:
+    return InputError(f"{folder}: another job has taken this folder over")
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -69,9 +69,14 @@ class PendingSave:
         try:
             on_first_rank(lambda: self._commit(shares, still_ours))
         except (OSError, InputError) as error:
-            on_first_rank(lambda: shutil.rmtree(self.beside, ignore_errors=True))
+            on_first_rank(lambda: self._remove(still_ours))
             raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
         return self.target
+
+    def _remove(self, still_ours: Callable[[], bool]) -> None:
+        """Remove what was written, unless the folder, and what has its name now, is another's."""
+        if still_ours():
+            shutil.rmtree(self.beside, ignore_errors=True)
 
     def _commit(self, shares: list[Written], still_ours: Callable[[], bool]) -> None:
         for rank, share in enumerate(shares):
@@ -84,12 +89,17 @@ class PendingSave:
 
 
 def request_checkpoint(
-    folder: Path, step: int, owners: Mapping[str, Stateful], about: dict[str, Any]
+    folder: Path,
+    step: int,
+    owners: Mapping[str, Stateful],
+    about: dict[str, Any],
+    still_ours: Callable[[], bool] = lambda: True,
 ) -> PendingSave:
     """Copy the state of all owners and start writing it beside `folder`/step-….
 
     Args:
         about: what the manifest says besides; JSON.
+        still_ours: asked on the first rank before anything in the folder changes.
 
     Raises:
         SaveError: on all ranks alike.
@@ -98,7 +108,7 @@ def request_checkpoint(
     target = folder / f"step-{step:08d}"
     sharded, common = save_preprocess(state.tensors)
     try:
-        on_first_rank(lambda: _prepare(target, common))
+        on_first_rank(lambda: _prepare(target, common, still_ours))
     except (OSError, InputError) as error:
         raise SaveError(f"{target}: not saved: {_reason(error)}") from None
     planned = _Plan().plan(sharded, target.with_name(f".{target.name}.tmp"))
@@ -145,8 +155,10 @@ class _Plan(TorchDistSaveShardedStrategy):
         return _Planned(writer, finish)
 
 
-def _prepare(target: Path, common: dict[str, Any]) -> None:
+def _prepare(target: Path, common: dict[str, Any], still_ours: Callable[[], bool]) -> None:
     """An empty folder with what is not sharded; what unfinished saves left is removed."""
+    if not still_ours():
+        raise manifest.taken_over(target.parent)
     for left in target.parent.glob(".step-*.tmp"):
         shutil.rmtree(left)
     beside = target.with_name(f".{target.name}.tmp")

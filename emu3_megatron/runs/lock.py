@@ -34,8 +34,9 @@ class RunLock:
             self._remove_stale()
 
     def beat(self) -> None:
-        """Show that the job lives."""
-        os.utime(self.path)
+        """Show that the job lives; a lock that another took over shows whether that one does."""
+        if self.is_ours():
+            os.utime(self.path)
 
     def is_ours(self) -> bool:
         """Whether the lock still names this process: another job may have taken it for stale."""

@@ -11,6 +11,7 @@ import pytest
 from support.faults import Job, run_job
 
 from emu3_megatron import manifest
+from emu3_megatron.checkpoints import saving
 from emu3_megatron.errors import InputError
 from emu3_megatron.runs.lock import NAME, STALE_SECONDS, RunLock, read_holder
 
@@ -76,6 +77,21 @@ def test_a_job_whose_folder_was_taken_over_commits_nothing(tmp_path):
     assert (target / "weights").read_text() == "of the other"
     lock.release()
     assert read_holder(tmp_path)["host"] == "elsewhere"
+
+
+def test_a_job_whose_folder_was_taken_over_neither_removes_nor_keeps_alive_what_is_there(tmp_path):
+    lock = RunLock(tmp_path)
+    unfinished = tmp_path / ".step-00000002.tmp"
+    unfinished.mkdir()
+    elsewhere(tmp_path, age=STALE_SECONDS / 2)
+
+    with pytest.raises(InputError, match="another job has taken this folder over"):
+        saving._prepare(tmp_path / "step-00000002", {}, lock.is_ours)
+    saving.PendingSave(2, tmp_path / "step-00000002", None, None, {})._remove(lock.is_ours)
+    lock.beat()
+
+    assert unfinished.is_dir()
+    assert read_holder(tmp_path)["age"] > STALE_SECONDS / 3
 
 
 def test_a_process_that_came_by_the_number_of_a_dead_one_holds_no_lock(tmp_path):

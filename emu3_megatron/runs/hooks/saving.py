@@ -47,7 +47,7 @@ class SaveCheckpoints(Hook):
     def _request(self, run: Run, step: int, must_succeed: bool) -> None:
         folder = run.folder / "checkpoints"
         try:
-            self.pending = request_checkpoint(folder, step, run.owners(), run.about)
+            self.pending = request_checkpoint(folder, step, run.owners(), run.about, run.still_ours)
         except SaveError as error:
             self._note_failure(run, step, error, must_succeed)
             return
