@@ -132,7 +132,8 @@ def _prune(folder: Path, keep: int) -> None:
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint, in words, the same on all ranks; None if nothing is."""
     try:
-        about = on_first_rank(lambda: read_checkpoint(path))
+        # Whole, but of a version that this one does not know: whoever reads it says so.
+        about = on_first_rank(lambda: manifest.read(path))
     except InputError as error:
         return str(error)
     mine = sorted(about["files"])[dist.get_rank() :: dist.get_world_size()]

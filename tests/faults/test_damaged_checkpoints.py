@@ -6,6 +6,7 @@ import shutil
 import pytest
 from support.faults import latest, losses, run_job, steps_of
 
+from emu3_megatron import manifest
 from emu3_megatron.checkpoints import folders
 
 
@@ -136,3 +137,16 @@ def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_sees(stopped, u
 
     assert [end.code for end in ends] == [0, 0], ends[0].said
     assert losses(stopped.run.dir) == pytest.approx(losses(untroubled), rel=1e-5)
+
+
+def test_a_checkpoint_of_a_later_version_is_not_taken_for_a_damaged_one(stopped):
+    checkpoint = stopped.run.dir / "checkpoints" / "step-00000006"
+    about = {**manifest.read(checkpoint), "format": "emu3-megatron/checkpoint/99"}
+    manifest._write(checkpoint / "manifest.json", about)
+    stopped.run.resume = "auto"
+    (end,) = run_job(stopped)
+
+    assert end.code == 2
+    (line,) = end.said.splitlines()
+    assert "step-00000006: not a checkpoint of this program" in line
+    assert steps_of(stopped.run.dir) == [2, 4, 6]
