@@ -36,6 +36,18 @@ def load_recipe(
     for override in overrides:
         set_dotted(values, override)
     _refuse_renamed(values, schema, "", "")
+    return recipe_of(schema, values, where)
+
+
+def recipe_of(schema: type[Schema], values: dict[str, Any], where: str | Path) -> Schema:
+    """The recipe of these keys and values.
+
+    Args:
+        where: they are from, for the message.
+
+    Raises:
+        InputError: a key or a value does not fit.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:

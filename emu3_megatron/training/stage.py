@@ -17,6 +17,7 @@ from emu3_megatron.checkpoints.folders import (
 from emu3_megatron.checkpoints.state import load_state
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.changes import changes, refuse_changes
+from emu3_megatron.config.load import recipe_of
 from emu3_megatron.config.training import BatchConfig, OptimizerConfig, RunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
@@ -65,20 +66,26 @@ def train(
         checkpoint, about = _to_resume_from(recipe.run, recipe.model)
         recipe = _completed(recipe, data, about)
         if checkpoint:
-            changed = list(changes(Recipe.model_validate(about["recipe"]), recipe))
-            refuse_changes(run.folder, changed, accept)
-            on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
+            before = recipe_of(Recipe, about["recipe"], f"{checkpoint}: its recipe")
+            _compare(run.folder, before, recipe, accept)
         _say_where_the_cosine_ends(recipe.optimizer, recipe.run.steps)
         first = about.get("step", 0)
         last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
         start_from = None if checkpoint else _to_start_from(recipe.run, recipe.model)
         guard = _assemble(run, recipe, objective, data, hooks)
-        _load(run, checkpoint, start_from)
-        before = about or (read_checkpoint(start_from) if start_from else {})
-        run.about = {**_describe(recipe, before), "grid": getattr(data, "grid", None)}
+        _load(run, checkpoint, start_from, same_data=_is_same_data(recipe, about))
+        origin = about or (read_checkpoint(start_from) if start_from else {})
+        run.about = {**_describe(recipe, origin), "grid": getattr(data, "grid", None)}
         if first >= last and mesh.is_first:
             print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")
         take_steps(run, guard, first, last)
+
+
+def _compare(folder: Path, before: Recipe, recipe: Recipe, accept: bool) -> None:
+    """Refuse changes that a resume may not make, and print the others."""
+    changed = list(changes(before, recipe))
+    refuse_changes(folder, changed, accept)
+    on_first_rank(lambda: print("".join(f"recipe changed: {c}\n" for c in changed), end=""))
 
 
 def _say_where_the_cosine_ends(optimizer: OptimizerConfig, steps: int) -> None:
@@ -168,10 +175,22 @@ def _assemble(
     return guard
 
 
-def _load(run: Run, checkpoint: Path | None, start_from: Path | None) -> None:
-    """Load what there is to load: all of a checkpoint, or the weights of another run."""
+def _is_same_data(recipe: Recipe, about: dict[str, Any]) -> bool:
+    """Whether the data is of the kind whose state the checkpoint holds."""
+    return bool(about) and about["recipe"]["data"]["kind"] == recipe.data.kind
+
+
+def _load(run: Run, checkpoint: Path | None, start_from: Path | None, same_data: bool) -> None:
+    """Load what there is to load: all of a checkpoint, or the weights of another run.
+
+    Args:
+        same_data: otherwise its state is another kind's, and the data begins anew.
+    """
     if checkpoint:
-        load_state(checkpoint, run.owners())
+        owners = run.owners()
+        if not same_data:
+            del owners["data"]
+        load_state(checkpoint, owners)
     elif start_from:
         trainer = run.trainer
         assert isinstance(trainer, DecoderTrainer)

@@ -6,6 +6,9 @@ import shutil
 import pytest
 from support.faults import run_job
 
+from emu3_megatron import manifest
+from emu3_megatron.config import Recipe
+
 
 @pytest.fixture
 def resumed(untroubled, recipe):
@@ -71,6 +74,32 @@ def test_a_batch_size_cannot_change_within_a_run(resumed):
 
     assert end.code == 2
     assert "cannot change within a run: batch.size: 8 → 16; choose another run.dir" in end.said
+
+
+def test_data_of_another_kind_begins_anew(resumed, recipe):
+    mixture = recipe()
+    counting = {"kind": "support.extensions:Counting", "context": mixture.context}
+    values = mixture.model_dump(mode="json") | {"data": counting}
+    resumed()
+    values["run"]["steps"] = 10
+    (end,) = run_job(Recipe.model_validate(values), accept=True)
+
+    assert end.code == 0, end.said
+    state = json.loads((mixture.run.dir / "run.json").read_text())["data"]
+    assert state == {"given": 0}, "what was given before step 9"
+
+
+def test_a_hook_that_is_not_installed_any_more_is_named_in_one_line(resumed, recipe):
+    assert resumed().code == 0
+    checkpoint = recipe().run.dir / "checkpoints" / "step-00000008"
+    about = manifest.read(checkpoint)
+    about["recipe"]["hooks"] = [{"kind": "gone:Hook"}]
+    manifest._write(checkpoint / "manifest.json", about)
+    end = resumed(run={"steps": 10})
+
+    assert end.code == 2
+    (line,) = end.said.splitlines()
+    assert "step-00000008: its recipe: hooks.0.kind: gone:Hook: cannot be imported" in line
 
 
 def test_packs_that_changed_under_their_name_are_another_source(resumed, packs, recipe, tmp_path):
