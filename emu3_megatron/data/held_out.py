@@ -30,13 +30,14 @@ class HeldOut:
     def __init__(self, section: ValidationConfig, setting: Setting, data: DataSection):
         self._setting = setting
         self._context = data.context
-        self._reset = data.reset_at_documents if isinstance(data, MixtureConfig) else True
+        trained = data if isinstance(data, MixtureConfig) else None
+        self._reset = trained.reset_at_documents if trained else True
         sources, filled = open_sources(
             "validation.sources", section.sources, setting.vocabulary, data.context
         )
-        trained = {source.content for source in getattr(data, "sources", [])}
+        contents = {source.content for source in trained.sources} if trained else set()
         for source in sources:
-            if source.content in trained:
+            if source.content in contents:
                 raise InputError(
                     f"validation.sources: {source} holds what data.sources hold; hold others out"
                 )

@@ -1,9 +1,10 @@
 """A hook that draws images from fixed captions while training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import numpy as np
 
 from emu3_megatron.config.training import SampleConfig
 from emu3_megatron.errors import InputError
@@ -11,6 +12,7 @@ from emu3_megatron.generation.images import VisionPrompt, draw, save_image
 from emu3_megatron.generation.sampling import SamplingSettings, default_guidance
 from emu3_megatron.grammar import Meta
 from emu3_megatron.model import Decoder
+from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.interfaces import Hook, Run, StepResult
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
@@ -53,6 +55,8 @@ class DrawSamples(Hook):
         settings = SamplingSettings(default_guidance(about), top_k=self.config.top_k)
         prompts = [VisionPrompt(p.caption, Meta(p.height, p.width)) for p in self.config.prompts]
         drawn = draw(decoder, self.vocabulary, prompts, settings)
-        if dist.get_rank() == 0:
-            for i, codes_fhw in enumerate(drawn):
-                save_image(self.tokenizer, codes_fhw[0], folder / f"{i}.png")
+        on_first_rank(lambda: self._save(drawn, folder))
+
+    def _save(self, drawn: Sequence[np.ndarray], folder: Path) -> None:
+        for i, codes_fhw in enumerate(drawn):
+            save_image(self.tokenizer, codes_fhw[0], folder / f"{i}.png")

@@ -20,8 +20,8 @@ class Inputs:
         labels_bs: int64, the token to predict; IGNORE where there is none.
         weights_bs: float32, of each label in the loss.
         classes_bs: int64, class of each label by the vocabulary.
-        starts: for each row where each of its documents begins among these tokens and where the
-            last one ends, int64 [documents + 1].
+        starts: for each row where each of its documents, and the padding if there is any, begins
+            among these tokens, and their number at the end, int64 [documents + 1 or 2].
         columns: further values of each token by name, float32 [b, s].
     """
 
