@@ -16,7 +16,7 @@ from emu3_megatron.checkpoints.folders import (
 )
 from emu3_megatron.checkpoints.state import load_state
 from emu3_megatron.config import ModelConfig, Recipe
-from emu3_megatron.config.changes import changes, refuse_changes
+from emu3_megatron.config.changes import Change, changes, refuse_changes
 from emu3_megatron.config.load import recipe_of
 from emu3_megatron.config.training import BatchConfig, OptimizerConfig, RunConfig
 from emu3_megatron.data.held_out import HeldOut
@@ -67,13 +67,13 @@ def train(
         recipe = _completed(recipe, data, about)
         if checkpoint:
             before = recipe_of(Recipe, about["recipe"], f"{checkpoint}: its recipe")
-            _compare(run.folder, before, recipe, accept)
+            _judge(run.folder, list(changes(before, recipe)), accept)
         _say_where_the_cosine_ends(recipe.optimizer, recipe.run.steps)
         first = about.get("step", 0)
         last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
         start_from = None if checkpoint else _to_start_from(recipe.run, recipe.model)
         guard = _assemble(run, recipe, objective, data, hooks)
-        _load(run, checkpoint, start_from, same_data=_is_same_data(recipe, about))
+        _load(run, checkpoint, start_from, same_data=_is_same_data(recipe.data.kind, about))
         origin = about or (read_checkpoint(start_from) if start_from else {})
         run.about = {**_describe(recipe, origin), "grid": getattr(data, "grid", None)}
         if first >= last and mesh.is_first:
@@ -81,11 +81,10 @@ def train(
         take_steps(run, guard, first, last)
 
 
-def _compare(folder: Path, before: Recipe, recipe: Recipe, accept: bool) -> None:
+def _judge(folder: Path, changed: list[Change], accept: bool) -> None:
     """Refuse changes that a resume may not make, and print the others."""
-    changed = list(changes(before, recipe))
     refuse_changes(folder, changed, accept)
-    on_first_rank(lambda: print("".join(f"recipe changed: {c}\n" for c in changed), end=""))
+    on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
 
 
 def _say_where_the_cosine_ends(optimizer: OptimizerConfig, steps: int) -> None:
@@ -175,9 +174,9 @@ def _assemble(
     return guard
 
 
-def _is_same_data(recipe: Recipe, about: dict[str, Any]) -> bool:
-    """Whether the data is of the kind whose state the checkpoint holds."""
-    return bool(about) and about["recipe"]["data"]["kind"] == recipe.data.kind
+def _is_same_data(kind: str, about: dict[str, Any]) -> bool:
+    """Whether data of a kind is what a checkpoint holds the state of."""
+    return bool(about) and about["recipe"]["data"]["kind"] == kind
 
 
 def _load(run: Run, checkpoint: Path | None, start_from: Path | None, same_data: bool) -> None:
