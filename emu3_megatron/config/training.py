@@ -186,7 +186,8 @@ class Recipe(Config):
     data: AnyData = semantic(REQUIRED, "what is read")
     batch: BatchConfig = semantic(REQUIRED, "sequences a step")
     objective: AnyObjective = semantic({"kind": "next_token"}, "what is minimised")
-    engine: AnyEngine = free({"kind": "megatron"}, "who computes gradients and moves weights")
+    # Its optimizer's states are its own: another kind could not load them.
+    engine: AnyEngine = fixed({"kind": "megatron"}, "who computes gradients and moves weights")
     optimizer: OptimizerConfig = semantic(REQUIRED, OptimizerConfig.__doc__ or "")
     parallel: ParallelConfig = free(ParallelConfig(), ParallelConfig.__doc__ or "")
     backend: BackendConfig = free(BackendConfig(), BackendConfig.__doc__ or "")

@@ -76,6 +76,14 @@ def test_a_batch_size_cannot_change_within_a_run(resumed):
     assert "cannot change within a run: batch.size: 8 → 16; choose another run.dir" in end.said
 
 
+def test_another_engine_could_not_load_the_optimizers_states(resumed):
+    end = resumed(accept=True, engine={"kind": "support.plain_engine:PlainTorch"})
+
+    assert end.code == 2
+    assert "cannot change within a run: engine: " in end.said
+    assert "with run.init_from to keep the weights" in end.said
+
+
 def test_data_of_another_kind_begins_anew(resumed, recipe):
     mixture = recipe()
     counting = {"kind": "support.extensions:Counting", "context": mixture.context}
