@@ -27,6 +27,7 @@ from emu3_megatron.prepare.executors import MakeWorker, run_tasks
 
 FORMAT = "emu3-megatron/prepared/1"
 MANIFEST = "manifest.json"
+_FOLDERS = ("shards", "packs", ".work")
 
 T = TypeVar("T")
 
@@ -120,8 +121,9 @@ def only_run(out: Path) -> Iterator[None]:
 
 
 def _remove_unfinished(out: Path) -> None:
-    """What a killed run left beside its place."""
-    for path in list(out.rglob(".*.tmp")):
+    """What a killed run left beside its place; in folders of others nothing is touched."""
+    inside = [path for name in _FOLDERS for path in (out / name).rglob(".*.tmp")]
+    for path in [*out.glob(".*.tmp"), *inside]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -9,6 +9,7 @@ import pytest
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.pipeline import prepare
+from emu3_megatron.prepare.workspace import only_run
 
 
 @pytest.fixture
@@ -91,3 +92,14 @@ def test_a_disk_that_fills_up_stops_the_run_and_nothing_is_lost(recipe, tmp_path
 
     again = prepare(recipe("text", folder / "out"), ["text"])
     assert again == prepare(recipe("text"), ["text"])
+
+
+def test_unfinished_files_of_others_are_left_alone(tmp_path):
+    """The output may be a folder that holds other things too, a run that saves among them."""
+    ours, theirs = "shards/.a.bin.7.tmp", "runs/one/checkpoints/.step-00000002.tmp"
+    for name in (ours, theirs):
+        (tmp_path / name).mkdir(parents=True)
+
+    with only_run(tmp_path):
+        assert not (tmp_path / ours).exists()
+        assert (tmp_path / theirs).exists()
