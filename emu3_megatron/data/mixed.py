@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from emu3_megatron.data.rows import RowBuilder
 from emu3_megatron.data.setting import Reader, Setting
 from emu3_megatron.data.source import Piece, Source
 from emu3_megatron.data.workers import steps_of
-from emu3_megatron.grammar import metas
+from emu3_megatron.grammar import GrammarError, metas
 
 _LOOKED_AT = 64  # rows of each source
 
@@ -68,16 +69,20 @@ class MixtureData:
     @property
     def grid(self) -> list[int] | None:
         """Rows and columns of the commonest image in the sources' first rows; None without any."""
-        vocabulary = self._setting.vocabulary
         grids = Counter(
-            (meta.height, meta.width)
+            grid
             for source in self._sources.values()
             for index in range(min(len(source), _LOOKED_AT))
             for piece in source.row(index)
-            for meta in metas(vocabulary, piece.tokens)
-            if meta.fps is None
+            for grid in self._grids(piece)
         )
         return list(grids.most_common(1)[0][0]) if grids else None
+
+    def _grids(self, piece: Piece) -> Iterator[tuple[int, int]]:
+        with suppress(GrammarError):  # a source may cut its documents anywhere
+            for meta in metas(self._setting.vocabulary, piece.tokens):
+                if meta.fps is None:
+                    yield meta.height, meta.width
 
     def state_dict(self, saved: Any = None) -> dict[str, Any]:
         """The phases of the run, the present one among them once batches were asked for; JSON."""

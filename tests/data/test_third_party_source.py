@@ -3,9 +3,11 @@
 import pytest
 import yaml
 from support.batches import reader, setting_of
+from support.extensions import Lines
 
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.data.mixed import MixtureData
+from emu3_megatron.data.source import Piece
 from emu3_megatron.errors import InputError
 
 
@@ -53,6 +55,21 @@ def test_it_is_known_by_its_content(load, tmp_path):
     moved.batches(reader(), 1, 2)
 
     assert len(moved.state_dict()["phases"]) == 1
+
+
+def test_images_that_it_cuts_say_no_grid_and_stop_no_run(load, make_image, monkeypatch):
+    recipe = load()
+    data = MixtureData(recipe.data, setting_of(recipe))
+    image = make_image("a cat")
+    cut = [Piece(image.tokens[:9], None, "cut", 0), Piece(image.tokens[12:], None, "cut", 0, 12)]
+    monkeypatch.setattr(Lines, "row", lambda self, index: cut)
+
+    assert data.grid is None
+
+    monkeypatch.setattr(
+        Lines, "row", lambda self, index: [*cut, cut[0]._replace(tokens=image.tokens)]
+    )
+    assert data.grid == [3, 4]
 
 
 @pytest.mark.parametrize(
