@@ -139,6 +139,8 @@ def _difference(base: list[dict[str, Any]], head: list[dict[str, Any]]) -> str |
     if len(base) != len(head):
         return f"DIFFERS: {len(base)} rows against {len(head)}"
     for old, new in zip(base, head, strict=True):
+        if "loss" not in old.keys() & new.keys():
+            return f"DIFFERS at step {old['step']}: a row without a loss"
         for name in sorted(old.keys() & new.keys()):
             if not any(word in name for word in TIMES) and old[name] != new[name]:
                 return f"DIFFERS at step {old['step']}: {name} {old[name]!r} against {new[name]!r}"

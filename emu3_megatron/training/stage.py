@@ -67,7 +67,7 @@ def train(
         recipe = _completed(recipe, data, about)
         if checkpoint:
             before = recipe_of(Recipe, about["recipe"], f"{checkpoint}: its recipe")
-            _judge(run.folder, list(changes(before, recipe)), accept)
+            _check_changes(run.folder, list(changes(before, recipe)), accept)
         _say_where_the_cosine_ends(recipe.optimizer, recipe.run.steps)
         first = about.get("step", 0)
         last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
@@ -81,7 +81,7 @@ def train(
         take_steps(run, guard, first, last)
 
 
-def _judge(folder: Path, changed: list[Change], accept: bool) -> None:
+def _check_changes(folder: Path, changed: list[Change], accept: bool) -> None:
     """Refuse changes that a resume may not make, and print the others."""
     refuse_changes(folder, changed, accept)
     on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])

@@ -54,6 +54,19 @@ def test_same_losses_in_every_layout(pack: Path, name: str, distributed: bool) -
     assert together == pytest.approx(alone, rel=1e-4)
 
 
+def test_the_same_captions_are_left_out_in_every_layout(pack: Path) -> None:
+    """Rows without some captions are shorter, and shared out among context parallel ranks anew."""
+    recipes = [tiny_recipe(pack, pack.parent, data={"null_prompt": p}) for p in (0.0, 0.5)]
+    layout = {"tensor": 2, "context": 2, "sequence": True}
+    divided = tiny_recipe(pack, pack.parent, data={"null_prompt": 0.5}, parallel=layout)
+
+    whole, shorter = run_processes(_all_losses, 1, recipes, 3)[0]
+    (together,) = run_processes(_all_losses, 4, [divided], 3)[0]
+
+    assert shorter != pytest.approx(whole, rel=1e-3)
+    assert together == pytest.approx(shorter, rel=1e-5)
+
+
 @pytest.mark.parametrize("context", [1, 2], ids=["CP 1", "CP 2"])
 def test_recompute_changes_nothing(pack: Path, context: int) -> None:
     """Keys travel around the ring once more, and dropout drops the same."""
