@@ -20,6 +20,16 @@ NAME = "manifest.json"
 _THREADS = 4  # files hashed at once; hashlib lets go of the interpreter's lock
 
 
+class TakenOver(InputError):
+    """A folder belongs to another job by now."""
+
+
+def require_ours(folder: Path, still_ours: Callable[[], bool]) -> None:
+    """Raise TakenOver unless a folder is still this job's."""
+    if not still_ours():
+        raise TakenOver(f"{folder}: another job has taken this folder over")
+
+
 def describe(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, as read back from where it was written."""
     with path.open("rb") as file:
@@ -42,7 +52,7 @@ def commit(
         still_ours: asked before anything under the target's name changes.
 
     Raises:
-        InputError: the target is not ours any more; it stays as it is.
+        TakenOver: the target is not ours any more; it stays as it is.
     """
     files = dict(known)
     for path in sorted(beside.iterdir()):
@@ -51,16 +61,11 @@ def commit(
             files[path.name] = describe(path)
     _write(beside / NAME, {**about, "files": files})
     sync(beside)
-    if not still_ours():
-        raise taken_over(target.parent)
+    require_ours(target.parent, still_ours)
     if target.exists():
         shutil.rmtree(target)
     os.rename(beside, target)
     sync(target.parent)
-
-
-def taken_over(folder: Path) -> InputError:
-    return InputError(f"{folder}: another job has taken this folder over")
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -63,11 +63,14 @@ class PendingSave:
 
         Raises:
             SaveError: on all ranks alike; the tracker has not moved.
+            TakenOver: on all ranks alike; the folder is another job's, and stays as it is.
         """
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, self.writer.wait())
         try:
             on_first_rank(lambda: self._commit(shares, still_ours))
+        except manifest.TakenOver:
+            raise
         except (OSError, InputError) as error:
             on_first_rank(lambda: self._remove(still_ours))
             raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
@@ -102,13 +105,15 @@ def request_checkpoint(
         still_ours: asked on the first rank before anything in the folder changes.
 
     Raises:
-        SaveError: on all ranks alike.
+        SaveError, TakenOver: on all ranks alike.
     """
     state = SplitState.of(owners)
     target = folder / f"step-{step:08d}"
     sharded, common = save_preprocess(state.tensors)
     try:
         on_first_rank(lambda: _prepare(target, common, still_ours))
+    except manifest.TakenOver:
+        raise
     except (OSError, InputError) as error:
         raise SaveError(f"{target}: not saved: {_reason(error)}") from None
     planned = _Plan().plan(sharded, target.with_name(f".{target.name}.tmp"))
@@ -157,8 +162,7 @@ class _Plan(TorchDistSaveShardedStrategy):
 
 def _prepare(target: Path, common: dict[str, Any], still_ours: Callable[[], bool]) -> None:
     """An empty folder with what is not sharded; what unfinished saves left is removed."""
-    if not still_ours():
-        raise manifest.taken_over(target.parent)
+    manifest.require_ours(target.parent, still_ours)
     for left in target.parent.glob(".step-*.tmp"):
         shutil.rmtree(left)
     beside = target.with_name(f".{target.name}.tmp")

@@ -11,6 +11,7 @@ from typing import Any
 from emu3_megatron.errors import InputError
 
 NAME = "lock.json"
+_READS, _SECONDS_BETWEEN_READS = 3, 1.0
 STALE_SECONDS = 60.0  # a lock of another host that is older than this has lost its job
 
 
@@ -39,11 +40,18 @@ class RunLock:
             os.utime(self.path)
 
     def is_ours(self) -> bool:
-        """Whether the lock still names this process: another job may have taken it for stale."""
-        try:
-            return json.loads(self.path.read_text()) == _me()
-        except (OSError, ValueError):
-            return False
+        """Whether the lock still names this process: another job may have taken it for stale.
+
+        A file system that fails for a moment does not end a run: it is asked again.
+        """
+        for _ in range(_READS):
+            try:
+                return json.loads(self.path.read_text()) == _me()
+            except FileNotFoundError:
+                return False
+            except (OSError, ValueError):
+                time.sleep(_SECONDS_BETWEEN_READS)
+        return False
 
     def release(self) -> None:
         if self.is_ours():

@@ -1,11 +1,13 @@
 """Two jobs on one run folder."""
 
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.faults import Job, run_job
@@ -13,6 +15,7 @@ from support.faults import Job, run_job
 from emu3_megatron import manifest
 from emu3_megatron.checkpoints import saving
 from emu3_megatron.errors import InputError
+from emu3_megatron.runs import lock
 from emu3_megatron.runs.lock import NAME, STALE_SECONDS, RunLock, read_holder
 
 
@@ -64,7 +67,7 @@ def test_a_lock_of_another_host_holds_while_its_heart_beats(tmp_path):
 
 
 def test_a_job_whose_folder_was_taken_over_commits_nothing(tmp_path):
-    lock = RunLock(tmp_path)
+    mine = RunLock(tmp_path)
     beside, target = tmp_path / ".step-2.tmp", tmp_path / "step-2"
     for folder, text in ((beside, "of the job that was late"), (target, "of the other")):
         folder.mkdir()
@@ -72,26 +75,56 @@ def test_a_job_whose_folder_was_taken_over_commits_nothing(tmp_path):
     elsewhere(tmp_path, age=0)  # another host found the lock stale
 
     with pytest.raises(InputError, match="another job has taken this folder over"):
-        manifest.commit(beside, target, {}, {}, lock.is_ours)
+        manifest.commit(beside, target, {}, {}, mine.is_ours)
 
     assert (target / "weights").read_text() == "of the other"
-    lock.release()
+    mine.release()
     assert read_holder(tmp_path)["host"] == "elsewhere"
 
 
 def test_a_job_whose_folder_was_taken_over_neither_removes_nor_keeps_alive_what_is_there(tmp_path):
-    lock = RunLock(tmp_path)
+    mine = RunLock(tmp_path)
     unfinished = tmp_path / ".step-00000002.tmp"
     unfinished.mkdir()
     elsewhere(tmp_path, age=STALE_SECONDS / 2)
 
     with pytest.raises(InputError, match="another job has taken this folder over"):
-        saving._prepare(tmp_path / "step-00000002", {}, lock.is_ours)
-    saving.PendingSave(2, tmp_path / "step-00000002", None, None, {})._remove(lock.is_ours)
-    lock.beat()
+        saving._prepare(tmp_path / "step-00000002", {}, mine.is_ours)
+    saving.PendingSave(2, tmp_path / "step-00000002", None, None, {})._remove(mine.is_ours)
+    mine.beat()
 
     assert unfinished.is_dir()
     assert read_holder(tmp_path)["age"] > STALE_SECONDS / 3
+
+
+def test_a_file_system_that_fails_for_a_moment_takes_no_lock_away(tmp_path, monkeypatch):
+    mine, read = RunLock(tmp_path), Path.read_text
+    failures = iter([OSError(errno.ESTALE, "Stale file handle")])
+
+    def fail_once(path, *arguments):
+        if path.name == NAME and (error := next(failures, None)):
+            raise error
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", fail_once)
+    monkeypatch.setattr(lock, "_SECONDS_BETWEEN_READS", 0)
+
+    assert mine.is_ours()
+    assert next(failures, None) is None, "it failed once"
+
+
+def lose_the_lock():
+    """As if another host had found it stale."""
+    lock.RunLock.is_ours = lambda self: False
+
+
+def test_a_job_whose_folder_was_taken_over_ends_when_it_would_save(recipe):
+    ends = run_job(recipe(), ranks=2, fault=lose_the_lock)
+
+    assert [end.code for end in ends] == [2, 2]
+    for end in ends:
+        assert end.said.splitlines()[-1].count("another job has taken this folder over") == 1
+    assert list((recipe().run.dir / "checkpoints").glob("*step*")) == []
 
 
 def test_a_process_that_came_by_the_number_of_a_dead_one_holds_no_lock(tmp_path):

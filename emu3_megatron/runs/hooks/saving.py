@@ -9,7 +9,8 @@ from emu3_megatron.runs.interfaces import Hook, Run, StepResult
 class SaveCheckpoints(Hook):
     """Requests a checkpoint when one is due, and commits it once all ranks have written theirs.
 
-    A save that fails leaves nothing behind and is tried again soon; the last one must succeed.
+    A save that fails leaves nothing behind and is tried again soon; the last one must succeed. A
+    run whose folder another job has taken over ends: it could not save any more.
     """
 
     name = "saving"
