@@ -36,7 +36,8 @@ carry_network() {
   done
 }
 
-# Run a command in the project's folder inside; what it starts and mounts ends with it.
+# Run a command in the project's folder inside; what it starts and mounts ends with it. The shell
+# stays as the first process there, which takes in those whose parent has died.
 inside() {
   unshare --mount --pid --fork --kill-child bash -c '
     root=$1; shift
@@ -46,7 +47,7 @@ inside() {
     exec chroot "$root" "$@"' - "$root" \
     /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     DEBIAN_FRONTEND=noninteractive "${carried[@]}" \
-    bash -c 'cd /root/project && exec "$@"' - "$@"
+    bash -c 'cd /root/project; "$@"; exit $?' - "$@"
 }
 
 apt_install() {
