@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from emu3_megatron.checkpoints.state import Saved, State, Stateful
+from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.votes import on_first_rank
@@ -140,9 +141,20 @@ class Run:
     hooks: list[Hook] = field(default_factory=list)
 
     def owners(self) -> dict[str, Stateful]:
-        """Whose state a checkpoint holds, by name."""
-        hooks: dict[str, Stateful] = {hook.name: hook for hook in self.hooks}
-        return {"trainer": self.trainer, "data": self.data, **hooks}
+        """Whose state a checkpoint holds, by name.
+
+        Raises:
+            InputError: a hook has the name of another owner, whose state would be lost.
+        """
+        owners: dict[str, Stateful] = {"trainer": self.trainer, "data": self.data}
+        for hook in self.hooks:
+            if hook.name in owners:
+                raise InputError(
+                    f"hooks: {type(hook).__name__} is named {hook.name!r}, a name that is taken; "
+                    "checkpoints hold state by name: give it another `name`"
+                )
+            owners[hook.name] = hook
+        return owners
 
     def describe(self) -> None:
         """Write `run.json`, for whoever asks about the run: what it is, and the data's state."""

@@ -13,7 +13,7 @@ from emu3_megatron.checkpoints.folders import (
     tracked,
     verify,
 )
-from emu3_megatron.checkpoints.state import load_state
+from emu3_megatron.checkpoints.state import SplitState, load_state
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.changes import changes, refuse_changes
 from emu3_megatron.config.data import DataSection
@@ -170,8 +170,11 @@ def _assemble(
 
 def _load(run: Run, checkpoint: Path | None, start_from: Path | None) -> None:
     """Load what there is to load: all of a checkpoint, or the weights of another run."""
+    # Of a new run too: what no checkpoint could hold is refused before the first step.
+    owners = run.owners()
+    SplitState.of({hook.name: hook for hook in run.hooks})
     if checkpoint:
-        load_state(checkpoint, run.owners())
+        load_state(checkpoint, owners)
     elif start_from:
         trainer = run.trainer
         assert isinstance(trainer, DecoderTrainer)
