@@ -21,6 +21,7 @@ class Config(BaseModel):
 
     # Keys that have another name now, dotted: old ones are refused by the new name.
     RENAMED: ClassVar[Mapping[str, str]] = {}
+    READER: ClassVar[str] = ""  # of a whole recipe, the command
 
 
 def free(default: Any, description: str, **limits: Any) -> Any:

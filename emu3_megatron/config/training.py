@@ -174,6 +174,8 @@ class DecoderRecipe(Config):
 class Recipe(Config):
     """One stage of training."""
 
+    READER: ClassVar[str] = "emu3 train"
+
     RENAMED: ClassVar[dict[str, str]] = {
         "weights": "objective.weights",
         "z_loss": "objective.z_loss",

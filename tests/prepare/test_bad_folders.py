@@ -9,6 +9,7 @@ import pytest
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.pipeline import prepare
+from emu3_megatron.prepare.workspace import only_run
 
 
 @pytest.fixture
@@ -91,3 +92,26 @@ def test_a_disk_that_fills_up_stops_the_run_and_nothing_is_lost(recipe, tmp_path
 
     again = prepare(recipe("text", folder / "out"), ["text"])
     assert again == prepare(recipe("text"), ["text"])
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoints", "config.json"])
+def test_the_folder_of_another_command_is_not_written_to(tmp_path, name):
+    (tmp_path / name).mkdir()
+
+    with (
+        pytest.raises(InputError, match=f"no folder of prepared data, it holds {name}; choose"),
+        only_run(tmp_path),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_unfinished_files_of_other_commands_stay(tmp_path):
+    theirs = tmp_path / "runs" / "checkpoints" / ".step-00000010.tmp"
+    ours = tmp_path / "shards" / ".images-00000.bin.17.tmp"
+    theirs.mkdir(parents=True)
+    ours.mkdir(parents=True)
+
+    with only_run(tmp_path):
+        assert theirs.exists()
+        assert not ours.exists()
