@@ -5,6 +5,7 @@ Megatron's distributed checkpointing: a ShardedTensor as it says, a plain tensor
 same on all ranks. The rest is JSON and goes into the manifest.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedBase
+from torch.distributed.checkpoint import CheckpointException
 
 from emu3_megatron.checkpoints.folders import read_checkpoint
+from emu3_megatron.errors import InputError
 
 State = dict[str, Any]
 
@@ -57,15 +61,33 @@ class SplitState:
 
     @classmethod
     def of(cls, owners: Mapping[str, Stateful]) -> "SplitState":
-        """Ask all owners for what to save."""
+        """Ask all owners for what to save.
+
+        Raises:
+            InputError: some state is neither tensors nor JSON.
+        """
         states = {name: owner.state_dict() for name, owner in owners.items()}
+        for name, state in states.items():
+            if not isinstance(state, dict):
+                raise InputError(f"state of {name}: {state!r}; let its state_dict() return a dict")
         has = {name: _with_tensors(state) for name, state in states.items()}
         rest = {
             name: {key: value for key, value in state.items() if key not in has[name]}
             for name, state in states.items()
         }
+        for name, values in rest.items():
+            _refuse_other_than_json(name, values)
         tensors = {name: _as_sharded(name, part) for name, part in has.items() if part}
         return cls(tensors, rest)
+
+
+def _refuse_other_than_json(owner: str, values: State) -> None:
+    try:
+        json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"state of {owner}: {error}; let its state_dict() hold tensors and JSON alone"
+        ) from None
 
 
 def load_state(path: Path, owners: Mapping[str, Stateful]) -> dict[str, Any]:
@@ -73,6 +95,9 @@ def load_state(path: Path, owners: Mapping[str, Stateful]) -> dict[str, Any]:
 
     Returns:
         What the manifest says.
+
+    Raises:
+        InputError: a tensor is not in the checkpoint, or has another shape there.
     """
     about = read_checkpoint(path)
     known = {name: owner for name, owner in owners.items() if name in about["state"]}
@@ -82,11 +107,22 @@ def load_state(path: Path, owners: Mapping[str, Stateful]) -> dict[str, Any]:
         template = _with_tensors(owner.state_dict(Saved(path, values[name])))
         if template:
             templates[name] = _as_sharded(name, template)
-    loaded = dist_checkpointing.load(templates, str(path)) if templates else {}
+    loaded = _load_tensors(path, templates) if templates else {}
     for name, owner in known.items():
         tensors = {key: loaded[name][key] for key in templates.get(name, {})}
         owner.load_state_dict({**values[name], **tensors})
     return about
+
+
+def _load_tensors(path: Path, templates: dict[str, State]) -> dict[str, Any]:
+    try:
+        return dist_checkpointing.load(templates, str(path))
+    except (CheckpointingException, CheckpointException) as error:
+        reason = str(error).strip().splitlines()[-1].partition(": [")[0].strip()
+        raise InputError(
+            f"{path}: does not fit the run ({reason}); resume with the recipe that wrote it, or "
+            f"choose another run.dir, with run.init_from={path} to keep the weights"
+        ) from error
 
 
 def _with_tensors(state: State) -> State:

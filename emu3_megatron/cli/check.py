@@ -56,6 +56,10 @@ def check(
 def _what_instead(path: Path) -> str:
     if path.is_file() and (kind := kind_of(path.parent)):
         return f"a file of {path.parent} ({kind}); name that folder"
+    if path.is_dir() and path.name.startswith(".step-"):
+        return "a checkpoint that was not written to its end; name another"
+    if path.is_dir() and (shards := sorted(path.glob("*.idx"))):
+        return f"a folder of {len(shards)} shards; name one, such as {shards[0].with_suffix('')}"
     inside = [f"{found.name} ({kind})" for found, kind in kinds_inside(path)]
     if inside:
         return f"emu3 wrote no such folder; inside it are {', '.join(inside)}; name one of these"

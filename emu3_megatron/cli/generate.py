@@ -92,7 +92,7 @@ def generate(
     )
     if mesh.is_first:
         save_image(network, drawn[0], out)
-        print(f"{out}: {8 * width} x {8 * height} pixels")
+        print(f"{out}: {8 * width} x {8 * height} pixels, guidance {guidance:g}")
 
 
 def _recipes_tokenizer(recipe: DecoderRecipe, checkpoint: Path) -> Path:

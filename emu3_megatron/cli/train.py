@@ -1,11 +1,16 @@
 """`emu3 train`: the one place that puts objective, data, engine and hooks together."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emu3_megatron.cli.arguments import Overrides, RecipeName
 from emu3_megatron.config import Recipe, load_recipe
+from emu3_megatron.config.base import Component, build
+from emu3_megatron.errors import InputError
+
+if TYPE_CHECKING:
+    from emu3_megatron.runs.interfaces import Hook
 
 
 def train(
@@ -26,7 +31,6 @@ def train(
 
 def run_training(recipe: Recipe, accept: bool = False) -> None:
     """Train as a recipe says, with the components that it names by kind."""
-    from emu3_megatron.config.base import build
     from emu3_megatron.data.mixed import MixtureData
     from emu3_megatron.data.setting import Setting
     from emu3_megatron.evaluation.samples import DrawSamples
@@ -37,7 +41,19 @@ def run_training(recipe: Recipe, accept: bool = False) -> None:
     objective = build_objective(recipe.objective, vocabulary)
     setting = Setting(vocabulary, recipe.batch, recipe.run.seed, objective.weights)
     data = build(recipe.data, {"mixture": MixtureData}, setting)
-    hooks = [build(section, {}) for section in recipe.hooks]
+    hooks = [_build_hook(section) for section in recipe.hooks]
     if recipe.sample:
         hooks.append(DrawSamples(recipe.sample, vocabulary))
     train(recipe, objective=objective, data=data, hooks=hooks, accept=accept)
+
+
+def _build_hook(section: Component) -> "Hook":
+    from emu3_megatron.runs.interfaces import Hook
+
+    hook = build(section, {})
+    if not (isinstance(hook, Hook) and isinstance(hook.name, str)):
+        raise InputError(
+            f"hooks: {section.kind} is not a hook; derive it from "
+            "emu3_megatron.runs.interfaces.Hook and give it a name"
+        )
+    return hook

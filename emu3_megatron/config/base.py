@@ -17,10 +17,11 @@ REQUIRED: Any = ...
 class Config(BaseModel):
     """A part of a recipe: typed, and closed to keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     # Keys that have another name now, dotted: old ones are refused by the new name.
     RENAMED: ClassVar[Mapping[str, str]] = {}
+    READER: ClassVar[str] = ""  # of a whole recipe, the command
 
 
 def free(default: Any, description: str, **limits: Any) -> Any:
@@ -75,8 +76,8 @@ def load_kind(kind: str) -> Any:
     module, _, name = kind.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"kind {kind}: cannot be imported ({error})") from None
+    except Exception as error:  # whatever a third party's module raises while it is imported
+        raise InputError(f"kind {kind}: cannot be imported ({_line_of(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,30 @@ def _third_party_schema(kind: str) -> type[Component]:
 
 
 def build(section: Component, builtin: Mapping[str, Callable[..., Any]], *arguments: Any) -> Any:
-    """The component of a section: the class of its kind, called with it and `arguments`."""
-    factory = load_kind(section.kind) if ":" in section.kind else builtin[section.kind]
-    return factory(section, *arguments)
+    """The component of a section: the class of its kind, called with it and `arguments`.
+
+    Raises:
+        InputError: a third party's class cannot be built.
+    """
+    if ":" not in section.kind:
+        return builtin[section.kind](section, *arguments)
+    factory = load_kind(section.kind)
+    try:
+        return factory(section, *arguments)
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"kind {section.kind}: cannot be built ({_line_of(error)}); "
+            "emu3 --debug in front of the command shows where"
+        ) from error
+
+
+def _line_of(error: Exception) -> str:
+    """An error as one line; ImportError and AttributeError say enough without their type."""
+    text = " ".join(str(error).split())
+    return (
+        text
+        if isinstance(error, ImportError | AttributeError)
+        else f"{type(error).__name__}: {text}"
+    )

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from emu3_megatron.config.base import Config
+from emu3_megatron.config.schemas import SCHEMAS, schema_of
 from emu3_megatron.config.sections import schema_at
 from emu3_megatron.errors import InputError
 
@@ -51,7 +52,7 @@ def recipe_of(schema: type[Schema], values: dict[str, Any], where: str | Path) -
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {_describe(schema, error, values)}") from None
+        raise InputError(f"{where}: {_mistake(schema, error, values)}") from None
 
 
 def read_recipe(name: str | Path) -> dict[str, Any]:
@@ -140,6 +141,15 @@ def _place(section: Any, part: str, above: Sequence[str], override: str) -> Any:
     if int(part) == last:
         section.append(None)
     return int(part)
+
+
+def _mistake(schema: type[Config], error: ValidationError, values: dict[str, Any]) -> str:
+    """What is wrong with a recipe: above all, that another command reads it."""
+    shared = lambda of: len(values.keys() & of.model_fields.keys())
+    other = schema_of(values)
+    if schema in SCHEMAS and shared(other) > shared(schema):
+        return f"a recipe of another kind, which {other.READER} reads"
+    return _describe(schema, error, values)
 
 
 def _describe(schema: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:

@@ -174,6 +174,8 @@ class RunConfig(Config):
 class PrepareRecipe(Config):
     """From folders to packs."""
 
+    READER: ClassVar[str] = "emu3 prepare"
+
     RENAMED: ClassVar[dict[str, str]] = {"run.engine": "run.executor"}
 
     out: Path = Field(description="folder to write: shards, packs, tables, manifest.json")

@@ -1,7 +1,7 @@
 """Schema of tokenizer recipes: the network of the vision tokenizer, and its training."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field
 from pydantic import model_validator as validator
@@ -76,6 +76,8 @@ class LossWeights(Config):
 
 class TokenizerRecipe(Config):
     """A training of the tokenizer."""
+
+    READER: ClassVar[str] = "emu3 tokenizer train"
 
     network: TokenizerNetwork = Field(
         default_factory=lambda: TokenizerNetwork.model_validate({}),

@@ -1,5 +1,6 @@
 """Samples a token from logits: guidance, temperature, top-k, top-p."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"guidance={self.guidance}: give 1 (none) or more, 3 say")
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature={self.temperature}: give 0 (the likeliest) or more")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k={self.top_k}: give 1 or more, or none for all tokens")

@@ -27,7 +27,8 @@ from emu3_megatron.prepare.executors import MakeWorker, run_tasks
 
 FORMAT = "emu3-megatron/prepared/1"
 MANIFEST = "manifest.json"
-_FOLDERS = ("shards", "packs", ".work")
+# By which folders of other commands are known.
+_OF_OTHERS = ("run.json", "checkpoints", "config.json")
 
 T = TypeVar("T")
 
@@ -106,7 +107,15 @@ class Workspace:
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Hold the output folder. Raises InputError when another run does."""
+    """Hold the output folder.
+
+    Raises:
+        InputError: another run holds it, or it is a run of training or a tokenizer, which a
+            manifest of prepared data would hide.
+    """
+    for name in _OF_OTHERS:
+        if (out / name).exists():
+            raise InputError(f"{out}: no folder of prepared data, it holds {name}; choose another")
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         try:
@@ -121,9 +130,11 @@ def only_run(out: Path) -> Iterator[None]:
 
 
 def _remove_unfinished(out: Path) -> None:
-    """What a killed run left beside its place; in folders of others nothing is touched."""
-    inside = [path for name in _FOLDERS for path in (out / name).rglob(".*.tmp")]
-    for path in [*out.glob(".*.tmp"), *inside]:
+    """What a killed run left beside its place; nothing of what else may lie in the folder."""
+    ours = [*out.glob(f".{MANIFEST}.*.tmp"), *out.glob(".*.parquet.*.tmp")]
+    for folder in ("shards", "packs", ".work"):
+        ours += (out / folder).rglob(".*.tmp")
+    for path in ours:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

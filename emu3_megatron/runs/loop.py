@@ -1,8 +1,10 @@
 """The training loop of every stage and every model."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from typing import Any
 
-from emu3_megatron.errors import REQUEUE, RunEnded
+from emu3_megatron.errors import REQUEUE, InputError, RunEnded
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.interfaces import Run
 
@@ -17,6 +19,7 @@ def take_steps(run: Run, guard: Guard, first: int, last: int) -> None:
     Raises:
         InputError: two hooks have one name.
         RunEnded: the run was told to leave, or a hook ended it.
+        InputError: the data gave fewer steps.
     """
     run.owners()  # refuses two of one name before the first step, not at the first save
     hooks = sorted(run.hooks, key=lambda hook: hook.order)
@@ -26,7 +29,7 @@ def take_steps(run: Run, guard: Guard, first: int, last: int) -> None:
         run.describe()
         for hook in hooks:
             hook.before_training(run, first)
-        for step, batches in enumerate(steps, start=first + 1):
+        for step, batches in _numbered(steps, first, last):
             run.watchdog.at(step, "training")
             result = run.trainer.step(step, batches, judge)
             leaves = result.verdict.leaves
@@ -42,3 +45,15 @@ def take_steps(run: Run, guard: Guard, first: int, last: int) -> None:
     if left:
         run.events.add("left", left, "told to leave: saved, and ready to be started again")
         raise RunEnded(f"{run.folder}: told to leave after step {left}", REQUEUE)
+
+
+def _numbered(steps: Iterable[Any], first: int, last: int) -> Iterator[tuple[int, Any]]:
+    """Each step after `first` up to `last` with its batches; what the data gives beyond is left."""
+    step = first
+    for step, batches in zip(range(first + 1, last + 1), steps, strict=False):
+        yield step, batches
+    if step < last:
+        raise InputError(
+            f"data: it ended after step {step} of {last}; let its batches() give every step, or "
+            "lower run.steps"
+        )

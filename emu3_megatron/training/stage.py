@@ -14,7 +14,7 @@ from emu3_megatron.checkpoints.folders import (
     tracked,
     verify,
 )
-from emu3_megatron.checkpoints.state import load_state
+from emu3_megatron.checkpoints.state import SplitState, load_state
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.changes import Change, changes, refuse_changes
 from emu3_megatron.config.load import recipe_of
@@ -185,8 +185,10 @@ def _load(run: Run, checkpoint: Path | None, start_from: Path | None, same_data:
     Args:
         same_data: otherwise its state is another kind's, and the data begins anew.
     """
+    # Of a new run too: what no checkpoint could hold is refused before the first step.
+    owners = run.owners()
+    SplitState.of({hook.name: hook for hook in run.hooks})
     if checkpoint:
-        owners = run.owners()
         if not same_data:
             del owners["data"]
         load_state(checkpoint, owners)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.data.batches import Batch
+from emu3_megatron.errors import InputError
 from emu3_megatron.model import DropoutPlace, Inputs
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.groups import context_group, data_group
@@ -82,8 +83,20 @@ class DecoderTrainer:
         return self.objective(decoder, replace(inputs, layout=layout), denominators)
 
     def sum(self, parts: Sequence[Sums]) -> Sums:
-        """Add up this rank's micro-batches and all ranks with other tokens; fp64 on the CPU."""
-        flat = torch.stack([torch.cat([t.double().flatten() for t in p.values()]) for p in parts])
+        """Add up this rank's micro-batches and all ranks with other tokens; fp64 on the CPU.
+
+        Raises:
+            InputError: micro-batches have sums of other names.
+        """
+        names = list(parts[0])
+        for part in parts:
+            if part.keys() != parts[0].keys():
+                raise InputError(
+                    f"objective: the sums of one micro-batch are {', '.join(names)}, those of "
+                    f"another {', '.join(part)}; return the same names every time"
+                )
+        rows = [torch.cat([part[name].double().flatten() for name in names]) for part in parts]
+        flat = torch.stack(rows)
         total = self.mesh.sum_over_tokens(flat.sum(0)).cpu()
         pieces = total.split([tensor.numel() for tensor in parts[0].values()])
         return {

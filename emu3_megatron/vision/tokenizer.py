@@ -174,9 +174,9 @@ def read_network(path: Path) -> TokenizerNetwork:
     try:
         values = json.loads(path.read_text())
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); is this a tokenizer?"
-        ) from None
+        inside = path.parent / "tokenizer"  # where a training run leaves it
+        way = f"name {inside}" if (inside / path.name).is_file() else "is this a tokenizer?"
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {way}") from None
     except ValueError:
         raise InputError(f"{path}: not JSON") from None
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:

@@ -201,3 +201,16 @@ def test_of_a_folder_above_the_folders_inside_are_named(tmp_path, refused):
     assert "inside it are small (vision tokenizer), step-00000012 (checkpoint); " in refused(
         tmp_path
     )
+
+
+def test_a_folder_of_shards_names_one(tmp_path, refused):
+    make_packs(tmp_path)
+
+    assert f"a folder of 1 shards; name one, such as {tmp_path}/shard" in refused(tmp_path)
+
+
+def test_a_checkpoint_that_was_being_written(tmp_path, refused):
+    unfinished = tmp_path / ".step-00000012.tmp"
+    unfinished.mkdir()
+
+    assert "a checkpoint that was not written to its end" in refused(unfinished)

@@ -141,6 +141,7 @@ def test_overrides_make_lists_that_the_file_lacks(load):
         ("run.steps=0", r"run\.steps: .*greater than 0 \(given 0\)"),
         ("run.steps=null", r"run\.steps: .*valid integer.* \(given None\)"),
         ("optimizer.lr=null", r"optimizer\.lr: .*valid number"),
+        ("optimizer.lr=.inf", r"optimizer\.lr: .*finite number"),
         ("optimizer.beta1=1", r"optimizer\.beta1: .*less than 1"),
         ("model.dropout=1", r"model\.dropout: .*less than 1"),
         ("precision=fp16", r"precision: Input should be 'fp32' or 'bf16' \(given 'fp16'\)"),
@@ -249,3 +250,16 @@ def test_samples_and_context_parallel_exclude_each_other(load):
         load(
             "parallel.context=2", sample={"every": 5, "tokenizer": "tokenizer", "prompts": prompts}
         )
+
+
+@pytest.mark.parametrize(
+    ("schema", "recipe", "command"),
+    [
+        (Recipe, "prepare-tiny-cpu", "emu3 prepare"),
+        (Recipe, "tokenizer-tiny-cpu", "emu3 tokenizer train"),
+        (PrepareRecipe, "stage1-tiny-cpu", "emu3 train"),
+    ],
+)
+def test_a_recipe_of_another_kind_is_refused_by_the_command_that_reads_it(schema, recipe, command):
+    with pytest.raises(InputError, match=f"a recipe of another kind, which {command} reads"):
+        load_recipe(schema, recipe)

@@ -69,11 +69,23 @@ def test_how_fast_it_goes_may_change(resumed):
     assert "recipe changed: batch.micro_size: 2 → 4" in end.said
 
 
-def test_a_batch_size_cannot_change_within_a_run(resumed):
-    end = resumed(accept=True, batch={"size": 16})
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ({"batch": {"size": 16}}, "batch.size: 8 → 16"),
+        ({"precision": "bf16"}, "precision: fp32 → bf16"),
+        (
+            {"parallel": {"distributed_optimizer": True}},
+            "parallel.distributed_optimizer: False → True",
+        ),
+    ],
+)
+def test_what_cannot_change_within_a_run(resumed, section, change):
+    """Samples would no longer fit, or the optimizer's states."""
+    end = resumed(accept=True, **section)
 
     assert end.code == 2
-    assert "cannot change within a run: batch.size: 8 → 16; choose another run.dir" in end.said
+    assert f"cannot change within a run: {change}; choose another run.dir" in end.said
 
 
 def test_another_engine_could_not_load_the_optimizers_states(resumed):

@@ -90,7 +90,18 @@ def test_the_ends_of_the_unit_interval_draw_something_likely(uniform):
     assert (probabilities(logits_bv, settings).gather(1, drawn_b[:, None]) > 0).all()
 
 
-@pytest.mark.parametrize("field", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"guidance": -1},
+        {"guidance": float("nan")},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+    ],
+)
 def test_settings_that_make_no_sense(field):
     with pytest.raises(InputError, match=next(iter(field))):
         SamplingSettings(**field)

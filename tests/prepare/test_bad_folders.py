@@ -94,12 +94,24 @@ def test_a_disk_that_fills_up_stops_the_run_and_nothing_is_lost(recipe, tmp_path
     assert again == prepare(recipe("text"), ["text"])
 
 
-def test_unfinished_files_of_others_are_left_alone(tmp_path):
-    """The output may be a folder that holds other things too, a run that saves among them."""
-    ours, theirs = "shards/.a.bin.7.tmp", "runs/one/checkpoints/.step-00000002.tmp"
-    for name in (ours, theirs):
-        (tmp_path / name).mkdir(parents=True)
+@pytest.mark.parametrize("name", ["run.json", "checkpoints", "config.json"])
+def test_the_folder_of_another_command_is_not_written_to(tmp_path, name):
+    (tmp_path / name).mkdir()
+
+    with (
+        pytest.raises(InputError, match=f"no folder of prepared data, it holds {name}; choose"),
+        only_run(tmp_path),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_unfinished_files_of_other_commands_stay(tmp_path):
+    theirs = tmp_path / "runs" / "checkpoints" / ".step-00000010.tmp"
+    ours = tmp_path / "shards" / ".images-00000.bin.17.tmp"
+    theirs.mkdir(parents=True)
+    ours.mkdir(parents=True)
 
     with only_run(tmp_path):
-        assert not (tmp_path / ours).exists()
-        assert (tmp_path / theirs).exists()
+        assert theirs.exists()
+        assert not ours.exists()

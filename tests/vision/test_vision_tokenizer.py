@@ -114,6 +114,12 @@ def test_missing_file(tokenizer, tmp_path, name):
         VisionTokenizer.load(tmp_path)
 
 
+def test_the_folder_of_the_run_is_told_where_its_tokenizer_is(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer")
+    with pytest.raises(InputError, match=f"cannot be read .*; name {tmp_path}/tokenizer"):
+        VisionTokenizer.load(tmp_path)
+
+
 def test_folder_of_something_else(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "Emu3"}')
     with pytest.raises(InputError, match=r"config\.json: not a tokenizer"):
