@@ -6,6 +6,7 @@ without it, and so fails when a release no longer needs it: remove both then. Th
 is no patch of a fault; it is `parallel/cpu.py`.
 """
 
+import copy
 import functools
 import queue
 from typing import Any
@@ -63,3 +64,21 @@ def mlp_spec(submodules: Any) -> Any:
     if hasattr(MLP, "as_mlp_submodule"):
         return functools.partial(MLP.as_mlp_submodule, submodules=submodules)
     return ModuleSpec(MLP, submodules=submodules)
+
+
+def without_data_on_meta(layer: type) -> type:
+    """One of Megatron's layers of TransformerEngine, which can be made on the meta device.
+
+    Where its own layers take torch's default device (`use_cpu_initialization`), megatron-core makes
+    TransformerEngine's on the CPU and fills them from tensors on the default device: on meta torch
+    says "Cannot copy out of meta tensor" (0.16.1).
+    """
+    import torch
+
+    def make(self: Any, *arguments: Any, config: Any, **settings: Any) -> None:
+        if torch.empty(0).is_meta:
+            config = copy.copy(config)
+            config.use_cpu_initialization, config.init_model_with_meta_device = False, True
+        layer.__init__(self, *arguments, config=config, **settings)  # type: ignore[misc]
+
+    return type(layer.__name__, (layer,), {"__init__": make})

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.extensions import transformer_engine as extension
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.tensor_parallel.layers import _initialize_affine_weight_cpu
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.mlp import MLP
 
@@ -116,3 +118,38 @@ def test_a_layer_does_not_warn_of_its_mlp(mesh, logged):
     build_decoder(ModelConfig(preset="emu3-tiny"))
 
     assert logged == []
+
+
+class Linear(torch.nn.Module):
+    """Makes its weight as megatron-core's layers of TransformerEngine make theirs."""
+
+    def __init__(self, size, *, config):
+        super().__init__()
+        device = extension._get_extra_te_kwargs(config)["device"]
+        self.weight = torch.nn.Parameter(torch.empty(size, size, device=device))
+        if config.use_cpu_initialization:
+            keep = {"init_method": lambda tensor: tensor, "rank": 0, "world_size": 1}
+            _initialize_affine_weight_cpu(self.weight, size, size, size, 0, **keep)
+
+
+@pytest.fixture
+def on_default_device(monkeypatch):
+    """A configuration under which weights are made on torch's default device."""
+    monkeypatch.setattr(extension, "is_te_min_version", lambda version: True)
+    return SimpleNamespace(
+        params_dtype=torch.float32, use_cpu_initialization=True, init_model_with_meta_device=False
+    )
+
+
+def test_a_layer_of_transformer_engine_cannot_be_made_without_data(mesh, on_default_device):
+    with torch.device("meta"), pytest.raises(NotImplementedError, match="out of meta tensor"):
+        Linear(4, config=on_default_device)
+
+
+def test_such_a_layer_is_made_on_meta(mesh, on_default_device):
+    layer = upstream.without_data_on_meta(Linear)
+    with torch.device("meta"):
+        assert layer(4, config=on_default_device).weight.is_meta
+
+    assert layer(4, config=on_default_device).weight.device.type == "cpu"
+    assert on_default_device.use_cpu_initialization, "the decoder's own stays as it is"

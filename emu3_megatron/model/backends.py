@@ -33,8 +33,8 @@ def block_spec(num_layers: int, backend: BackendConfig) -> TransformerBlockSubmo
         return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
     _require_transformer_engine("backend.layers")
     layer = _layer(
-        transformer_engine.TELayerNormColumnParallelLinear,
-        transformer_engine.TERowParallelLinear,
+        upstream.without_data_on_meta(transformer_engine.TELayerNormColumnParallelLinear),
+        upstream.without_data_on_meta(transformer_engine.TERowParallelLinear),
         IdentityOp,  # fused with the linear layers that follow
         _attention(backend),
         FUSED_NORMS,

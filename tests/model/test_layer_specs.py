@@ -8,9 +8,10 @@ from support.inputs import whole_rows
 from support.tiny import VOCABULARY
 
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.training import BackendConfig
+from emu3_megatron.config.training import BackendConfig, ParallelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model import build_decoder
+from emu3_megatron.model.decoder import view_for_inference
 from emu3_megatron.model.norm import RMSNorm
 from emu3_megatron.model.opening import sharded_weights
 from emu3_megatron.model.tensors import named_tensors
@@ -69,6 +70,17 @@ def test_checkpoints_name_tensors_alike(mesh, fused, native):
     }
 
     assert keys(fused) == keys(native)
+
+
+@torch.no_grad()
+def test_an_engines_view_shares_the_weights_of_every_backend(mesh, fused):
+    backend = BackendConfig(layers="transformer_engine")
+    view = view_for_inference(fused, SMALL, ParallelConfig(), backend)
+    inputs = whole_rows(torch.arange(24)[None] * 40)
+
+    for (name, one), other in zip(view.named_parameters(), fused.parameters(), strict=True):
+        assert one is other, name
+    assert torch.equal(view(inputs, "logits"), fused(inputs, "logits"))
 
 
 def test_a_machine_without_transformer_engine_is_told_so(mesh, monkeypatch):
