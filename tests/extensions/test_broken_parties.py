@@ -37,10 +37,10 @@ def hook(name: str, **keys: Any) -> dict[str, Any]:
             {"objective": {"kind": "support.broken:OtherSums"}},
             "objective: the sums of one micro-batch are loss, weight, text, extra",
         ),
-        (hook("CalledTrainer"), "hooks: CalledTrainer is named 'trainer', a name that is taken"),
+        (hook("CalledTrainer"), "hooks: CalledTrainer has the name 'trainer', which is taken"),
         (
             {"hooks": 2 * [{"kind": "support.extensions:MovingAverage"}]},
-            "hooks: MovingAverage is named 'moving average', a name that is taken",
+            "hooks: MovingAverage has the name 'moving average', which is taken",
         ),
         (hook("HoldsASet"), "state of set: Object of type set is not JSON serializable"),
         (hook("HoldsNothing"), "state of nothing: None; let its state_dict() return a dict"),
