@@ -16,7 +16,7 @@ import support.triton_interpreter  # noqa: F401  (before Megatron imports triton
 from emu3_megatron import parallel
 from emu3_megatron.parallel import Mesh
 
-# What a worker and the processes that its tests start take at most.
+# For a worker and the processes that its tests start: two took 6.7 GiB at most.
 GIB_A_WORKER = 4
 
 

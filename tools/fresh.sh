@@ -41,6 +41,7 @@ carry_network() {
 inside() {
   unshare --mount --pid --fork --kill-child bash -c '
     root=$1; shift
+    mount --bind "$root" "$root" # a test mounts something, which wants the root to be a mount
     mount --rbind /dev "$root/dev"
     mount -t proc proc "$root/proc"
     mount -t sysfs sysfs "$root/sys"
@@ -68,7 +69,9 @@ run_make() {
   say "make $1"
   inside make "$1" 2>&1 | tee "$log" || { outcome=FAILED && failed=1; }
   report+=("make $1: $outcome after $((SECONDS - began)) s")
-  report+=("$(grep -E '^SKIPPED|^=+ .*(passed|failed|error).* =+$' "$log" || true)")
+  mapfile -t -O ${#report[@]} report < <(
+    grep -E '^(SKIPPED|FAILED|ERROR)|^=+ .*(passed|failed|error).* =+$' "$log"
+  )
 }
 
 [ "$(id -u)" = 0 ] || fail "root is needed, for chroot"

@@ -118,6 +118,7 @@ say "two packages without their dependencies, which are not needed or unwanted"
 # are in the extra `prepare`, but for an OpenCV that needs a display.
 "${pip[@]}" --no-deps 'rapidocr>=3.8.4,<3.9'
 say "installed; try: $venv/bin/emu3 --help"
+command -v nvcc >/dev/null || say "without nvcc (the CUDA toolkit), make test compiles csrc/ by g++ only"
 if missing=$(system_packages | tr '\n' ' ') && [ -n "$missing" ]; then
   say "tests of the CUDA kernels are skipped without ${missing% }: $(apt_install "${missing% }")"
 fi
