@@ -36,16 +36,22 @@ carry_network() {
   done
 }
 
-# Run a command in the project's folder inside; what it starts and mounts ends with it. The shell
-# stays as the first process there, which takes in those whose parent has died.
+# Run a command in the project's folder inside; what it starts and mounts ends with it. The folder
+# becomes the root as a new machine has it: in a chroot the kernel allows no user namespaces, which a
+# test needs. A shell stays as the first process, which takes in those whose parent has died.
 inside() {
   unshare --mount --pid --fork --kill-child bash -c '
+    set -e
     root=$1; shift
-    mount --bind "$root" "$root" # a test mounts something, which wants the root to be a mount
+    mount --bind "$root" "$root"
     mount --rbind /dev "$root/dev"
     mount -t proc proc "$root/proc"
     mount -t sysfs sysfs "$root/sys"
-    exec chroot "$root" "$@"' - "$root" \
+    mkdir -p "$root/host"
+    cd "$root"
+    pivot_root . host
+    umount --lazy /host
+    exec "$@"' - "$root" \
     /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     DEBIAN_FRONTEND=noninteractive "${carried[@]}" \
     bash -c 'cd /root/project; "$@"; exit $?' - "$@"
@@ -74,7 +80,7 @@ run_make() {
   )
 }
 
-[ "$(id -u)" = 0 ] || fail "root is needed, for chroot"
+[ "$(id -u)" = 0 ] || fail "root is needed, to change the root folder"
 command -v debootstrap >/dev/null || fail "debootstrap is needed: apt-get install debootstrap"
 root=$(realpath "${FRESH_ROOT:-$(mktemp --directory)}")
 [ -n "${FRESH_ROOT:-}" ] || trap 'rm -rf --one-file-system "$root"' EXIT
