@@ -17,9 +17,8 @@ def take_steps(run: Run, guard: Guard, first: int, last: int) -> None:
         guard: judges each step; one of the hooks.
 
     Raises:
-        InputError: two hooks have one name.
+        InputError: two hooks have one name, or the data gave fewer steps.
         RunEnded: the run was told to leave, or a hook ended it.
-        InputError: the data gave fewer steps.
     """
     run.owners()  # refuses two of one name before the first step, not at the first save
     hooks = sorted(run.hooks, key=lambda hook: hook.order)
