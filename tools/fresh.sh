@@ -54,7 +54,7 @@ inside() {
     exec "$@"' - "$root" \
     /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     DEBIAN_FRONTEND=noninteractive "${carried[@]}" \
-    bash -c 'cd /root/project; "$@"; exit $?' - "$@"
+    bash -c 'cd /srv/project; "$@"; exit $?' - "$@"
 }
 
 apt_install() {
@@ -64,14 +64,14 @@ apt_install() {
 
 # The committed tree, beside a virtual environment that an earlier run left.
 copy_project() {
-  find "$root/root/project" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
-  git archive HEAD | tar --extract --directory "$root/root/project"
-  rm -f "$root/root/project/.venv/.installed"
+  find "$root/srv/project" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
+  git archive HEAD | tar --extract --directory "$root/srv/project"
+  rm -f "$root/srv/project/.venv/.installed"
 }
 
 # Run a make target inside; adds its outcome to the report.
 run_make() {
-  local began=$SECONDS outcome=passed log="$root/root/$1.log"
+  local began=$SECONDS outcome=passed log="$root/srv/$1.log"
   say "make $1"
   inside make "$1" 2>&1 | tee "$log" || { outcome=FAILED && failed=1; }
   report+=("make $1: $outcome after $((SECONDS - began)) s")
@@ -86,7 +86,7 @@ root=$(realpath "${FRESH_ROOT:-$(mktemp --directory)}")
 [ -n "${FRESH_ROOT:-}" ] || trap 'rm -rf --one-file-system "$root"' EXIT
 carried=() report=() failed=0
 make_root
-mkdir -p "$root/root/project"
+mkdir -p "$root/srv/project"
 carry_network
 inside apt-get update -qq
 # What any installed Debian has, and make.
