@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from emu3_kernels.linear_cross_entropy import LinearCrossEntropy
+from emu3_kernels.linear_cross_entropy import LinearCrossEntropy, TokenLogProbabilities
 from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer import TransformerConfig
@@ -53,15 +53,15 @@ class Decoder(MegatronModule):
 
     def forward(
         self, inputs: Inputs, want: Want = "logits", z_loss: float = 0.0
-    ) -> Tensor | LinearCrossEntropy | tuple[Tensor, Tensor]:
+    ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """Compute what is wanted of this rank's tokens.
 
         Args:
             want: one of
                 `sums`: the weighted loss and its sums by class, `LinearCrossEntropy`; no logits
                     are kept.
-                `log_probabilities`: of each label, fp32 [b, s], and whether the label has the
-                    largest logit, bool [b, s]; 0 and false where there is no label.
+                `log_probabilities`: `TokenLogProbabilities`, [b, s] each: of each label, whether it
+                    has the largest logit, and the entropy.
                 `logits`: [b, s, v] over the whole vocabulary, the same on all tensor parallel
                     ranks.
                 `hidden`: states behind the last norm, [s, b, h]; s / tensor in sequence parallel.

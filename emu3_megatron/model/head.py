@@ -7,6 +7,7 @@ from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
 from emu3_kernels.linear_cross_entropy import (
     Backend,
     LinearCrossEntropy,
+    TokenLogProbabilities,
     linear_cross_entropy,
     unfused_log_probabilities,
 )
@@ -59,7 +60,7 @@ class OutputHead(ColumnParallelLinear):
 
     def forward(  # type: ignore[override]
         self, hidden_sbh: Tensor, inputs: Inputs, want: str, z_loss: float = 0.0
-    ) -> Tensor | LinearCrossEntropy | tuple[Tensor, Tensor]:
+    ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """What is wanted of this rank's tokens: see `Decoder.forward`.
 
         Megatron's hooks around a module, which gather its weights, run here as everywhere.
@@ -93,8 +94,8 @@ class OutputHead(ColumnParallelLinear):
             main_grad_vh=self._main_grad(),
         )
 
-    def _log_probabilities(self, hidden_sbh: Tensor, labels_bs: Tensor) -> tuple[Tensor, Tensor]:
-        log_prob_n, correct_n = unfused_log_probabilities(
+    def _log_probabilities(self, hidden_sbh: Tensor, labels_bs: Tensor) -> TokenLogProbabilities:
+        values = unfused_log_probabilities(
             hidden_sbh.flatten(0, 1),
             self._weight(),
             labels_bs.T.flatten(),
@@ -102,7 +103,7 @@ class OutputHead(ColumnParallelLinear):
             exchange=_vocabulary_exchange(self.sequence_parallel),
         )
         rows, length = labels_bs.shape
-        return log_prob_n.view(length, rows).T, correct_n.view(length, rows).T
+        return TokenLogProbabilities(*(value_n.view(length, rows).T for value_n in values))
 
     def _main_grad(self) -> torch.Tensor | None:
         """Megatron's buffer for the weight's gradient, where there is one to add to."""

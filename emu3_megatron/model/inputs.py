@@ -22,6 +22,9 @@ class Inputs:
         classes_bs: int64, class of each label by the vocabulary.
         starts: for each row where each of its documents, and the padding if there is any, begins
             among these tokens, and their number at the end, int64 [documents + 1 or 2].
+        kept: int64 [k], which tokens have a label that is not IGNORE, ascending, where tokens are
+            counted with the position first: `labels_bs.T.flatten()`. None leaves the decoder's
+            head to find them, for which the host waits for the device.
         columns: further values of each token by name, float32 [b, s].
     """
 
@@ -32,6 +35,7 @@ class Inputs:
     weights_bs: Tensor | None = None
     classes_bs: Tensor | None = None
     starts: tuple[Tensor, ...] = ()
+    kept: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Inputs":
@@ -54,5 +58,6 @@ class Inputs:
             weights_bs=optional(self.weights_bs),
             classes_bs=optional(self.classes_bs),
             starts=tuple(function(row) for row in self.starts),
+            kept=optional(self.kept),
             columns={name: function(column) for name, column in self.columns.items()},
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from emu3_megatron.data.batches import Batch
+from emu3_megatron.data.batches import IGNORE, Batch
 from emu3_megatron.model import Inputs, SequenceLayout
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -32,6 +32,7 @@ class Placer:
             weights_bs=take(batch.weights),
             classes_bs=self.vocabulary.token_class(labels_bs),
             starts=starts,
+            kept=(labels_bs.T.flatten() != IGNORE).nonzero()[:, 0],
             columns={name: take(column) for name, column in batch.columns.items()},
         )
         return replace(batch, inputs=inputs)

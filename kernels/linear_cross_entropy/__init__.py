@@ -1,7 +1,5 @@
 """The output head and its loss in one call: vocabulary parallel, weighted, measured by class."""
 
-from typing import NamedTuple
-
 import torch
 from emu3_kernels.exchange import Exchange, NoExchange
 from emu3_kernels.linear_cross_entropy.backends import BACKENDS, Backend, choose
@@ -12,6 +10,7 @@ from emu3_kernels.linear_cross_entropy.inputs import (
     check_tokens,
     kept_and_valid,
 )
+from emu3_kernels.linear_cross_entropy.results import LinearCrossEntropy, TokenLogProbabilities
 from emu3_kernels.linear_cross_entropy.unfused import (
     unfused_linear_cross_entropy,
     unfused_log_probabilities,
@@ -22,27 +21,10 @@ __all__ = [
     "IGNORE",
     "Backend",
     "LinearCrossEntropy",
+    "TokenLogProbabilities",
     "linear_cross_entropy",
     "unfused_log_probabilities",
 ]
-
-
-class LinearCrossEntropy(NamedTuple):
-    """Sums over the tokens of one call; equal on all ranks that share the vocabulary.
-
-    Attributes:
-        loss: sum of weight x (nll + z_loss x lse^2), the one differentiable member; scalar.
-        weight: sum of the weights; scalar.
-        nll: sum of the negative log-likelihoods of each class, unweighted; [classes].
-        count: tokens of each class; [classes].
-        correct: tokens of each class whose label has the largest logit; [classes].
-    """
-
-    loss: torch.Tensor
-    weight: torch.Tensor
-    nll: torch.Tensor
-    count: torch.Tensor
-    correct: torch.Tensor
 
 
 def linear_cross_entropy(

@@ -8,6 +8,7 @@ from emu3_kernels.exchange import NoExchange
 from emu3_kernels.linear_cross_entropy import IGNORE, unfused_log_probabilities
 from support.heads import HeadCase
 from support.simulated_ranks import simulate
+from torch.distributions import Categorical
 from torch.nn.functional import linear, log_softmax
 
 TOKENS, HIDDEN, VOCAB = 12, 6, 21
@@ -28,7 +29,7 @@ def loss_of(log_prob):
 
 
 def by_torch(case):
-    """Log-probabilities, correct, gradients by hidden states and head."""
+    """Log-probabilities, correct, entropy, gradients by hidden states and head."""
     hidden, head = (t.clone().requires_grad_() for t in (case.hidden, case.head))
     kept = case.labels != IGNORE
     labels = case.labels.clamp(min=0)[:, None]
@@ -36,7 +37,8 @@ def by_torch(case):
     log_prob = torch.where(kept, log_softmax(logits, 1).gather(1, labels)[:, 0], 0.0)
     loss_of(log_prob).backward()
     correct = kept & (logits.argmax(1) == case.labels)
-    return log_prob.detach(), correct, hidden.grad, head.grad
+    entropy = torch.where(kept, Categorical(logits=logits.detach()).entropy(), 0.0)
+    return log_prob.detach(), correct, entropy, hidden.grad, head.grad
 
 
 def by_ours(case, exchange=None):
@@ -47,11 +49,11 @@ def by_ours(case, exchange=None):
     if exchange.tokens_divided:
         hidden = hidden.chunk(exchange.size)[exchange.rank]
     hidden, head = (t.clone().requires_grad_() for t in (hidden, share.head))
-    log_prob, correct = unfused_log_probabilities(
+    log_prob, correct, entropy = unfused_log_probabilities(
         hidden, head, share.labels, vocab_size=VOCAB, exchange=exchange
     )
     loss_of(log_prob).backward()
-    return log_prob.detach(), correct, hidden.grad, head.grad
+    return log_prob.detach(), correct, entropy, hidden.grad, head.grad
 
 
 @pytest.mark.parametrize("tokens_divided", [False, True], ids=["tokens whole", "tokens divided"])
@@ -64,17 +66,18 @@ def test_any_number_of_ranks_gives_torchs(ranks, rows, tokens_divided):
 
     results = simulate(ranks, lambda one: by_ours(whole, one), tokens_divided=tokens_divided)
 
-    log_prob, correct, by_hidden, by_head = by_torch(case)
+    log_prob, correct, entropy, by_hidden, by_head = by_torch(case)
     assert 0 < correct.sum() < (case.labels != IGNORE).sum()
-    for found, found_correct, _, _ in results:
+    for found, found_correct, found_entropy, _, _ in results:
         torch.testing.assert_close(found, log_prob, **FP64)
         assert torch.equal(found_correct, correct)
-    found_by_hidden = [result[2] for result in results]
+        torch.testing.assert_close(found_entropy, entropy, **FP64)
+    found_by_hidden = [result[3] for result in results]
     if tokens_divided:
         found_by_hidden = [torch.cat(found_by_hidden)]
     for found in found_by_hidden:
         torch.testing.assert_close(found, by_hidden, **FP64)
-    found_by_head = torch.cat([result[3] for result in results])
+    found_by_head = torch.cat([result[4] for result in results])
     torch.testing.assert_close(found_by_head[:VOCAB], by_head, **FP64)
     assert not found_by_head[VOCAB:].any()
 
@@ -83,10 +86,11 @@ def test_ignored_tokens_have_no_value_and_no_gradient():
     case = case_with_ignored_tokens()
     ignored = case.labels == IGNORE
 
-    log_prob, correct, by_hidden, _ = by_ours(case)
+    log_prob, correct, entropy, by_hidden, _ = by_ours(case)
 
     assert not log_prob[ignored].any()
     assert not correct[ignored].any()
+    assert not entropy[ignored].any()
     assert not by_hidden[ignored].any()
     assert by_hidden[~ignored].any(1).all()
 
@@ -94,7 +98,7 @@ def test_ignored_tokens_have_no_value_and_no_gradient():
 def test_a_label_outside_the_vocabulary_is_nan():
     case = replace(HeadCase.random(2, VOCAB, HIDDEN), labels=torch.tensor([VOCAB, 3])).padded(1)
 
-    log_prob, correct = unfused_log_probabilities(
+    log_prob, correct, _ = unfused_log_probabilities(
         case.hidden, case.head, case.labels, vocab_size=VOCAB
     )
 
@@ -105,7 +109,7 @@ def test_a_label_outside_the_vocabulary_is_nan():
 def test_half_precision_gives_fp32():
     case = HeadCase.random(TOKENS, VOCAB, HIDDEN).to(torch.bfloat16)
 
-    log_prob, _ = unfused_log_probabilities(case.hidden, case.head, case.labels, vocab_size=VOCAB)
+    log_prob, *_ = unfused_log_probabilities(case.hidden, case.head, case.labels, vocab_size=VOCAB)
 
     assert log_prob.dtype == torch.float32
     logits = linear(case.hidden, case.head).float()

@@ -143,14 +143,17 @@ def test_log_probabilities_are_those_of_the_logits(ours, theirs):
     labels_bs = tokens_bs.roll(-1, dims=1)
     labels_bs[:, -1] = IGNORE
 
-    found_bs, correct_bs = ours(whole_rows(tokens_bs, labels_bs=labels_bs), "log_probabilities")
+    found = ours(whole_rows(tokens_bs, labels_bs=labels_bs), "log_probabilities")
 
     logits_bsv = theirs(tokens_bs).logits.double()
     expected_bs = logits_bsv.log_softmax(-1).gather(2, labels_bs.clamp(min=0)[..., None])[..., 0]
     expected_bs[:, -1] = 0
-    torch.testing.assert_close(found_bs.double(), expected_bs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.log_prob.double(), expected_bs, rtol=0, atol=1e-5)
     right_bs = logits_bsv.argmax(-1) == labels_bs
-    assert torch.equal(correct_bs, right_bs)
+    assert torch.equal(found.correct, right_bs)
+    entropy_bs = torch.distributions.Categorical(logits=logits_bsv).entropy()
+    entropy_bs[:, -1] = 0
+    torch.testing.assert_close(found.entropy.double(), entropy_bs, rtol=0, atol=1e-5)
 
 
 def test_greedy_generation_is_equal(ours, theirs):
