@@ -23,6 +23,7 @@ from emu3_megatron.cli import (
     generate,
     inspect,
     pack,
+    preferences,
     prepare,
     recipe,
     status,
@@ -43,6 +44,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "status": status.status,
     "inspect": inspect.group,
     "generate": generate.generate,
+    "preferences": preferences.group,
     "convert": convert.group,
     "check": check.check,
 }

@@ -85,6 +85,12 @@ def _check_prepared(path: str, model: str | None, deep: bool) -> str:
     return check_prepared(Path(path), deep)
 
 
+def _check_samples(path: str, model: str | None, deep: bool) -> str:
+    from emu3_megatron.alignment.samples import check_samples
+
+    return check_samples(Path(path))
+
+
 def _check_checkpoint(path: str, model: str | None, deep: bool) -> str:
     folder = Path(path)
     about = manifest.read(folder)
@@ -160,6 +166,7 @@ CHECKERS: dict[Kind, Callable[[str, str | None, bool], str]] = {
     "shard": _check_shard,
     "packs": _check_shard,
     "prepared data": _check_prepared,
+    "samples": _check_samples,
     "checkpoint": _check_checkpoint,
     "folder of checkpoints": _check_newest,
     "run": _check_run,

@@ -13,6 +13,7 @@ Kind = Literal[
     "shard",
     "packs",
     "prepared data",
+    "samples",
     "checkpoint",
     "folder of checkpoints",
     "run",
@@ -29,6 +30,7 @@ FORMATS: tuple[tuple[str, str, Kind], ...] = (
     ("manifest.json", "emu3-megatron/checkpoint/2", "checkpoint"),
     ("manifest.json", "emu3-megatron/checkpoint/1", "checkpoint"),
     ("manifest.json", "emu3-megatron/prepared/1", "prepared data"),
+    ("manifest.json", "emu3-megatron/samples/1", "samples"),
     ("pack.json", "emu3-megatron/packs/1", "packs"),
     ("config.json", "emu3-megatron/vision-tokenizer", "vision tokenizer"),
 )

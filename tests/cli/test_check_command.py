@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from support.tiny import make_packs
 
 from emu3_megatron import manifest
+from emu3_megatron.alignment import samples
 from emu3_megatron.checkpoints import folders
 from emu3_megatron.cli import main
 from emu3_megatron.cli.check import CHECKERS
@@ -89,6 +90,7 @@ def test_the_formats_are_those_that_are_written():
         *folders.OLD_FORMATS,
         pack_set.FORMAT,
         workspace.FORMAT,
+        samples.FORMAT,
         tokenizer.FORMAT,
     }
 
