@@ -86,7 +86,7 @@ def _check_prepared(path: str, model: str | None, deep: bool) -> str:
 
 
 def _check_samples(path: str, model: str | None, deep: bool) -> str:
-    from emu3_megatron.alignment.samples import check_samples
+    from emu3_megatron.alignment.checking import check_samples
 
     return check_samples(Path(path))
 

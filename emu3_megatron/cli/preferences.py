@@ -8,7 +8,7 @@ import typer
 from emu3_megatron.cli.arguments import new_group
 
 group = new_group(
-    help="Which samples people prefer: draw them, collect votes, build pairs for DPO.\n\n"
+    help="Samples of a checkpoint, votes on them, pairs for DPO.\n\n"
     "`sample` draws several images, clips or answers a prompt; `vote` serves a page on which "
     "people pick the best and the worst, `import` takes votes of other tools; `build` writes pairs."
 )
