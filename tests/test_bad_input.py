@@ -292,10 +292,16 @@ def train(shard, *overrides):
     [
         ("parallel.tensor=3", r"parallel\.tensor=3 does not divide model\.heads=4; choose"),
         ("optimizer.learning_rate=1", r"optimizer\.learning_rate: no such key; choose one of lr,"),
-        ("optimizer.warmup_step=1", r"warmup_step: no such key; did you mean warmup_steps\?"),
+        ("optimizer.schedule.warmup_step=1", r"warmup_step: no such key; did you mean warmup_"),
         ("run.steps=many", r"run\.steps: .*valid integer.* \(given 'many'\)"),
-        ("optimizer.warmup_steps=21", r"warmup_steps=21 is more than run\.steps=20; lower it"),
-        ("optimizer.min_lr=1", r"optimizer\.min_lr=1\.0 is above optimizer\.lr=0\.002; lower it"),
+        (
+            "optimizer.schedule.warmup_steps=21",
+            r"warmup_steps=21 is more than run\.steps=20; lower it",
+        ),
+        (
+            "optimizer.schedule.min_lr=1",
+            r"schedule\.min_lr=1\.0 is above optimizer\.lr=0\.002; lower it",
+        ),
         ("run.steps", r"run\.steps: an override is written dotted\.key=value"),
     ],
 )

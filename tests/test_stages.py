@@ -92,7 +92,7 @@ def small_stage(stage: str, folder: Path) -> Recipe:
         "batch": {"size": 4, "micro_size": 2},
         "parallel": {},
         "precision": "fp32",
-        "optimizer": values["optimizer"] | {"warmup_steps": 1},
+        "optimizer": values["optimizer"] | {"schedule": {"warmup_steps": 1}},
     }
     path = folder / f"{stage}.yaml"
     path.write_text(yaml.safe_dump(values | small))

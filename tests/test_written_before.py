@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from PIL import Image
 from support.running import emu3
@@ -137,6 +138,10 @@ def test_the_run_itself_goes_on_or_says_how(written):
     """Its state may have another format by now: then one line says to start from its weights."""
     before = losses(written / "run")
     one_process = ["parallel.tensor=1", "parallel.sequence=false"]
+    recipe = written / "train.yaml"
+    values = yaml.safe_load(recipe.read_text())
+    values["optimizer"]["schedule"] = {"warmup_steps": values["optimizer"].pop("warmup_steps")}
+    recipe.write_text(yaml.safe_dump(values))
 
     ended = emu3("train", "train.yaml", "run.steps=8", *one_process, "--accept", cwd=written)
 

@@ -29,7 +29,7 @@ TIMES = ("seconds", "tokens_per_second", "memory", "mfu")
 RECIPE: dict[str, Any] = {
     "model": {"preset": "emu3-tiny", "hidden": 32, "ffn": 64, "codes": 600, "dropout": 0.1},
     "batch": {"size": 8, "micro_size": 2},
-    "optimizer": {"lr": 1e-2, "warmup_steps": 2},
+    "optimizer": {"lr": 1e-2, "schedule": {"warmup_steps": 2}},
     "precision": "fp32",
 }
 # Name: processes, overrides of one start after another.
@@ -99,6 +99,8 @@ def _write_recipe(commit: str, folder: Path, data: Path) -> Path:
     known = _checkout(commit) / "emu3_megatron" / "config"
     if any("null_prompt" in path.read_text() for path in known.rglob("*.py")):
         values["data"]["null_prompt"] = 0
+    if not (known / "schedule.py").exists():
+        values["optimizer"] = {"lr": RECIPE["optimizer"]["lr"], **RECIPE["optimizer"]["schedule"]}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -8,7 +8,7 @@ import typer
 
 from emu3_megatron.cli.arguments import new_group, until_reader_leaves
 from emu3_megatron.config import Recipe
-from emu3_megatron.config.load import recipe_of
+from emu3_megatron.config.load import saved_recipe
 from emu3_megatron.errors import InputError
 
 group = new_group(help="Look into a training run, or into prepared data.")
@@ -36,7 +36,7 @@ def _documents(folder: Path, step: int) -> list[str]:
         raise InputError(f"{folder}: no run here, run.json is missing") from None
     if "data" not in description:
         raise InputError(f"{folder}: a run of an earlier version; its batches cannot be inspected")
-    recipe = recipe_of(Recipe, description["recipe"], folder / "run.json")
+    recipe = saved_recipe(Recipe, description["recipe"], folder / "run.json")
     if not isinstance(recipe.data, MixtureConfig):
         raise InputError(f"{folder}: its data is of kind {recipe.data.kind}, and not a mixture")
     setting = Setting(recipe.model.vocabulary(), recipe.batch, recipe.run.seed, weights={})

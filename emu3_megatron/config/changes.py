@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from emu3_megatron.config.base import Resume, resume_of
+from emu3_megatron.config.base import Component, Resume, resume_of
 from emu3_megatron.errors import InputError
 
 
@@ -81,7 +81,13 @@ def refuse_changes(where: Any, found: list[Change], accept: bool) -> None:
 
 def _short(value: Any) -> str:
     if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json", exclude_defaults=True)
+        value = _given(value)
     elif _are_sections(value):
-        value = [item.model_dump(mode="json", exclude_defaults=True) for item in value]
+        value = [_given(item) for item in value]
     return str(value)
+
+
+def _given(section: BaseModel) -> dict[str, Any]:
+    """The kind of a section, and what it says beside its defaults."""
+    kind = {"kind": section.kind} if isinstance(section, Component) else {}
+    return kind | section.model_dump(mode="json", exclude_defaults=True)

@@ -1,7 +1,9 @@
 """Loads recipes from YAML, with dotted overrides and errors that name the field."""
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,6 +55,26 @@ def recipe_of(schema: type[Schema], values: dict[str, Any], where: str | Path) -
         return schema.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{where}: {_mistake(schema, error, values)}") from None
+
+
+def saved_recipe(schema: type[Schema], values: Mapping[str, Any], where: str | Path) -> Schema:
+    """The recipe that a checkpoint or a run holds; keys that have another name now are moved.
+
+    Args:
+        where: it was saved, for the message.
+
+    Raises:
+        InputError: a key or a value does not fit.
+    """
+    moved = copy.deepcopy(dict(values))
+    for old, new in list(renamed_keys(moved, schema.RENAMED)):
+        *parents, last = old.split(".")
+        section = reduce(lambda section, key: section[key], parents, moved)
+        value = section.pop(last)
+        *parents, last = new.split(".")
+        section = reduce(lambda section, key: section.setdefault(key, {}), parents, moved)
+        section[last] = value
+    return recipe_of(schema, moved, where)
 
 
 def read_recipe(name: str | Path) -> dict[str, Any]:

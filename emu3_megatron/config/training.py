@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     ConfigDict,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
@@ -28,6 +27,7 @@ from emu3_megatron.config.base import (
 )
 from emu3_megatron.config.data import AnyData, MixtureConfig, ValidationConfig
 from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.config.schedule import AnySchedule
 from emu3_megatron.vocabulary import CLASS_WEIGHTS
 
 
@@ -96,14 +96,10 @@ class BackendConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW under a cosine with a linear warm-up."""
+    """AdamW, and the schedule of its learning rate."""
 
     lr: PositiveFloat = semantic(REQUIRED, "highest learning rate")
-    min_lr: NonNegativeFloat = semantic(0.0, "learning rate at the end of the cosine")
-    warmup_steps: NonNegativeInt = semantic(0, "steps of linear rise")
-    decay_steps: PositiveInt | None = semantic(
-        None, "steps until min_lr, the warm-up among them; run.steps of the first start without it"
-    )
+    schedule: AnySchedule = semantic({"kind": "cosine"}, "of the learning rate")
     beta1: NonNegativeFloat = semantic(0.9, "of Adam", lt=1)
     beta2: NonNegativeFloat = semantic(0.95, "of Adam", lt=1)
     epsilon: PositiveFloat = semantic(1e-8, "of Adam")
@@ -181,6 +177,9 @@ class Recipe(Config):
         "z_loss": "objective.z_loss",
         "loss_backend": "backend.loss",
         "parallel.attention": "backend.attention",
+        "optimizer.min_lr": "optimizer.schedule.min_lr",
+        "optimizer.warmup_steps": "optimizer.schedule.warmup_steps",
+        "optimizer.decay_steps": "optimizer.schedule.steps",
     }
 
     run: RunConfig = free(REQUIRED, RunConfig.__doc__ or "")
@@ -220,17 +219,7 @@ class Recipe(Config):
 
     @validator(mode="after")
     def _schedule_fits(self) -> "Recipe":
-        if self.optimizer.min_lr > self.optimizer.lr:
-            raise ValueError(
-                f"optimizer.min_lr={self.optimizer.min_lr} is above "
-                f"optimizer.lr={self.optimizer.lr}; lower it"
-            )
-        steps = "optimizer.decay_steps" if self.optimizer.decay_steps else "run.steps"
-        if self.optimizer.warmup_steps > (self.optimizer.decay_steps or self.run.steps):
-            raise ValueError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than "
-                f"{steps}={self.optimizer.decay_steps or self.run.steps}; lower it"
-            )
+        self.optimizer.schedule.check(self.optimizer.lr, self.run.steps)
         return self
 
     @validator(mode="after")

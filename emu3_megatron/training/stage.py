@@ -17,8 +17,9 @@ from emu3_megatron.checkpoints.folders import (
 from emu3_megatron.checkpoints.state import SplitState, load_state
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.changes import Change, changes, refuse_changes
-from emu3_megatron.config.load import recipe_of
-from emu3_megatron.config.training import BatchConfig, OptimizerConfig, RunConfig
+from emu3_megatron.config.load import saved_recipe
+from emu3_megatron.config.schedule import FallingConfig, ScheduleConfig
+from emu3_megatron.config.training import BatchConfig, RunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
 from emu3_megatron.errors import InputError
@@ -38,7 +39,7 @@ from emu3_megatron.training.evaluator import HeldOutLoss
 from emu3_megatron.training.interfaces import EngineSetting, Objective
 from emu3_megatron.training.placing import Placer
 from emu3_megatron.training.replicas import CompareReplicas
-from emu3_megatron.training.schedule import learning_rate
+from emu3_megatron.training.schedule import build_schedule
 from emu3_megatron.training.trainer import DecoderTrainer
 
 
@@ -64,11 +65,13 @@ def train(
     _check_layout(recipe.batch, mesh)
     with supervised(recipe.run, mesh, peak_flops()) as run:
         checkpoint, about = _to_resume_from(recipe.run, recipe.model)
-        recipe = _completed(recipe, data, about)
+        before = None
         if checkpoint:
-            before = recipe_of(Recipe, about["recipe"], f"{checkpoint}: its recipe")
+            before = saved_recipe(Recipe, about["recipe"], f"{checkpoint}: its recipe")
+        recipe = _completed(recipe, data, before)
+        if before:
             _check_changes(run.folder, list(changes(before, recipe)), accept)
-        _say_where_the_cosine_ends(recipe.optimizer, recipe.run.steps)
+        _say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
         first = about.get("step", 0)
         last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
         start_from = None if checkpoint else _to_start_from(recipe.run, recipe.model)
@@ -87,12 +90,13 @@ def _check_changes(folder: Path, changed: list[Change], accept: bool) -> None:
     on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
 
 
-def _say_where_the_cosine_ends(optimizer: OptimizerConfig, steps: int) -> None:
+def _say_where_the_schedule_ends(schedule: ScheduleConfig, steps: int) -> None:
     """A run may be made longer; its learning rate does not follow by itself."""
-    if steps > (optimizer.decay_steps or steps):
+    if isinstance(schedule, FallingConfig) and steps > (schedule.steps or steps):
         line = (
-            f"run.steps={steps}: steps after optimizer.decay_steps={optimizer.decay_steps} are "
-            f"taken at optimizer.min_lr={optimizer.min_lr}; raise optimizer.decay_steps for more"
+            f"run.steps={steps}: steps after optimizer.schedule.steps={schedule.steps} are taken "
+            f"at optimizer.schedule.min_lr={schedule.min_lr}; raise optimizer.schedule.steps for "
+            "more"
         )
         on_first_rank(lambda: print(line))
 
@@ -131,11 +135,15 @@ def _to_start_from(config: RunConfig, model: ModelConfig) -> Path | None:
     return path
 
 
-def _completed(recipe: Recipe, data: Data[Any], about: dict[str, Any]) -> Recipe:
-    """The recipe with what its first start fills in: contents of sources, length of the cosine."""
-    past = about["recipe"]["optimizer"]["decay_steps"] if about else None
-    steps = recipe.optimizer.decay_steps or past or recipe.run.steps
-    optimizer = recipe.optimizer.model_copy(update={"decay_steps": steps})
+def _completed(recipe: Recipe, data: Data[Any], before: Recipe | None) -> Recipe:
+    """The recipe with what its first start fills in: contents of sources, length of the schedule.
+
+    Args:
+        before: the checkpoint's recipe, whose length a resumed run keeps.
+    """
+    past = getattr(before.optimizer.schedule, "steps", None) if before else None
+    schedule = recipe.optimizer.schedule.completed(past or recipe.run.steps)
+    optimizer = recipe.optimizer.model_copy(update={"schedule": schedule})
     section = getattr(data, "section", recipe.data)
     return recipe.model_copy(update={"optimizer": optimizer, "data": section})
 
@@ -151,7 +159,7 @@ def _assemble(
     trainer = DecoderTrainer(
         engine,
         objective,
-        rate=lambda step: learning_rate(recipe.optimizer, step),
+        rate=build_schedule(recipe.optimizer),
         mesh=mesh,
         place=Placer(vocabulary, mesh.context_rank),
         seed=recipe.run.seed,

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from emu3_megatron.config import ModelConfig, Recipe, load_recipe
-from emu3_megatron.config.load import shipped_recipes
+from emu3_megatron.config.load import saved_recipe, shipped_recipes
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
@@ -46,7 +46,7 @@ def test_8b_stages_hold_the_published_values(name, context):
     recipe = load_recipe(Recipe, name)
 
     assert recipe.data.context == context
-    assert (recipe.optimizer.lr, recipe.optimizer.min_lr) == (5e-5, 0.0)
+    assert (recipe.optimizer.lr, recipe.optimizer.schedule.min_lr) == (5e-5, 0.0)
     assert recipe.model.dropout == 0.1
     assert recipe.objective.weights == {"text": 1.0, "structure": 1.0, "code": 0.5}
     model = recipe.model
@@ -134,7 +134,7 @@ def test_overrides_make_lists_that_the_file_lacks(load):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.warmup=1", r"optimizer\.warmup: no such key; did you mean warmup_steps\?"),
+        ("optimizer.scedule=1", r"optimizer\.scedule: no such key; did you mean schedule\?"),
         ("optimzer.lr=1", r"optimzer: no such key; did you mean optimizer\?"),
         ("parallel.pipeline=2", r"parallel\.pipeline: no such key; choose one of tensor, context,"),
         ("run.steps=many", r"run\.steps: .*valid integer.* \(given 'many'\)"),
@@ -156,8 +156,11 @@ def test_overrides_make_lists_that_the_file_lacks(load):
         ("parallel.sequence=true", r"parallel\.sequence=true needs parallel\.tensor of 2 or more"),
         ("parallel.context=3", r"data\.context=64 must be a multiple of 3"),
         ("batch.micro_size=3", r"batch\.size=4 must be a multiple of batch\.micro_size=3"),
-        ("optimizer.min_lr=1", r"optimizer\.min_lr=1\.0 is above optimizer\.lr=0\.001"),
-        ("optimizer.warmup_steps=11", r"optimizer\.warmup_steps=11 is more than run\.steps=10"),
+        ("optimizer.schedule.min_lr=1", r"schedule\.min_lr=1\.0 is above optimizer\.lr=0\.001"),
+        (
+            "optimizer.schedule.warmup_steps=11",
+            r"schedule\.warmup_steps=11 is more than run\.steps=10",
+        ),
         ("run.steps", r"run\.steps: an override is written dotted\.key=value"),
         ("run.steps.few=1", r"run\.steps\.few=1: run\.steps holds no keys"),
         ("data.sources.2.pack=a", r"data\.sources\.2\.pack=a: data\.sources has 1 item; .* 0 to 1"),
@@ -182,6 +185,9 @@ def test_an_override_that_does_not_fit_is_named(load, override, message):
         ("z_loss=1", "objective.z_loss"),
         ("loss_backend=auto", "backend.loss"),
         ("parallel.attention=auto", "backend.attention"),
+        ("optimizer.min_lr=0", "optimizer.schedule.min_lr"),
+        ("optimizer.warmup_steps=1", "optimizer.schedule.warmup_steps"),
+        ("optimizer.decay_steps=9", "optimizer.schedule.steps"),
     ],
 )
 def test_a_key_that_has_another_name_now_is_refused_by_it(load, old, new):
@@ -189,6 +195,39 @@ def test_a_key_that_has_another_name_now_is_refused_by_it(load, old, new):
 
     with pytest.raises(InputError, match=rf"^{key}: is called {new} now$"):
         load(old)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("{kind: constant, min_lr: 0}", r"schedule\.min_lr: no such key; choose one of"),
+        ("{kind: linear, cooldown_steps: 2}", r"schedule\.cooldown_steps: no such key"),
+        ("{kind: step}", r"schedule\.kind: no kind 'step'; choose one of cosine, linear, const"),
+        ("{kind: wsd}", r"schedule\.cooldown_steps: missing; give it a value"),
+        ("{kind: wsd, cooldown_steps: 2, cooldown: exp}", r"schedule\.cooldown: .*'linear', 'cos"),
+        ("{kind: constant, warmup_steps: 11}", r"schedule\.warmup_steps=11 is more than run\.st"),
+        (
+            "{steps: 5, warmup_steps: 6}",
+            r"warmup_steps=6 is more than optimizer\.schedule\.steps=5",
+        ),
+        (
+            "{kind: wsd, warmup_steps: 4, cooldown_steps: 7}",
+            r"warmup_steps=4 \+ cooldown_steps=7 is more than run\.steps=10; lower it",
+        ),
+    ],
+)
+def test_each_schedule_has_its_own_keys(load, schedule, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(f"optimizer.schedule={schedule}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_recipe_is_read_under_the_new_keys(load):
+    values = load("optimizer.schedule={warmup_steps: 2, steps: 8}").model_dump(mode="json")
+    old = {**values, "optimizer": {"lr": 1e-3, "min_lr": 0.0, "warmup_steps": 2, "decay_steps": 8}}
+
+    assert saved_recipe(Recipe, old, "a checkpoint").model_dump(mode="json") == values
+    assert "decay_steps" in old["optimizer"], "what was given is left as it was"
 
 
 def test_a_recipe_with_an_old_key_is_named(load):

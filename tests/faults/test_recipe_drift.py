@@ -34,7 +34,7 @@ def test_what_is_learned_may_not_change_unasked(resumed):
 
 
 def test_an_accepted_learning_rate_is_the_one_that_steps_are_taken_at(resumed, recipe):
-    changed = {"lr": 3e-2, "weight_decay": 0.2, "decay_steps": 20}
+    changed = {"lr": 3e-2, "weight_decay": 0.2, "schedule": {"warmup_steps": 2, "steps": 20}}
     end = resumed(accept=True, run={"steps": 10}, optimizer=changed)
 
     assert end.code == 0, end.said
@@ -44,14 +44,42 @@ def test_an_accepted_learning_rate_is_the_one_that_steps_are_taken_at(resumed, r
     assert after > before
 
 
-def test_a_longer_run_keeps_its_cosine_and_is_told_where_it_ends(resumed, recipe):
+def test_a_longer_run_keeps_its_schedule_and_is_told_where_it_ends(resumed, recipe):
     end = resumed(run={"steps": 10})
 
     assert end.code == 0, end.said
     assert "recipe changed: run.steps: 8 → 10" in end.said
-    assert "steps after optimizer.decay_steps=8 are taken at optimizer.min_lr=0.0" in end.said
+    assert (
+        "steps after optimizer.schedule.steps=8 are taken at optimizer.schedule.min_lr=0.0"
+        in end.said
+    )
     rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
     assert [row["lr"] for row in rows[8:]] == [0.0, 0.0]
+
+
+def test_a_longer_schedule_goes_on_without_a_second_warm_up(resumed, recipe):
+    wsd = {"kind": "wsd", "warmup_steps": 2, "cooldown_steps": 2, "steps": 20}
+    end = resumed(accept=True, run={"steps": 10}, optimizer={"schedule": wsd})
+
+    assert end.code == 0, end.said
+    assert "recipe changed: optimizer.schedule: {'kind': 'cosine'," in end.said
+    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    assert [row["lr"] for row in rows[8:]] == [1e-2, 1e-2]
+
+
+def test_a_run_whose_recipe_has_the_keys_of_an_earlier_version_goes_on(resumed, recipe):
+    assert resumed().code == 0
+    checkpoint = recipe().run.dir / "checkpoints" / "step-00000008"
+    about = manifest.read(checkpoint)
+    schedule = about["recipe"]["optimizer"].pop("schedule")
+    old = {"min_lr": 0.0, "warmup_steps": schedule["warmup_steps"], "decay_steps": 8}
+    about["recipe"]["optimizer"] |= old
+    manifest._write(checkpoint / "manifest.json", about)
+    end = resumed(run={"steps": 10})
+
+    assert end.code == 0, end.said
+    assert "recipe changed: run.steps: 8 → 10" in end.said
+    assert "optimizer" not in end.said.partition("recipe changed")[2].partition("run.steps=10")[0]
 
 
 def test_the_distributed_optimizer_takes_a_new_learning_rate_too(recipe):

@@ -47,7 +47,7 @@ def recipe(tmp_path: Path, mesh) -> Recipe:
         run={"steps": 10**6, "stop_after": STEPS, "init_from": str(tmp_path / "ours")},
         data={"reset_at_documents": False, "null_prompt": 0},
         objective={"weights": {"code": 1.0}},
-        optimizer={"lr": 3e-3, "warmup_steps": 0},
+        optimizer={"lr": 3e-3, "schedule": {"kind": "constant"}},
     )
 
 

@@ -20,7 +20,7 @@ from emu3_megatron.training.engines import build_engine
 from emu3_megatron.training.interfaces import Engine, EngineSetting
 from emu3_megatron.training.objectives import build_objective
 from emu3_megatron.training.placing import Placer
-from emu3_megatron.training.schedule import learning_rate
+from emu3_megatron.training.schedule import build_schedule
 from emu3_megatron.training.trainer import DecoderTrainer
 
 
@@ -66,9 +66,8 @@ def start(recipe: Recipe, engine: Callable[[Any, EngineSetting], Engine] | None 
     """
     mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
     mesh.seed(recipe.run.seed, 0)
-    optimizer = recipe.optimizer
-    if optimizer.decay_steps is None:
-        optimizer = optimizer.model_copy(update={"decay_steps": recipe.run.steps})
+    schedule = recipe.optimizer.schedule.completed(recipe.run.steps)
+    optimizer = recipe.optimizer.model_copy(update={"schedule": schedule})
     recipe = recipe.model_copy(update={"optimizer": optimizer})
     vocabulary = recipe.model.vocabulary()
     objective = build_objective(recipe.objective, vocabulary)
@@ -76,7 +75,7 @@ def start(recipe: Recipe, engine: Callable[[Any, EngineSetting], Engine] | None 
     trainer = DecoderTrainer(
         engine(recipe.engine, setting) if engine else build_engine(recipe.engine, setting),
         objective,
-        rate=lambda step: learning_rate(optimizer, step),
+        rate=build_schedule(optimizer),
         mesh=mesh,
         place=Placer(vocabulary, mesh.context_rank),
         seed=recipe.run.seed,

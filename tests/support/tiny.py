@@ -54,7 +54,7 @@ def tiny_recipe(pack: Path, folder: Path, /, **sections: Any) -> Recipe:
             "workers": 0,
         },
         "batch": {"size": 8, "micro_size": 2},
-        "optimizer": {"lr": 1e-2, "warmup_steps": 2},
+        "optimizer": {"lr": 1e-2, "schedule": {"warmup_steps": 2}},
         "precision": "fp32",
     }
     for name, values in sections.items():

@@ -18,7 +18,7 @@ def build(mesh, tmp_path):
         recipe = tiny_recipe(
             tmp_path / "none.pack",
             tmp_path,
-            optimizer={"lr": 1e-2, "warmup_steps": 0, **optimizer},
+            optimizer={"lr": 1e-2, "schedule": {"warmup_steps": 0}, **optimizer},
             parallel={"distributed_optimizer": distributed},
         )
         return build_engine(recipe.engine, EngineSetting.of(recipe))

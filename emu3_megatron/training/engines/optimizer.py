@@ -22,7 +22,7 @@ def build_optimizer(setting: EngineSetting, model: DistributedDataParallel) -> M
     config = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
-        min_lr=settings.min_lr,
+        min_lr=0.0,  # nobody reads it: our schedule sets the rates
         weight_decay=settings.weight_decay,
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
