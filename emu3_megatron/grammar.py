@@ -6,6 +6,7 @@ An image is `BOI {h}*{w} IMG`, its rows of codes each closed by EOL, then EOF an
 closed by EOF, then EOI (docs/format.md).
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,19 +90,33 @@ class Meta:
 
 @dataclass(frozen=True)
 class Vision:
-    """An image or a clip inside a parsed document."""
+    """An image or a clip as part of a document."""
 
     meta: Meta
-    codes: np.ndarray  # int64 [frames, height, width]
+    codes: np.ndarray  # integers [frames, height, width]
+
+    @classmethod
+    def image(cls, codes_hw: np.ndarray) -> "Vision":
+        return cls(image_meta(codes_hw), codes_hw[None])
+
+    @classmethod
+    def clip(cls, codes_fhw: np.ndarray, fps: float, seconds: float) -> "Vision":
+        """See `captioned_clip` for the arguments."""
+        frames, height, width = codes_fhw.shape
+        return cls(Meta(height, width, frames, fps, seconds), codes_fhw)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question, perhaps about an image, and its answer (None when it is to be generated)."""
+    """A question and its answer.
 
-    question: str
+    Attributes:
+        question: texts, images and clips, in order.
+        answer: None when it is to be generated.
+    """
+
+    question: Sequence[str | Vision]
     answer: str | None
-    codes: np.ndarray | None = None  # [height, width]
 
 
 def vision_span(vocabulary: Vocabulary, meta: Meta, codes_fhw: np.ndarray) -> np.ndarray:
@@ -160,7 +175,7 @@ def image_meta(codes_hw: np.ndarray) -> Meta:
 
 def captioned_image(vocabulary: Vocabulary, caption: str, codes_hw: np.ndarray) -> Document:
     """BOS caption, the image, EOS: text to image."""
-    return _captioned(vocabulary, caption, image_meta(codes_hw), codes_hw[None])
+    return _captioned(vocabulary, caption, Vision.image(codes_hw))
 
 
 def captioned_clip(
@@ -173,15 +188,14 @@ def captioned_clip(
         fps: pixel frames a second of the clip that was encoded.
         seconds: its duration.
     """
-    frames, height, width = codes_fhw.shape
-    return _captioned(vocabulary, caption, Meta(height, width, frames, fps, seconds), codes_fhw)
+    return _captioned(vocabulary, caption, Vision.clip(codes_fhw, fps, seconds))
 
 
-def _captioned(vocabulary: Vocabulary, caption: str, meta: Meta, codes: np.ndarray) -> Document:
+def _captioned(vocabulary: Vocabulary, caption: str, vision: Vision) -> Document:
     return Document(
         (
             Span(_text(vocabulary, caption, before=[vocabulary.bos])),
-            Span(vision_span(vocabulary, meta, codes)),
+            Span(vision_span(vocabulary, vision.meta, vision.codes)),
             Span(np.array([vocabulary.eos], np.int32)),
         )
     )
@@ -203,29 +217,41 @@ def plain_text(vocabulary: Vocabulary, text: str) -> Document:
     return Document((Span(_text(vocabulary, text, [vocabulary.bos], [vocabulary.eos])),))
 
 
-def dialogue(vocabulary: Vocabulary, turns: Sequence[Turn]) -> Document:
+def dialogue(vocabulary: Vocabulary, turns: Sequence[Turn], system: str = SYSTEM_TEXT) -> Document:
     """Emu3-Chat's template; only answers, each closed by EOS, are trained.
 
-    `BOS You are a helpful assistant. USER: <image>{question}. ASSISTANT:` with the literal full
-    stop after the question and no space after the colon (processing_emu3.py). Further turns, which
-    Emu3 does not publish, go on with ` USER: ` after the answer's EOS. A last turn without an
-    answer leaves the document open for generation.
+    `BOS You are a helpful assistant. USER: {question}. ASSISTANT:` with the literal full stop after
+    the question and no space after the colon, images where they stand in the question
+    (processing_emu3.py has one, in front). Further turns, which Emu3 does not publish, go on with
+    ` USER: ` after the answer's EOS. A last turn without an answer leaves the document open for
+    generation.
+
+    Args:
+        system: stands in the place of `You are a helpful assistant.`
     """
     spans: list[Span] = []
     for turn in turns:
-        opening = " USER: " if spans else f"{SYSTEM_TEXT} USER: "
+        assert not isinstance(turn.question, str), "a question is a sequence of parts"
+        opening = " USER: " if spans else f"{system} USER: "
         before = [] if spans else [vocabulary.bos]
-        question = f"{turn.question}. ASSISTANT:"
-        if turn.codes is None:
-            spans.append(Span(_text(vocabulary, opening + question, before), trained=False))
-        else:
-            image = vision_span(vocabulary, image_meta(turn.codes), turn.codes[None])
-            spans.append(Span(_text(vocabulary, opening, before), trained=False))
-            spans.append(Span(image, trained=False))
-            spans.append(Span(_text(vocabulary, question), trained=False))
+        spans += _question(vocabulary, [opening, *turn.question, ". ASSISTANT:"], before)
         if turn.answer is not None:
             spans.append(Span(_text(vocabulary, turn.answer, after=[vocabulary.eos])))
     return Document(tuple(spans))
+
+
+def _question(
+    vocabulary: Vocabulary, parts: Sequence[str | Vision], before: Sequence[int]
+) -> Iterator[Span]:
+    """Context spans of the parts; texts side by side are one, as the text encoding sees them."""
+    for is_text, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
+        if is_text:
+            yield Span(_text(vocabulary, "".join(map(str, group)), before), trained=False)
+            before = []
+            continue
+        for vision in group:
+            assert isinstance(vision, Vision)
+            yield Span(vision_span(vocabulary, vision.meta, vision.codes), trained=False)
 
 
 def vision_prompt(vocabulary: Vocabulary, caption: str, meta: Meta) -> np.ndarray:

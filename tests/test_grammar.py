@@ -68,7 +68,7 @@ def test_captioned_clip():
 
 
 def test_dialogue_about_an_image_is_the_template_of_emu3_chat():
-    document = grammar.dialogue(V, [Turn("What is it", "a cat", CODES)])
+    document = grammar.dialogue(V, [Turn([Vision.image(CODES), "What is it"], "a cat")])
 
     assert spans_of(document) == [
         ([BOS, *b"You are a helpful assistant. USER: "], False),
@@ -79,7 +79,7 @@ def test_dialogue_about_an_image_is_the_template_of_emu3_chat():
 
 
 def test_dialogue_goes_on_after_the_answer():
-    document = grammar.dialogue(V, [Turn("one", "two"), Turn("three", "four")])
+    document = grammar.dialogue(V, [Turn(["one"], "two"), Turn(["three"], "four")])
 
     assert spans_of(document) == [
         ([BOS, *b"You are a helpful assistant. USER: one. ASSISTANT:"], False),
@@ -90,10 +90,22 @@ def test_dialogue_goes_on_after_the_answer():
 
 
 def test_dialogue_without_an_answer_is_open():
-    document = grammar.dialogue(V, [Turn("one", None)])
+    document = grammar.dialogue(V, [Turn(["one"], None)])
 
     assert bytes(document.tokens[1:].tolist()).endswith(b"one. ASSISTANT:")
     assert [span.trained for span in document.spans] == [False]
+
+
+def test_texts_side_by_side_in_a_question_are_one_text():
+    together = grammar.dialogue(V, [Turn(["one", " and ", "two"], "three")])
+
+    assert spans_of(together) == spans_of(grammar.dialogue(V, [Turn(["one and two"], "three")]))
+
+
+def test_a_system_text_takes_the_place_of_emu3s():
+    (opening, _) = grammar.dialogue(V, [Turn(["one"], "two")], system="Be brief.").spans
+
+    assert bytes(opening.tokens[1:].tolist()) == b"Be brief. USER: one. ASSISTANT:"
 
 
 def test_vision_prompt_ends_where_the_first_code_follows():
@@ -189,7 +201,11 @@ def test_parsing_text():
 
 
 def test_parsing_a_dialogue_with_several_images(codes):
-    turns = [Turn("one", "two", codes), Turn("three", "four"), Turn("five", "six", CODES)]
+    turns = [
+        Turn([Vision.image(codes), "one"], "two"),
+        Turn(["three"], "four"),
+        Turn([Vision.image(CODES), "five"], "six"),
+    ]
 
     opening, first, between, second, rest = parse(V, grammar.dialogue(V, turns).tokens)
 

@@ -12,7 +12,7 @@ from emu3_megatron.data.mixed import MixtureData
 from emu3_megatron.data.null_prompt import NullPrompt, caption_end
 from emu3_megatron.data.setting import Setting
 from emu3_megatron.data.source import Piece
-from emu3_megatron.grammar import Turn, captioned_clip, dialogue, understanding
+from emu3_megatron.grammar import Turn, Vision, captioned_clip, dialogue, understanding
 
 WEIGHTS = {"text": 1.0, "structure": 0.25, "code": 0.5}
 
@@ -155,7 +155,7 @@ def test_documents_without_a_caption_to_take_out(make_image, make_text, vocabula
         "text": piece_of(make_text(9)),
         "an image that comes first": piece_of(understanding(vocabulary, codes, "a cat")),
         "a dialogue, whose question is context": piece_of(
-            dialogue(vocabulary, [Turn("what is it", "a cat", codes)])
+            dialogue(vocabulary, [Turn([Vision.image(codes), "what is it"], "a cat")])
         ),
         "context": unlearned,
         "begins inside its document": piece_of(image, start=1),

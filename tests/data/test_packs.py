@@ -9,7 +9,14 @@ import pytest
 
 from emu3_megatron.data.packing.packs import PackSet, pack_shards
 from emu3_megatron.errors import InputError
-from emu3_megatron.grammar import Turn, captioned_clip, dialogue, plain_text, understanding
+from emu3_megatron.grammar import (
+    Turn,
+    Vision,
+    captioned_clip,
+    dialogue,
+    plain_text,
+    understanding,
+)
 
 
 def held_tokens(packs):
@@ -190,7 +197,9 @@ def of_every_layout(make_image, make_text, answered, vocabulary):
         "understanding": understanding(vocabulary, codes, "a cat"),
         "text": make_text(10),
         "a question and its answer": answered,
-        "a question about an image": dialogue(vocabulary, [Turn("what is it", "a cat", codes)]),
+        "a question about an image": dialogue(
+            vocabulary, [Turn([Vision.image(codes), "what is it"], "a cat")]
+        ),
     }
 
 

@@ -99,7 +99,7 @@ def test_special_tokens_have_their_ids(theirs):
 
 def test_the_chat_template_is_emu3s(theirs):
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
-    (span,) = dialogue(EMU3, [Turn("What is it?", None)]).spans
+    (span,) = dialogue(EMU3, [Turn(["What is it?"], None)]).spans
 
     text = render(theirs, messages)
 

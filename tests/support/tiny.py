@@ -24,7 +24,8 @@ def make_packs(folder: Path, seed: int = 0) -> Path:
     for i in range(24):
         codes = random.integers(0, 600, random.integers(2, 6, size=2))
         text = "words " * int(random.integers(1, 12))
-        turns = [grammar.Turn("which number is it", f"{i}", codes)]
+        question = [grammar.Vision.image(codes), "which number is it"]
+        turns = [grammar.Turn(question, f"{i}")]
         documents += [
             grammar.captioned_image(VOCABULARY, f"number {i}", codes),
             grammar.understanding(VOCABULARY, codes, f"it is {i}"),
