@@ -10,7 +10,7 @@ from emu3_megatron.config.training import DecoderRecipe
 from emu3_megatron.errors import InputError
 
 
-def _grid(text: str) -> tuple[int, int]:
+def parse_grid(text: str) -> tuple[int, int]:
     height, times, width = text.partition("x")
     if not (times and height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise typer.BadParameter(f"{text}: write HEIGHTxWIDTH, 90x90 say")
@@ -32,7 +32,7 @@ def generate(
     grid: Annotated[
         Grid | None,
         typer.Option(
-            parser=_grid,
+            parser=parse_grid,
             metavar="HEIGHTxWIDTH",
             help="rows and columns of codes, 8 pixels each (default: the recipe's for this "
             "caption, else the commonest in the training data)",
@@ -72,9 +72,9 @@ def generate(
     mesh = parallel.start(tensor=int(os.environ.get("WORLD_SIZE", 1)))
     mesh.seed(0, 0)
     decoder, recipe = open_decoder(checkpoint, mesh)
-    network = VisionTokenizer.load(tokenizer or _recipes_tokenizer(recipe, checkpoint))
+    network = VisionTokenizer.load(tokenizer or recipes_tokenizer(recipe, checkpoint))
     about = read_checkpoint(find_checkpoint(checkpoint))
-    height, width = grid or _known_grid(recipe, about, prompt)
+    height, width = grid or known_grid(recipe, about, prompt)
     if guidance is None:
         guidance = default_guidance(about)
     elif mesh.is_first:
@@ -95,13 +95,14 @@ def generate(
         print(f"{out}: {8 * width} x {8 * height} pixels, guidance {guidance:g}")
 
 
-def _recipes_tokenizer(recipe: DecoderRecipe, checkpoint: Path) -> Path:
+def recipes_tokenizer(recipe: DecoderRecipe, checkpoint: Path) -> Path:
+    """The vision tokenizer that a recipe names; raises InputError when it names none."""
     if recipe.sample is None:
         raise InputError(f"{checkpoint}: its recipe names no vision tokenizer; give --tokenizer")
     return recipe.sample.tokenizer
 
 
-def _known_grid(recipe: DecoderRecipe, about: dict[str, Any], prompt: str) -> tuple[int, int]:
+def known_grid(recipe: DecoderRecipe, about: dict[str, Any], prompt: str) -> tuple[int, int]:
     """The grid that the recipe draws this caption on, else the training data's, else Emu3's."""
     prompts = recipe.sample.prompts if recipe.sample else []
     for known in prompts:

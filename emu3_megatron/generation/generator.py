@@ -69,7 +69,9 @@ def generate(
         _Row(Raster(vocabulary, request.prompt), request.stop, max_tokens, settings.seed + i)
         for i, request in enumerate(requests)
     ]
-    with torch.no_grad(), tqdm(total=max_tokens, unit="tok", disable=not progress) as bar:
+    # A bar under another is removed at its end.
+    bar = tqdm(total=max_tokens, unit="tok", leave=None, disable=not progress)
+    with torch.no_grad(), bar:
         stream = Stream(decoder, vocabulary, prompts, max_tokens)
         for longest in _fill(rows, stream, settings):
             bar.update(longest - bar.n)

@@ -1,0 +1,285 @@
+"""Draws several samples of each prompt into a folder; an interrupted run goes on.
+
+While it runs, FOLDER/.work holds the settings and the tokens of each finished batch. Batches are
+the same however often a run is interrupted, and a sample draws with a seed of its own, so that no
+sample depends on that.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from emu3_megatron import manifest
+from emu3_megatron.alignment.prompts import Prompt
+from emu3_megatron.alignment.samples import MANIFEST, Sample, write_samples
+from emu3_megatron.data.shards.writer import Block, block_of
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing, write_json
+from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.images import VisionPrompt, save_image
+from emu3_megatron.generation.sampling import SamplingSettings
+from emu3_megatron.grammar import Document, Span, Turn, Vision, dialogue, parse, vision_prefix
+from emu3_megatron.media.writers import write_clip
+from emu3_megatron.model import Decoder
+from emu3_megatron.parallel.votes import on_first_rank
+from emu3_megatron.vision.tokenizer import VisionTokenizer
+from emu3_megatron.vocabulary import Vocabulary
+
+_OF_PLACE = ("checkpoint", "prompts_file")  # where things lie may change between two runs
+_DIGESTS = {"checkpoint_digest": "another checkpoint", "prompts_digest": "other prompts"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sample to be drawn."""
+
+    sample: Sample
+    prompt: Prompt
+
+
+def origin(checkpoint: Path, file: Path, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What a manifest says of where samples come from.
+
+    Args:
+        checkpoint: its own folder.
+        file: of the prompts.
+    """
+    listed = json.dumps([asdict(prompt) for prompt in prompts])
+    return {
+        "checkpoint": str(checkpoint),
+        "checkpoint_digest": manifest.describe(checkpoint / manifest.NAME)["sha256"],
+        "prompts_file": str(file),
+        "prompts_digest": hashlib.sha256(listed.encode()).hexdigest(),
+    }
+
+
+def jobs_of(prompts: Sequence[Prompt], each: int, seed: int) -> list[Job]:
+    """Samples in order: all of the first prompt, then those of the next. Each has a seed."""
+    return [
+        Job(Sample(number, i, prompt.text, prompt.kind, seed + number * each + i), prompt)
+        for number, prompt in enumerate(prompts)
+        for i in range(each)
+    ]
+
+
+def batches_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Jobs in order, up to `size` a batch; in one batch all have one grid, or all are answers."""
+    batches: list[list[Job]] = []
+    for job in jobs:
+        if not batches or len(batches[-1]) == size or batches[-1][0].prompt.meta != job.prompt.meta:
+            batches.append([])
+        batches[-1].append(job)
+    return batches
+
+
+@dataclass
+class Sampler:
+    """Draws into one folder. All tensor parallel ranks call it alike; the first writes.
+
+    Attributes:
+        tokenizer: decodes images and clips for people; None where there are only answers.
+        settings: of the sampler; the seed is that of the first sample.
+        max_tokens: longest answer.
+
+    Raises:
+        InputError: the tokenizer is not the model's.
+    """
+
+    decoder: Decoder
+    vocabulary: Vocabulary
+    tokenizer: VisionTokenizer | None
+    settings: SamplingSettings
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        codes = self.tokenizer.network.codebook_size if self.tokenizer else None
+        if codes not in (None, self.vocabulary.num_codes):
+            raise InputError(
+                f"the vision tokenizer has {codes:,} codes, the model {self.vocabulary.num_codes:,}"
+                "; give the tokenizer that made the shards, with --tokenizer"
+            )
+
+    def draw(self, folder: Path, jobs: Sequence[Job], batch: int, about: dict[str, Any]) -> bool:
+        """Draw all samples; False when an earlier run had drawn them all.
+
+        Args:
+            batch: samples drawn at once.
+            about: what the manifest says of where they come from; JSON.
+
+        Raises:
+            InputError: the folder holds samples of other settings, or something else.
+        """
+        about = {**about, **asdict(self.settings), "max_tokens": self.max_tokens, "batch": batch}
+        place = _Place(folder)
+        batches = batches_of(jobs, batch)
+        done = on_first_rank(lambda: place.begin(about))
+        if done is None:
+            return False
+        self._draw_batches(place, batches, done)
+        on_first_rank(lambda: self._finish(place, batches, about))
+        return True
+
+    def _draw_batches(self, place: "_Place", batches: list[list[Job]], done: set[int]) -> None:
+        left = [batch for number, batch in enumerate(batches) if number not in done]
+        total, missing = (sum(map(len, some)) for some in (batches, left))
+        quiet = torch.distributed.get_rank() != 0
+        with tqdm(total=total, initial=total - missing, unit="sample", disable=quiet) as bar:
+            for number, batch in enumerate(batches):
+                if number in done:
+                    continue
+                documents = self._documents(batch, progress=not quiet and sys.stderr.isatty())
+                on_first_rank(partial(self._keep, place, number, batch, documents))
+                bar.update(len(batch))
+
+    def _documents(self, batch: Sequence[Job], progress: bool) -> list[Document]:
+        """Draw a batch."""
+        settings = replace(self.settings, seed=batch[0].sample.seed)
+        meta = batch[0].prompt.meta
+        longest = meta.num_tokens + 1 if meta else self.max_tokens
+        if meta is None:
+            settings = replace(settings, guidance=1.0)  # there is none of answers
+        requests = [_request(self.vocabulary, job.prompt) for job in batch]
+        drawn = generate(
+            self.decoder,
+            self.vocabulary,
+            requests,
+            settings,
+            max_tokens=longest,
+            progress=progress,
+        )
+        return [
+            _document(self.vocabulary, job.prompt, request.prompt, tokens)
+            for job, request, tokens in zip(batch, requests, drawn, strict=True)
+        ]
+
+    def _keep(
+        self, place: "_Place", number: int, batch: Sequence[Job], documents: Sequence[Document]
+    ) -> None:
+        """Write the media of a batch and, last, its tokens, by which it is done."""
+        for job, document in zip(batch, documents, strict=True):
+            self._show(document, place.folder / job.sample.media)
+        with replacing(place.part(number)) as beside, beside.open("wb") as file:
+            np.savez(file, **block_of(documents)._asdict())
+
+    def _show(self, document: Document, path: Path) -> None:
+        """Write what people look at."""
+        drawn = parse(self.vocabulary, np.concatenate([s.tokens for s in document.spans[1:]]))
+        vision = next((part for part in drawn if isinstance(part, Vision)), None)
+        if vision is None:
+            with replacing(path) as beside:
+                beside.write_text("".join(map(str, drawn)), encoding="utf-8")
+            return
+        assert self.tokenizer is not None, "images are decoded"
+        if vision.meta.fps is None:
+            save_image(self.tokenizer, vision.codes[0], path)
+        else:
+            device = next(self.tokenizer.parameters()).device
+            codes_1fhw = torch.from_numpy(vision.codes)[None].to(device)
+            write_clip(path, self.tokenizer.decode_clips(codes_1fhw)[0], vision.meta.fps)
+
+    def _finish(self, place: "_Place", batches: list[list[Job]], about: dict[str, Any]) -> None:
+        samples = [job.sample for batch in batches for job in batch]
+        parts = place.parts(len(batches))
+        write_samples(place.folder, self.vocabulary, samples, parts, about)
+        place.end()
+
+
+def _request(vocabulary: Vocabulary, prompt: Prompt) -> Request:
+    if prompt.meta is not None:
+        return VisionPrompt(prompt.text, prompt.meta).request(vocabulary)
+    if prompt.chat:
+        tokens = dialogue(vocabulary, [Turn(prompt.text, None)]).tokens
+    else:
+        tokens = np.append(vocabulary.bos, vocabulary.encode(prompt.text)).astype(np.int32)
+    # An answer that goes over into an image is complete.
+    return Request(tokens, stop=(vocabulary.eos, vocabulary.vision_start))
+
+
+def _document(
+    vocabulary: Vocabulary, prompt: Prompt, begun: np.ndarray, drawn: np.ndarray
+) -> Document:
+    """A sample as it is stored: the prompt as context, then what is trained.
+
+    Args:
+        begun: what the model went on from; of an image it ends with IMG.
+        drawn: what the model said, up to EOI or EOS.
+    """
+    if prompt.meta is None:
+        answer = drawn[:-1] if drawn[-1:] == vocabulary.vision_start else drawn
+        return Document((Span(begun, trained=False), Span(answer)))
+    prefix = vision_prefix(vocabulary, prompt.meta)
+    caption, vision = begun[: -len(prefix)], np.append(prefix, drawn)
+    eos = np.array([vocabulary.eos], np.int32)
+    return Document((Span(caption, trained=False), Span(vision), Span(eos)))
+
+
+class _Place:
+    """The folder while samples are drawn into it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.work = folder / ".work"
+
+    def part(self, number: int) -> Path:
+        return self.work / f"part-{number:08d}.npz"
+
+    def parts(self, number: int) -> Iterator[Block]:
+        for i in range(number):
+            with np.load(self.part(i)) as arrays:
+                yield Block(**arrays)
+
+    def begin(self, about: dict[str, Any]) -> set[int] | None:
+        """Take the folder; the numbers of the batches that are done, None when all are.
+
+        Raises:
+            InputError: another process draws into it, or it was begun in another way.
+        """
+        settings = self.work / "settings.json"
+        if (self.folder / MANIFEST).exists():
+            _compare(self.folder, json.loads((self.folder / MANIFEST).read_text()), about)
+            self.end()
+            return None
+        if not self.work.exists() and self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(f"{self.folder}: holds other files; choose another --out")
+        self._lock()
+        for unfinished in (*self.work.glob(".*.tmp"), *(self.folder / "media").glob(".*.tmp")):
+            unfinished.unlink()
+        done = {int(path.stem.removeprefix("part-")) for path in self.work.glob("part-*.npz")}
+        if done:
+            _compare(self.folder, json.loads(settings.read_text()), about)
+        else:
+            write_json(settings, about)
+        return done
+
+    def _lock(self) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._file = (self.work / "lock").open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{self.folder}: another process draws samples here; wait for its end"
+            ) from None
+
+    def end(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _compare(folder: Path, begun: dict[str, Any], about: dict[str, Any]) -> None:
+    """Refuse to go on with other settings: samples of one folder come from one sampler."""
+    for name, value in about.items():
+        if name in _OF_PLACE or begun.get(name) == value:
+            continue
+        other = _DIGESTS.get(name, f"{name} {begun.get(name)}, and now it is {value}")
+        raise InputError(f"{folder}: begun with {other}; give the same, or choose another --out")
