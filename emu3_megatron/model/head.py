@@ -9,7 +9,7 @@ from emu3_kernels.linear_cross_entropy import (
     LinearCrossEntropy,
     TokenLogProbabilities,
     linear_cross_entropy,
-    unfused_log_probabilities,
+    token_log_probabilities,
 )
 from emu3_kernels.linear_cross_entropy.backends import choose
 from megatron.core.tensor_parallel import (
@@ -72,7 +72,7 @@ class OutputHead(ColumnParallelLinear):
             return self._logits(hidden_sbh)
         assert inputs.labels_bs is not None, f"{want} needs labels"
         if want == "log_probabilities":
-            return self._log_probabilities(hidden_sbh, inputs.labels_bs)
+            return self._log_probabilities(hidden_sbh, inputs.labels_bs, inputs.kept)
         assert want == "sums", f"nothing is called {want}"
         return self._sums(hidden_sbh, inputs, z_loss)
 
@@ -92,15 +92,21 @@ class OutputHead(ColumnParallelLinear):
             exchange=_vocabulary_exchange(self.sequence_parallel),
             backend=self.loss_backend,
             main_grad_vh=self._main_grad(),
+            kept_k=inputs.kept,
         )
 
-    def _log_probabilities(self, hidden_sbh: Tensor, labels_bs: Tensor) -> TokenLogProbabilities:
-        values = unfused_log_probabilities(
+    def _log_probabilities(
+        self, hidden_sbh: Tensor, labels_bs: Tensor, kept: Tensor | None
+    ) -> TokenLogProbabilities:
+        values = token_log_probabilities(
             hidden_sbh.flatten(0, 1),
             self._weight(),
             labels_bs.T.flatten(),
             vocab_size=self.vocab_size,
             exchange=_vocabulary_exchange(self.sequence_parallel),
+            backend=self.loss_backend,
+            main_grad_vh=self._main_grad(),
+            kept_k=kept,
         )
         rows, length = labels_bs.shape
         return TokenLogProbabilities(*(value_n.view(length, rows).T for value_n in values))

@@ -1,20 +1,22 @@
-"""The output head and its loss in one call: vocabulary parallel, weighted, measured by class."""
+"""The output head with its loss, or with log-probabilities, in one call: vocabulary parallel."""
 
 import torch
 from emu3_kernels.exchange import Exchange, NoExchange
 from emu3_kernels.linear_cross_entropy.backends import BACKENDS, Backend, choose
-from emu3_kernels.linear_cross_entropy.fused import Task, fused_linear_cross_entropy
+from emu3_kernels.linear_cross_entropy.chunks import Task
+from emu3_kernels.linear_cross_entropy.fused import fused_linear_cross_entropy
 from emu3_kernels.linear_cross_entropy.inputs import (
     IGNORE,
     check_head,
+    check_settings,
     check_tokens,
-    kept_and_valid,
+    in_vocabulary,
+    kept_tokens,
+    take,
 )
+from emu3_kernels.linear_cross_entropy.log_probabilities import token_log_probabilities
 from emu3_kernels.linear_cross_entropy.results import LinearCrossEntropy, TokenLogProbabilities
-from emu3_kernels.linear_cross_entropy.unfused import (
-    unfused_linear_cross_entropy,
-    unfused_log_probabilities,
-)
+from emu3_kernels.linear_cross_entropy.unfused import unfused_linear_cross_entropy
 
 __all__ = [
     "BACKENDS",
@@ -23,7 +25,7 @@ __all__ = [
     "LinearCrossEntropy",
     "TokenLogProbabilities",
     "linear_cross_entropy",
-    "unfused_log_probabilities",
+    "token_log_probabilities",
 ]
 
 
@@ -41,6 +43,7 @@ def linear_cross_entropy(
     backend: Backend = "auto",
     main_grad_vh: torch.Tensor | None = None,
     chunk_size: int | None = None,
+    kept_k: torch.Tensor | None = None,
 ) -> LinearCrossEntropy:
     """Cross-entropy of `hidden @ weight.T` against labels, each token with its own weight.
 
@@ -63,6 +66,8 @@ def linear_cross_entropy(
             "auto" takes what fits the inputs.
         main_grad_vh: the weight's gradient is added to this, usually fp32, and not returned.
         chunk_size: most tokens whose logits exist at once; by default what fits the workspace.
+        kept_k: int64 [k], ascending, exactly the tokens whose label is not IGNORE. Without it they
+            are found on the device, for which the host waits.
 
     Returns:
         Sums, fp32 or the inputs' wider type.
@@ -73,52 +78,39 @@ def linear_cross_entropy(
     exchange = exchange or NoExchange()
     check_tokens(hidden_nh, exchange, labels_n, weights_n, classes_n)
     check_head(hidden_nh, weight_vh, vocab_size, exchange)
-    _check_settings(weight_vh, classes_n, main_grad_vh, chunk_size, backend)
+    check_settings(weight_vh, main_grad_vh, chunk_size, backend)
+    if classes_n.dtype != torch.int64:
+        raise ValueError(f"classes are {classes_n.dtype}; needed: int64")
     wide = torch.promote_types(hidden_nh.dtype, torch.float32)
-    kept_n, valid_n = kept_and_valid(labels_n, vocab_size)
-    weights_n = weights_n.to(wide).where(kept_n, 0.0).where(valid_n, torch.nan)
+    kept_k = kept_tokens(labels_n, kept_k)
+    labels_k, weights_k, classes_k = (take(t, kept_k) for t in (labels_n, weights_n, classes_n))
+    weights_k = weights_k.to(wide).where(in_vocabulary(labels_k, vocab_size), torch.nan)
 
     if backend == "unfused":
-        loss, maximum_n, lse_n, target_n = unfused_linear_cross_entropy(
+        loss, maximum_k, lse_k, target_k = unfused_linear_cross_entropy(
             hidden_nh,
             weight_vh,
-            labels_n,
-            weights_n,
+            labels_k,
+            weights_k,
+            kept_k,
             vocab_size=vocab_size,
             z_loss=z_loss,
             exchange=exchange,
         )
     else:
         rows = choose(backend, hidden_nh)
-        task = Task(labels_n, weights_n, vocab_size, z_loss, exchange, rows, chunk_size)
-        loss, maximum_n, lse_n, target_n = fused_linear_cross_entropy(
-            hidden_nh, weight_vh, task, main_grad_vh
+        task = Task(labels_k, kept_k, vocab_size, exchange, rows, chunk_size)
+        loss, maximum_k, lse_k, target_k = fused_linear_cross_entropy(
+            hidden_nh, weight_vh, weights_k, task, z_loss=z_loss, main_grad_vh=main_grad_vh
         )
 
-    class_cn = torch.nn.functional.one_hot(classes_n, num_classes).T * kept_n
-    by_class = lambda values_n: (class_cn * values_n).sum(1, dtype=wide)
-    correct_n = target_n >= maximum_n
+    class_ck = torch.nn.functional.one_hot(classes_k, num_classes).T
+    by_class = lambda values_k: (class_ck * values_k).sum(1, dtype=wide)
+    nll_k, correct_k = lse_k - target_k, target_k >= maximum_k
     return LinearCrossEntropy(
-        loss, weights_n.sum(), by_class(lse_n - target_n), by_class(kept_n), by_class(correct_n)
+        loss,
+        weights_k.sum(),
+        by_class(nll_k),
+        class_ck.sum(1, dtype=wide),
+        by_class(correct_k),
     )
-
-
-def _check_settings(
-    weight_vh: torch.Tensor,
-    classes_n: torch.Tensor,
-    main_grad_vh: torch.Tensor | None,
-    chunk_size: int | None,
-    backend: str,
-) -> None:
-    if classes_n.dtype != torch.int64:
-        raise ValueError(f"classes are {classes_n.dtype}; needed: int64")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; at least one token is needed")
-    if main_grad_vh is None:
-        return
-    if backend == "unfused":
-        raise ValueError("backend unfused: autograd computes the gradient, not main_grad_vh")
-    if main_grad_vh.shape != weight_vh.shape:
-        raise ValueError(
-            f"main_grad_vh is {list(main_grad_vh.shape)}, the weight {list(weight_vh.shape)}"
-        )

@@ -12,11 +12,18 @@ def statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
     return statistics_3n
 
 
+def statistics_with_entropy(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
+    """See `Rows`. Triton's: csrc/ has no pass with entropy."""
+    from emu3_kernels.linear_cross_entropy import triton_rows
+
+    return triton_rows.statistics_with_entropy(logits_nv, labels_n)
+
+
 def gradient(
     logits_nv: torch.Tensor,
     labels_n: torch.Tensor,
     weights_n: torch.Tensor,
-    statistics_3n: torch.Tensor,
+    statistics_3n: torch.Tensor | None,
     lse_n: torch.Tensor,
     z_loss: float,
 ) -> None:
@@ -33,4 +40,4 @@ def whole(
     return results_3n
 
 
-ROWS = Rows(statistics, gradient, whole)
+ROWS = Rows(statistics, statistics_with_entropy, gradient, whole)

@@ -33,7 +33,42 @@ def check_head(
         raise ValueError(f"{rows} rows over all ranks do not fit a vocabulary of {vocab_size}")
 
 
-def kept_and_valid(labels_n: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which labels are not IGNORE, and which are either IGNORE or an id of the vocabulary."""
-    kept_n = labels_n != IGNORE
-    return kept_n, ~kept_n | ((labels_n >= 0) & (labels_n < vocab_size))
+def check_settings(
+    weight_vh: torch.Tensor,
+    main_grad_vh: torch.Tensor | None,
+    chunk_size: int | None,
+    backend: str,
+) -> None:
+    """ValueError unless main gradient and chunk size are possible."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; at least one token is needed")
+    if main_grad_vh is None:
+        return
+    if backend == "unfused":
+        raise ValueError("backend unfused: autograd computes the gradient, not main_grad_vh")
+    if main_grad_vh.shape != weight_vh.shape:
+        raise ValueError(
+            f"main_grad_vh is {list(main_grad_vh.shape)}, the weight {list(weight_vh.shape)}"
+        )
+
+
+def kept_tokens(labels_n: torch.Tensor, kept_k: torch.Tensor | None) -> torch.Tensor | None:
+    """Which tokens have a label that is not IGNORE, as given or as found; None if all have."""
+    if kept_k is None:
+        kept_k = (labels_n != IGNORE).nonzero()[:, 0]
+    if kept_k.dtype != torch.int64 or kept_k.ndim != 1 or len(kept_k) > len(labels_n):
+        raise ValueError(
+            f"kept_k is {kept_k.dtype} {list(kept_k.shape)}; needed: int64 [k], the indices of "
+            f"the labels that are not IGNORE among {len(labels_n)}"
+        )
+    return None if len(kept_k) == len(labels_n) else kept_k
+
+
+def take(values_n: torch.Tensor, kept_k: torch.Tensor | None) -> torch.Tensor:
+    """The values of the kept tokens, without a copy where all are kept."""
+    return values_n if kept_k is None else values_n.index_select(0, kept_k)
+
+
+def in_vocabulary(labels_k: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Which labels are ids of the vocabulary."""
+    return (labels_k >= 0) & (labels_k < vocab_size)

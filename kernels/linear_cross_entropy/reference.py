@@ -8,6 +8,20 @@ BLOCK_BYTES = 1 << 20  # rows at a time, so that a block's passes find it in the
 
 def statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
     """See `Rows`. Leaves exp(logit - largest here) behind, which saves the gradient its exp."""
+    return _statistics(logits_nv, labels_n)
+
+
+def statistics_with_entropy(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
+    """See `Rows`."""
+    moment_n = logits_nv.new_zeros(logits_nv.shape[0])
+    statistics_3n = _statistics(logits_nv, labels_n, moment_n)
+    return torch.cat([statistics_3n, moment_n[None]])
+
+
+def _statistics(
+    logits_nv: torch.Tensor, labels_n: torch.Tensor, moment_n: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Exponentials in place of the logits; their sum, and that of exp(x) x if there is a place."""
     tokens, columns = logits_nv.shape
     statistics_3n = logits_nv.new_zeros(3, tokens)
     maximum_n, sum_exp_n, target_n = statistics_3n
@@ -19,8 +33,11 @@ def statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
     for rows in _blocks(logits_nv):
         block_bv = logits_nv[rows]
         torch.amax(block_bv, 1, out=maximum_n[rows])
-        block_bv.sub_(maximum_n[rows, None]).exp_()
-        torch.sum(block_bv, 1, out=sum_exp_n[rows])
+        block_bv.sub_(maximum_n[rows, None])
+        below_bv = block_bv.clone() if moment_n is not None else None
+        torch.sum(block_bv.exp_(), 1, out=sum_exp_n[rows])
+        if moment_n is not None and below_bv is not None:
+            torch.sum(below_bv.mul_(block_bv), 1, out=moment_n[rows])
     return statistics_3n
 
 
@@ -28,17 +45,20 @@ def gradient(
     logits_nv: torch.Tensor,
     labels_n: torch.Tensor,
     weights_n: torch.Tensor,
-    statistics_3n: torch.Tensor,
+    statistics_3n: torch.Tensor | None,
     lse_n: torch.Tensor,
     z_loss: float,
 ) -> None:
     """See `Rows`."""
     if not logits_nv.shape[1]:
         return
-    # exp(logit - largest here) becomes the softmax over all columns everywhere.
-    factor_n = (statistics_3n[0] - lse_n).exp() * weights_n * (1 + 2 * z_loss * lse_n)
+    factor_n = weights_n * (1 + 2 * z_loss * lse_n)
+    if statistics_3n is None:
+        for rows in _blocks(logits_nv):
+            logits_nv[rows].sub_(lse_n[rows, None]).exp_().mul_(factor_n[rows, None])
+    else:  # exp(logit - largest here) becomes the softmax over all columns everywhere
+        logits_nv.mul_(((statistics_3n[0] - lse_n).exp() * factor_n)[:, None])
     here_n, column_n1 = _locate(labels_n, logits_nv.shape[1])
-    logits_nv.mul_(factor_n[:, None])
     logits_nv.scatter_add_(1, column_n1, -weights_n.where(here_n, 0.0)[:, None])
 
 
@@ -55,4 +75,4 @@ def _blocks(logits_nv: torch.Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, logits_nv.shape[0], size)]
 
 
-ROWS = Rows(statistics, gradient, at_least_fp32=True)
+ROWS = Rows(statistics, statistics_with_entropy, gradient, at_least_fp32=True)

@@ -12,39 +12,61 @@ WARPS = 8
 
 
 @triton.jit
-def _merge_block(logits, maximum, sum_exp):
-    """Take a block of logits into the running maximum and the running sum of exponentials."""
+def _merge_block(logits, maximum, sum_exp, moment, ENTROPY: tl.constexpr):
+    """Take a block of logits x into the running maximum m, sum of exp(x - m), and for the entropy
+    sum of exp(x - m) (x - m)."""
     larger = tl.maximum(maximum, tl.max(logits))
     # While all logits are -inf their exponentials are 0; -inf less itself would be NaN.
     shift = tl.where(larger == float("-inf"), 0.0, larger)
-    return larger, sum_exp * tl.exp(maximum - shift) + tl.sum(tl.exp(logits - shift))
+    below = logits - shift
+    exponentials = tl.exp(below)
+    scale = tl.exp(maximum - shift)
+    if ENTROPY:
+        less = tl.where(maximum == float("-inf"), 0.0, maximum - shift)
+        below = tl.where(exponentials > 0.0, below, 0.0)  # 0 x -inf would be NaN
+        moment = scale * (moment + less * sum_exp) + tl.sum(exponentials * below)
+    return larger, sum_exp * scale + tl.sum(exponentials), moment
 
 
 @triton.jit
 def statistics_kernel(
-    logits_ptr, labels_ptr, statistics_ptr, columns, stride, tokens, BLOCK: tl.constexpr
+    logits_ptr,
+    labels_ptr,
+    statistics_ptr,
+    columns,
+    stride,
+    tokens,
+    BLOCK: tl.constexpr,
+    ENTROPY: tl.constexpr,
 ):
-    """[3, tokens]: largest logit, sum of exponentials, target logit of each row."""
+    """[3, tokens]: largest logit, sum of exponentials, target logit of each row.
+
+    With ENTROPY [4, tokens]: then the sum that `Rows.statistics_with_entropy` adds.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
     lanes = tl.arange(0, BLOCK)
     maximum = tl.full((), float("-inf"), tl.float32)
     sum_exp = tl.full((), 0.0, tl.float32)
+    moment = tl.full((), 0.0, tl.float32)
     # Only the last block is masked: a mask that may end anywhere would split every wide load.
     whole = columns // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
         logits = tl.load(logits_ptr + start + lanes).to(tl.float32)
-        maximum, sum_exp = _merge_block(logits, maximum, sum_exp)
+        maximum, sum_exp, moment = _merge_block(logits, maximum, sum_exp, moment, ENTROPY)
     if whole < columns:
         inside = whole + lanes < columns
         logits = tl.load(logits_ptr + whole + lanes, mask=inside, other=float("-inf"))
-        maximum, sum_exp = _merge_block(logits.to(tl.float32), maximum, sum_exp)
+        logits = logits.to(tl.float32)
+        maximum, sum_exp, moment = _merge_block(logits, maximum, sum_exp, moment, ENTROPY)
     label = tl.load(labels_ptr + row)
     here = (label >= 0) & (label < columns)
     target = tl.load(logits_ptr + tl.where(here, label, 0), mask=here, other=0.0).to(tl.float32)
     tl.store(statistics_ptr + row, maximum)
     tl.store(statistics_ptr + tokens + row, sum_exp)
     tl.store(statistics_ptr + 2 * tokens + row, target)
+    if ENTROPY:
+        tl.store(statistics_ptr + 3 * tokens + row, moment)
 
 
 @triton.jit
@@ -75,19 +97,27 @@ def gradient_kernel(
 
 def statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
     """See `Rows`."""
-    tokens, columns = logits_nv.shape
-    statistics_3n = logits_nv.new_empty(3, tokens, dtype=torch.float32)
-    _launch(
-        statistics_kernel, logits_nv, labels_n, statistics_3n, columns, logits_nv.stride(0), tokens
-    )
-    return statistics_3n
+    return _statistics(logits_nv, labels_n, entropy=False)
+
+
+def statistics_with_entropy(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
+    """See `Rows`."""
+    return _statistics(logits_nv, labels_n, entropy=True)
+
+
+def _statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor, entropy: bool) -> torch.Tensor:
+    (tokens, columns), stride = logits_nv.shape, logits_nv.stride(0)
+    statistics_sn = logits_nv.new_empty(3 + entropy, tokens, dtype=torch.float32)
+    sizes = columns, stride, tokens
+    _launch(statistics_kernel, logits_nv, labels_n, statistics_sn, *sizes, ENTROPY=entropy)
+    return statistics_sn
 
 
 def gradient(
     logits_nv: torch.Tensor,
     labels_n: torch.Tensor,
     weights_n: torch.Tensor,
-    statistics_3n: torch.Tensor,
+    statistics_3n: torch.Tensor | None,
     lse_n: torch.Tensor,
     z_loss: float,
 ) -> None:
@@ -96,12 +126,12 @@ def gradient(
     _launch(gradient_kernel, logits_nv, labels_n, weights_n, lse_n, z_loss, columns, stride)
 
 
-def _launch(kernel: Any, logits_nv: torch.Tensor, *arguments: Any) -> None:
+def _launch(kernel: Any, logits_nv: torch.Tensor, *arguments: Any, **constants: bool) -> None:
     """One program a row, blocks no longer than the row needs."""
     block = min(BLOCK, max(128, triton.next_power_of_2(logits_nv.shape[1])))
     grid = (logits_nv.shape[0],)
     with torch.cuda.device_of(logits_nv):
-        kernel[grid](logits_nv, *arguments, BLOCK=block, num_warps=WARPS)
+        kernel[grid](logits_nv, *arguments, BLOCK=block, num_warps=WARPS, **constants)
 
 
-ROWS = Rows(statistics, gradient)
+ROWS = Rows(statistics, statistics_with_entropy, gradient)

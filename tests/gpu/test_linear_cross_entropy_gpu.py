@@ -9,7 +9,7 @@ from emu3_kernels import cuda
 from emu3_kernels.exchange import GroupExchange
 from emu3_kernels.linear_cross_entropy import IGNORE
 from emu3_kernels.linear_cross_entropy.backends import choose
-from emu3_kernels.linear_cross_entropy.fused import merge
+from emu3_kernels.linear_cross_entropy.chunks import merge
 from support.heads import HeadCase, error
 from support.simulated_ranks import simulate
 

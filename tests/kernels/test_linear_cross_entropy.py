@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from emu3_kernels.linear_cross_entropy import IGNORE, backends, linear_cross_entropy, reference
-from support.heads import HeadCase, error
+from support.heads import HeadCase, Outputs, error
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 TOKENS, HIDDEN, VOCAB = 12, 6, 21
@@ -265,25 +264,57 @@ def test_a_backend_that_does_both_passes_at_once(case, monkeypatch):
     assert_torchs(case, z_loss=0.1, chunk_size=5)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        if isinstance(result, torch.Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
-
-
 def test_logits_exist_for_one_chunk_only():
     case = HeadCase.random(1024, 1000, 4)
+    case.labels[::5] = IGNORE
 
-    with LargestTensor() as largest:
+    with Outputs() as outputs:
         case(chunk_size=128)
 
-    assert largest.elements == 128 * 1024  # 128 tokens, 1,000 columns padded to a multiple of 128
+    assert outputs.largest == 128 * 1024  # 128 tokens, 1,000 columns padded to a multiple of 128
+
+
+# Tokens without a label.
+
+
+def test_ignored_tokens_cost_no_product():
+    case = HeadCase.random(300, 1000, 16)
+    case.labels[::3] = IGNORE
+
+    with FlopCounterMode(display=False) as counter:
+        case(chunk_size=128)
+
+    assert counter.get_total_flops() == 3 * (2 * 200 * 16 * 1000)
+
+
+def test_where_every_token_has_a_label_nothing_is_gathered(case):
+    with Outputs() as outputs:
+        case(kept_k=torch.arange(TOKENS), chunk_size=5)
+
+    assert outputs.names.isdisjoint({"index", "index_select", "index_copy_", "nonzero"})
+
+
+def test_kept_tokens_that_the_caller_knows_are_not_searched_for(case):
+    case.labels[[0, 5, 6]] = IGNORE
+    kept = torch.tensor([1, 2, 3, 4, 7, 8, 9, 10, 11])
+
+    with Outputs() as outputs:
+        found = case(z_loss=0.1, kept_k=kept, chunk_size=5)
+
+    assert "nonzero" not in outputs.names
+    wanted = case(z_loss=0.1, chunk_size=5)
+    for one, other in zip([*found[0], *found[1:]], [*wanted[0], *wanted[1:]], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_all_tokens_ignored(case):
+    case.labels[:] = IGNORE
+
+    sums, by_hidden, by_head = case(z_loss=0.1)
+
+    assert [part.abs().sum().item() for part in sums] == [0] * 5
+    assert by_hidden.shape == (TOKENS, HIDDEN)
+    assert by_hidden.abs().max() == by_head.abs().max() == 0
 
 
 # What cannot be.
@@ -309,6 +340,8 @@ def test_what_does_not_fit_is_refused(case, change, message):
     [
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"main_grad_vh": torch.zeros(VOCAB, 1)}, r"main_grad_vh is \[21, 1\]"),
+        ({"kept_k": torch.ones(TOKENS, dtype=torch.bool)}, r"kept_k is torch.bool \[12\]"),
+        ({"kept_k": torch.arange(TOKENS + 1)}, r"kept_k is torch.int64 \[13\]"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(case, setting, message):

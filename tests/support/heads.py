@@ -1,10 +1,18 @@
-"""Cases for the fused head and loss, and what torch's cross-entropy makes of them."""
+"""Cases for the fused head, its loss and log-probabilities, and what plain torch makes of them."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-from emu3_kernels.linear_cross_entropy import IGNORE, linear_cross_entropy
-from torch.nn.functional import cross_entropy, linear
+from emu3_kernels.linear_cross_entropy import (
+    IGNORE,
+    linear_cross_entropy,
+    token_log_probabilities,
+)
+from torch.distributions import Categorical
+from torch.nn.functional import cross_entropy, linear, log_softmax
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,50 @@ class HeadCase:
         loss = (self.weights * kept * (nll + z_loss * logits.logsumexp(1) ** 2)).sum()
         loss.backward()
         return loss.detach(), hidden.grad, head.grad, nll.detach()
+
+    def log_probabilities(self, **settings):
+        """Log-probabilities, correct and entropy, and the gradients of `contrast` of the first."""
+        hidden, head = (t.clone().requires_grad_() for t in (self.hidden, self.head))
+        values = token_log_probabilities(
+            hidden, head, self.labels, vocab_size=self.vocab_size, **settings
+        )
+        contrast(values.log_prob).backward()
+        return *(value.detach() for value in values), hidden.grad, head.grad
+
+    def log_probabilities_by_torch(self):
+        """The same by torch."""
+        hidden, head = (t.clone().requires_grad_() for t in (self.hidden, self.head))
+        kept = self.labels != IGNORE
+        logits = linear(hidden, head)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        all_log_prob = log_softmax(wide, 1)
+        log_prob = all_log_prob.gather(1, self.labels.clamp(min=0)[:, None])[:, 0].where(kept, 0.0)
+        contrast(log_prob).backward()
+        correct = kept & (logits.argmax(1) == self.labels)
+        entropy = Categorical(logits=all_log_prob.detach()).entropy().where(kept, 0.0)
+        return log_prob.detach(), correct, entropy, hidden.grad, head.grad
+
+
+def contrast(log_prob):
+    """A loss that raises some tokens and lowers others, and is not linear in any."""
+    signs = torch.arange(len(log_prob), device=log_prob.device).cos()
+    return (signs * log_prob + log_prob.square() / 100).sum()
+
+
+class Outputs(TorchDispatchMode):
+    """Remembers the names of all operations, and the most elements of a tensor that one gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments=(), keywords=None) -> Any:
+        result = function(*arguments, **(keywords or {}))
+        self.names.add(function.overloadpacket.__name__)
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return result
 
 
 def error(found, exact):
