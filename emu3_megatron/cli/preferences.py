@@ -102,6 +102,36 @@ def sample(
         print(f"{out}: {number}, guidance {guidance:g}" if drawn else f"{out}: holds {number}")
 
 
+@group.command("import")
+def import_(
+    folder: Folder,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="an export of Label Studio or Argilla (.json), or a table of scores (.csv, "
+            ".jsonl, .parquet) with a column `sample`",
+        ),
+    ],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="of a table: a column of scores, higher is better; may be given several times",
+        ),
+    ] = None,
+) -> None:
+    """Take in votes or scores that another tool collected.
+
+    They go into FOLDER/imported-FILE.jsonl; importing a newer file of the same name replaces them.
+    Samples are named by ids such as 12-3: sample 3 of prompt 12, both counted from 0.
+    """
+    from emu3_megatron.alignment.imports.importing import import_votes
+
+    for voter, prompts in import_votes(folder, file, column or ()).items():
+        print(f"{voter}: {prompts:,} prompts")
+
+
 @group.command()
 def build(
     folder: Folder,

@@ -1,0 +1,1 @@
+"""Votes and scores that other tools collected."""
