@@ -199,7 +199,7 @@ def _request(vocabulary: Vocabulary, prompt: Prompt) -> Request:
     if prompt.meta is not None:
         return VisionPrompt(prompt.text, prompt.meta).request(vocabulary)
     if prompt.chat:
-        tokens = dialogue(vocabulary, [Turn(prompt.text, None)]).tokens
+        tokens = dialogue(vocabulary, [Turn([prompt.text], None)]).tokens
     else:
         tokens = np.append(vocabulary.bos, vocabulary.encode(prompt.text)).astype(np.int32)
     # An answer that goes over into an image is complete.
