@@ -39,7 +39,7 @@ def run_training(recipe: Recipe, accept: bool = False) -> None:
 
     vocabulary = recipe.model.vocabulary()
     objective = build_objective(recipe.objective, vocabulary)
-    setting = Setting(vocabulary, recipe.batch, recipe.run.seed, objective.weights)
+    setting = Setting.of(vocabulary, recipe.batch, recipe.run.seed, objective)
     data = build(recipe.data, {"mixture": MixtureData}, setting)
     hooks = [_build_hook(section) for section in recipe.hooks]
     if recipe.sample:

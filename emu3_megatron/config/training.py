@@ -4,7 +4,7 @@ Each field says once whether it may change when a run resumes: `free`, `semantic
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     ConfigDict,
@@ -12,7 +12,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
-    field_validator,
 )
 from pydantic import model_validator as validator
 
@@ -27,29 +26,8 @@ from emu3_megatron.config.base import (
 )
 from emu3_megatron.config.data import AnyData, MixtureConfig, ValidationConfig
 from emu3_megatron.config.model import ModelConfig
+from emu3_megatron.config.objectives import AnyObjective, unfit
 from emu3_megatron.config.schedule import AnySchedule
-from emu3_megatron.vocabulary import CLASS_WEIGHTS
-
-
-class NextTokenConfig(Component):
-    """The weighted next-token loss, the objective of every stage of pre-training."""
-
-    kind: Literal["next_token"] = "next_token"
-    weights: dict[str, NonNegativeFloat] = semantic(
-        CLASS_WEIGHTS, "of a label's loss, by its class; the loss is the weighted mean"
-    )
-    z_loss: NonNegativeFloat = semantic(0.0, "weight of the mean squared log-partition")
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _all_classes(cls, weights: Any) -> Any:
-        """Classes that are not named keep Emu3's weight."""
-        if not isinstance(weights, dict):
-            return weights
-        for name in weights:
-            if name not in CLASS_WEIGHTS:
-                raise ValueError(f"no class {name!r}; choose one of {', '.join(CLASS_WEIGHTS)}")
-        return {**CLASS_WEIGHTS, **weights}
 
 
 class MegatronConfig(Component):
@@ -58,9 +36,6 @@ class MegatronConfig(Component):
     kind: Literal["megatron"] = "megatron"
 
 
-AnyObjective = Annotated[
-    SerializeAsAny[Component], chosen_by_kind({"next_token": NextTokenConfig}, default="next_token")
-]
 AnyEngine = Annotated[
     SerializeAsAny[Component], chosen_by_kind({"megatron": MegatronConfig}, default="megatron")
 ]
@@ -220,6 +195,12 @@ class Recipe(Config):
     @validator(mode="after")
     def _schedule_fits(self) -> "Recipe":
         self.optimizer.schedule.check(self.optimizer.lr, self.run.steps)
+        return self
+
+    @validator(mode="after")
+    def _objective_fits(self) -> "Recipe":
+        for line in unfit(self.objective, self.model, self.data, self.run.init_from):
+            raise ValueError(line)
         return self
 
     @validator(mode="after")

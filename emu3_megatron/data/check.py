@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from emu3_megatron.data.groups import check_prompts
 from emu3_megatron.data.packing.pack_set import PackSet, read_header
 from emu3_megatron.data.shards.sidecar import Sidecar
 from emu3_megatron.data.shards.store import TokenStore
@@ -24,6 +25,8 @@ def check(path: str | Path, vocabulary: Vocabulary, deep: bool = False) -> str:
     opened = PackSet(path, vocabulary) if Path(path).is_dir() else TokenStore(path, vocabulary)
     if deep:
         opened.check_all()
+        if isinstance(opened, TokenStore) and opened.group:
+            check_prompts(opened, needed=False)
     if isinstance(opened, PackSet):
         shards = len(opened.stores)
         return f"{path}: {len(opened):,} packs of {opened.context:,} tokens from {shards} shards"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from emu3_megatron.config.data import DataSection, MixtureConfig, ValidationConfig
 from emu3_megatron.data.batches import Batch
+from emu3_megatron.data.columns import Columns
 from emu3_megatron.data.mixture import Mixture
 from emu3_megatron.data.opening import open_sources
 from emu3_megatron.data.rows import RowBuilder
@@ -33,8 +34,14 @@ class HeldOut:
         trained = data if isinstance(data, MixtureConfig) else None
         self._reset = trained.reset_at_documents if trained else True
         sources, filled = open_sources(
-            "validation.sources", section.sources, setting.vocabulary, data.context
+            "validation.sources",
+            section.sources,
+            setting.vocabulary,
+            data.context,
+            setting.group,
         )
+        self._columns = Columns(setting.columns)
+        self._columns.check(sources)
         contents = {source.content for source in trained.sources} if trained else set()
         for source in sources:
             if source.content in contents:
@@ -59,12 +66,19 @@ class HeldOut:
         """This data parallel rank's micro-batches of one evaluation, batch by batch."""
         setting, mesh, place = self._setting, run.mesh, run.trainer.place
         builder = RowBuilder(
-            setting.vocabulary, self._context, setting.weights, self._reset, mesh.context_size
+            setting.vocabulary,
+            self._context,
+            setting.weights,
+            self._reset,
+            mesh.context_size,
+            tuple(setting.columns),
+            setting.group,
         )
 
         def make(sequences: Sequence[int]) -> Batch:
             drawn = [self._mixture[sequence] for sequence in sequences]
-            batch = builder.batch([source.row(index) for source, index in drawn])
+            rows = [self._columns.attach(s, index, s.row(index)) for s, index in drawn]
+            batch = builder.batch(rows)
             return place(batch) if place else batch
 
         return steps_of(

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from emu3_megatron.config.data import AnySource, MixtureConfig
 from emu3_megatron.data.batches import Batch
+from emu3_megatron.data.columns import Columns
 from emu3_megatron.data.null_prompt import NullPrompt
 from emu3_megatron.data.opening import open_sources
 from emu3_megatron.data.phases import Phase, PhasedMixture, Share, phases_of
@@ -59,8 +60,10 @@ class MixtureData:
     def __init__(self, section: MixtureConfig, setting: Setting):
         self._setting = setting
         sources, filled = open_sources(
-            "data.sources", section.sources, setting.vocabulary, section.context
+            "data.sources", section.sources, setting.vocabulary, section.context, setting.group
         )
+        self._columns = Columns(setting.columns)
+        self._columns.check(sources)
         self._sources = {source.content: source for source in sources}
         self.section = section.model_copy(update={"sources": filled})
         self._phases = phases_of([], filled, 0)
@@ -111,6 +114,8 @@ class MixtureData:
             setting.weights,
             self.section.reset_at_documents,
             mesh.context_size,
+            tuple(setting.columns),
+            setting.group,
         )
 
         def make(numbers: Sequence[int]) -> Batch:
@@ -140,7 +145,7 @@ class MixtureData:
 
     def _sequence(self, mixture: PhasedMixture, number: int) -> Drawn:
         source, index = mixture[number]
-        row = source.row(index)
+        row = self._columns.attach(source, index, source.row(index))
         return Drawn(number, source, index, row, self._null_prompt(row, number))
 
     def _mixture(self, since: int) -> PhasedMixture:
@@ -151,7 +156,11 @@ class MixtureData:
         if share.content not in self._sources:
             section = TypeAdapter(AnySource).validate_python(share.section)
             (source,), _ = open_sources(
-                "phases", [section], self._setting.vocabulary, self.section.context
+                "phases",
+                [section],
+                self._setting.vocabulary,
+                self.section.context,
+                self._setting.group,
             )
             self._sources[share.content] = source
         return self._sources[share.content]

@@ -58,9 +58,9 @@ def caption_end(piece: Piece, vocabulary: Vocabulary) -> int | None:
     Returns:
         None where there is no caption to take out: the piece begins inside its document, has no
         image or clip, begins with one, or its caption is context; or it is of a group, whose
-        documents are compared under one prompt.
+        documents are compared under one prompt; or it has columns, which are of the whole document.
     """
-    if piece.start or piece.group is not None or piece.tokens[0] != vocabulary.bos:
+    if piece.start or piece.group is not None or piece.columns or piece.tokens[0] != vocabulary.bos:
         return None
     starts = np.flatnonzero(piece.tokens == vocabulary.vision_start)
     if not len(starts) or starts[0] < 2:

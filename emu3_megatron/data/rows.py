@@ -8,6 +8,7 @@ import torch
 
 from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.data.batches import IGNORE, Batch, DocumentRef
+from emu3_megatron.data.groups import check_groups
 from emu3_megatron.data.source import Piece
 from emu3_megatron.errors import InputError
 from emu3_megatron.vocabulary import CLASS_NAMES, Vocabulary
@@ -23,6 +24,9 @@ class RowBuilder:
         reset_at_documents: attention and positions begin anew at each document; otherwise a row is
             as one document.
         context_size: context parallel ranks among which rows are shared out.
+        columns: names of the columns that pieces carry; 0 in the padding.
+        group: pieces come in groups of so many documents under one prompt, and a label of each
+            weighs something.
 
     Raises:
         InputError: a weight is of a class that the vocabulary does not have.
@@ -35,25 +39,29 @@ class RowBuilder:
         weights: Mapping[str, float],
         reset_at_documents: bool = True,
         context_size: int = 1,
+        columns: Sequence[str] = (),
+        group: int | None = None,
     ):
         self.vocabulary = vocabulary
         self.context = context
         self.reset_at_documents = reset_at_documents
         self.context_size = context_size
+        self.columns, self.group = columns, group
         self._indices = np.arange(context)
         if unknown := weights.keys() - set(CLASS_NAMES):
             raise InputError(
                 f"weights: no class {min(unknown)!r}; choose one of {', '.join(CLASS_NAMES)}"
             )
-        of_class = np.array([weights.get(name, 0.0) for name in CLASS_NAMES], np.float32)
+        self._of_class = np.array([weights.get(name, 0.0) for name in CLASS_NAMES], np.float32)
         classes: np.ndarray = vocabulary.token_class(np.arange(vocabulary.size))
-        self._weight_of_id = of_class[classes]
+        self._weight_of_id = self._of_class[classes]
 
     def batch(self, rows: Sequence[Sequence[Piece]]) -> Batch:
         """Rows as a batch, in order.
 
         Raises:
-            InputError: pieces longer than the context, or an id outside the vocabulary.
+            InputError: pieces longer than the context, an id outside the vocabulary, or a group
+                that is none.
         """
         shape = (len(rows), self.context)
         tokens = np.full(shape, self.vocabulary.pad, np.int64)
@@ -75,7 +83,15 @@ class RowBuilder:
                 [DocumentRef(p.source, p.document, p.group, p.side) for p in pieces]
                 for pieces in rows
             ],
+            columns={name: torch.from_numpy(self._column(name, rows)) for name in self.columns},
         )
+
+    def _column(self, name: str, rows: Sequence[Sequence[Piece]]) -> np.ndarray:
+        values = np.zeros((len(rows), self.context), np.float32)
+        for row, pieces in zip(values, rows, strict=True):
+            joined = np.concatenate([piece.columns[name] for piece in pieces])
+            row[: len(joined)] = joined
+        return values
 
     def _fill(
         self,
@@ -106,10 +122,26 @@ class RowBuilder:
             for piece, end in zip(pieces, ends, strict=True):
                 if piece.context is not None:
                     array[end - len(piece.tokens) : end - 1][piece.context[1:]] = nothing
+        if self.group is not None:
+            check_groups(pieces, self.group)
+            self._check_weights(pieces, weights, ends)
         boundaries = self._boundaries(ends)
         sizes = boundaries[1:] - boundaries[:-1]
         np.subtract(self._indices, boundaries[:-1].repeat(sizes), out=positions)
         return boundaries
+
+    def _check_weights(
+        self, pieces: Sequence[Piece], weights: np.ndarray, ends: Sequence[int]
+    ) -> None:
+        """Refuse a document that the objective would learn nothing from."""
+        for piece, total in zip(pieces, np.add.reduceat(weights, [0, *ends[:-1]]), strict=True):
+            if not total:
+                classes = ", ".join(CLASS_NAMES[i] for i in np.flatnonzero(self._of_class))
+                raise InputError(
+                    f"{piece.source}: document {piece.document} has no trained token of class "
+                    f"{classes}, and the objective weighs no others; let it weigh them, or leave "
+                    "the document out"
+                )
 
     def _check_ids(self, pieces: Sequence[Piece], tokens: np.ndarray) -> None:
         # As unsigned numbers negative ids are large; argmax is numpy's quickest reduction.

@@ -1,5 +1,7 @@
 """The interface of sources, which give rows of pieces of documents by number."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ class Piece(NamedTuple):
         start: the piece's first token inside the document.
         group: of documents that belong together, which group of the shard.
         side: which document of its group: of a pair 0 the chosen one, 1 the rejected.
+        columns: further numbers of each token by name, float32 [n] each: see `data.columns`.
     """
 
     tokens: np.ndarray
@@ -25,6 +28,7 @@ class Piece(NamedTuple):
     start: int = 0
     group: int | None = None
     side: int | None = None
+    columns: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Source(Protocol):
@@ -32,7 +36,8 @@ class Source(Protocol):
 
     A third party's is a class with `Config`, a SourceSection; it is called with its section and the
     vocabulary, and a recipe names it as `kind: package.module:Name`. `str(source)` names it in
-    messages.
+    messages. One whose documents come in groups, whole and side by side in a row, says how many a
+    group has in its attribute `group`.
 
     Attributes:
         context: tokens a row takes.

@@ -29,9 +29,17 @@ class Objective(Protocol):
 
     Attributes:
         weights: of labels by the vocabulary's classes, for whoever makes batches.
+        columns: stored columns that batches must carry, by name their folder (`data.columns`).
+        group: documents must come in groups of so many: 2 for pairs. None: each stands alone.
     """
 
     weights: Mapping[str, float]
+    columns: Mapping[str, Path]
+    group: int | None
+
+    def prepare(self, engine: "Engine") -> None:
+        """Called once, before any step, with the engine that trains."""
+        ...
 
     def counts(self, batch: Batch) -> Tensor:
         """A batch's share of each denominator, fp64 [k], from whole rows."""

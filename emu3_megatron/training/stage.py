@@ -65,7 +65,11 @@ def train(
     _check_layout(recipe.batch, mesh)
     with supervised(recipe.run, mesh, peak_flops()) as run:
         checkpoint, about = _to_resume_from(recipe.run, recipe.model)
+<<<<<<< HEAD
         before = None
+=======
+        recipe = _completed(recipe, objective, data, about)
+>>>>>>> ba90f33 (Objectives say which stored columns and which groups of documents they need; columns beside packs)
         if checkpoint:
             before = saved_recipe(Recipe, about["recipe"], f"{checkpoint}: its recipe")
         recipe = _completed(recipe, data, before)
@@ -78,7 +82,12 @@ def train(
         guard = _assemble(run, recipe, objective, data, hooks)
         _load(run, checkpoint, start_from, same_data=_is_same_data(recipe.data.kind, about))
         origin = about or (read_checkpoint(start_from) if start_from else {})
-        run.about = {**_describe(recipe, origin), "grid": getattr(data, "grid", None)}
+        empty = objective.group is None and getattr(recipe.data, "null_prompt", 0) > 0
+        run.about = {
+            **_describe(recipe),
+            "null_prompt": empty or saw_empty_captions(origin),
+            "grid": getattr(data, "grid", None),
+        }
         if first >= last and mesh.is_first:
             print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")
         take_steps(run, guard, first, last)
@@ -135,6 +144,7 @@ def _to_start_from(config: RunConfig, model: ModelConfig) -> Path | None:
     return path
 
 
+<<<<<<< HEAD
 def _completed(recipe: Recipe, data: Data[Any], before: Recipe | None) -> Recipe:
     """The recipe with what its first start fills in: contents of sources, length of the schedule.
 
@@ -146,6 +156,20 @@ def _completed(recipe: Recipe, data: Data[Any], before: Recipe | None) -> Recipe
     optimizer = recipe.optimizer.model_copy(update={"schedule": schedule})
     section = getattr(data, "section", recipe.data)
     return recipe.model_copy(update={"optimizer": optimizer, "data": section})
+=======
+def _completed(
+    recipe: Recipe, objective: Objective, data: Data[Any], about: dict[str, Any]
+) -> Recipe:
+    """The recipe with what its first start fills in: contents of sources, length of the cosine."""
+    past = about["recipe"]["optimizer"]["decay_steps"] if about else None
+    steps = recipe.optimizer.decay_steps or past or recipe.run.steps
+    optimizer = recipe.optimizer.model_copy(update={"decay_steps": steps})
+    filled = {
+        "objective": getattr(objective, "section", recipe.objective),
+        "data": getattr(data, "section", recipe.data),
+    }
+    return recipe.model_copy(update={"optimizer": optimizer, **filled})
+>>>>>>> ba90f33 (Objectives say which stored columns and which groups of documents they need; columns beside packs)
 
 
 def _assemble(
@@ -165,6 +189,7 @@ def _assemble(
         seed=recipe.run.seed,
         work=Work(tokens, tokens * flops_per_token(recipe.model, recipe.context)),
     )
+    objective.prepare(engine)
     saves = SaveCheckpoints(recipe.run)
     guard = Guard(recipe.guard, saves)
     run.trainer, run.data = trainer, data
@@ -176,7 +201,7 @@ def _assemble(
         *hooks,
     ]
     if recipe.validation:
-        setting = Setting(vocabulary, recipe.batch, recipe.run.seed, objective.weights)
+        setting = Setting.of(vocabulary, recipe.batch, recipe.run.seed, objective)
         held_out = HeldOut(recipe.validation, setting, recipe.data)
         run.hooks.append(Validate(recipe.validation, HeldOutLoss(trainer, held_out, run)))
     return guard
@@ -206,14 +231,9 @@ def _load(run: Run, checkpoint: Path | None, start_from: Path | None, same_data:
         trainer.engine.start_from(start_from)
 
 
-def _describe(recipe: Recipe, before: dict[str, Any]) -> dict[str, Any]:
-    """What the run's checkpoints and `run.json` say of it.
-
-    Args:
-        before: the manifest of the checkpoint that the weights come from.
-    """
+def _describe(recipe: Recipe) -> dict[str, Any]:
+    """What the run's checkpoints and `run.json` say of its recipe."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "vocabulary": recipe.model.vocabulary().fingerprint(),
-        "null_prompt": getattr(recipe.data, "null_prompt", 0) > 0 or saw_empty_captions(before),
     }

@@ -27,6 +27,11 @@ class SmoothedText:
     def __init__(self, section: "SmoothedText.Config", vocabulary: Vocabulary):
         self.vocabulary, self.smoothing = vocabulary, section.smoothing
         self.weights: Mapping[str, float] = {"text": 1.0, "structure": 0.0, "code": 0.0}
+        self.columns: Mapping[str, Path] = {}  # none of `data.columns`
+        self.group = None  # documents stand alone
+
+    def prepare(self, engine: Any) -> None:
+        """Nothing is needed but the decoder that is trained."""
 
     def counts(self, batch: Any) -> Tensor:
         return batch.weights.sum(dtype=torch.float64)[None]

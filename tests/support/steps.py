@@ -81,7 +81,8 @@ def start(recipe: Recipe, engine: Callable[[Any, EngineSetting], Engine] | None 
         seed=recipe.run.seed,
         work=Work(),
     )
-    setting = Setting(vocabulary, recipe.batch, recipe.run.seed, objective.weights)
+    objective.prepare(trainer.engine)
+    setting = Setting.of(vocabulary, recipe.batch, recipe.run.seed, objective)
     data = build(recipe.data, {"mixture": MixtureData}, setting)
     return Steps(recipe, mesh, trainer, data)
 

@@ -10,7 +10,7 @@ from support.steps import start
 from support.tiny import VOCABULARY, make_packs, tiny_recipe
 
 from emu3_megatron import parallel
-from emu3_megatron.config.training import NextTokenConfig
+from emu3_megatron.config.objectives import NextTokenConfig
 from emu3_megatron.training.objectives.next_token import NextToken
 
 OBJECTIVE = NextToken(NextTokenConfig(), VOCABULARY)

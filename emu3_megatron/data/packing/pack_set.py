@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emu3_megatron.config.prepare import Select
+from emu3_megatron.data.groups import check_prompts
 from emu3_megatron.data.packing.selection import selected
 from emu3_megatron.data.shards.store import CONTEXT, TokenStore
 from emu3_megatron.data.source import Piece
@@ -58,6 +59,11 @@ class PackSet:
         self.__dict__.update(state)
         self._map()
 
+    @property
+    def group(self) -> int | None:
+        """So many documents in a row belong together: 2 for pairs. None: each stands alone."""
+        return self.stores[0].group
+
     def __str__(self) -> str:
         return str(self.path)
 
@@ -88,6 +94,8 @@ class PackSet:
         """
         for store in self.stores:
             store.check_all()
+            if store.group:
+                check_prompts(store, needed=False)
         if not (self._holds_every_token_once() and self._holds_groups_side_by_side()):
             raise InputError(
                 f"{self.path}: does not hold every document of its shards once; run emu3 pack again"
@@ -112,7 +120,7 @@ class PackSet:
         )
 
     def _holds_groups_side_by_side(self) -> bool:
-        group = self.stores[0].group
+        group = self.group
         if group is None:
             return True
         documents, offsets = self._arrays["documents"], self._arrays["offsets"]

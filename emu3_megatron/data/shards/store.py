@@ -147,6 +147,10 @@ class TokenStore:
             self._refuse(begin)
         return self._tokens[begin:stop]
 
+    def tokens_at(self, positions: np.ndarray) -> np.ndarray:
+        """The tokens at these places of the file, int32 [n]; unchecked."""
+        return self._tokens[positions]
+
     def document(self, document: int) -> Document:
         """A document with its spans, as it was written."""
         lengths, modes = self.spans(document)

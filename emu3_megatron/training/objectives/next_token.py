@@ -1,15 +1,16 @@
 """The weighted next-token loss: sum of weighted losses over sum of weights."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emu3_megatron.config.training import NextTokenConfig
+from emu3_megatron.config.objectives import NextTokenConfig
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import Inputs
-from emu3_megatron.training.interfaces import Sums
+from emu3_megatron.training.interfaces import Engine, Sums
 from emu3_megatron.vocabulary import CLASS_NAMES, Vocabulary
 
 
@@ -21,7 +22,12 @@ class NextToken:
 
     def __init__(self, section: NextTokenConfig, vocabulary: Vocabulary):
         self.weights: Mapping[str, float] = section.weights
+        self.columns: Mapping[str, Path] = {}
+        self.group: int | None = None
         self.z_loss = section.z_loss
+
+    def prepare(self, engine: Engine) -> None:
+        """Nothing to prepare."""
 
     def counts(self, batch: Batch) -> Tensor:
         """The weight of all labels, fp64 [1]."""
