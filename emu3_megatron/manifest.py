@@ -87,6 +87,15 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def digest_of(folder: Path) -> str:
+    """Hash of all that a folder's manifest says: two folders of one hash hold the same.
+
+    Raises:
+        InputError: it has none, or a damaged one.
+    """
+    return _digest(read(folder))
+
+
 def first_fault(folder: Path, names: Iterable[str], described: dict[str, Any]) -> str | None:
     """The first of these files that is not what the manifest says, in words, or None."""
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -89,7 +89,10 @@ class Engine(Stateful, Protocol):
         ...
 
     def frozen(self, checkpoint: Path) -> Any:
-        """The decoder of a checkpoint in this layout, as a reference that is never trained."""
+        """The decoder of a checkpoint in this layout, as a reference that is never trained.
+
+        Of the weights that are trained it computes what the trained decoder computes, to the bit.
+        """
         ...
 
     def start_from(self, checkpoint: Path) -> None:

@@ -16,7 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from emu3_megatron.checkpoints.state import Saved, State
-from emu3_megatron.config.training import MegatronConfig, ParallelConfig
+from emu3_megatron.config.training import MegatronConfig
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.model.decoder import view_for_inference
@@ -46,7 +46,7 @@ class MegatronEngine:
 
     def __init__(self, section: MegatronConfig, setting: EngineSetting):
         self.setting = setting
-        self.live = self._build(setting.seed, setting.parallel, recompute=setting.recompute)
+        self.live = _build(setting, setting.seed, recompute=setting.recompute)
         self.model = DistributedDataParallel(
             self.live.config,
             DistributedDataParallelConfig(
@@ -60,18 +60,6 @@ class MegatronEngine:
         self.live.config.no_sync_func = self.model.no_sync
         self.live.config.finalize_model_grads_func = _finalize_gradients
         self.run_schedule = get_forward_backward_func()
-
-    def _build(
-        self, seed: int | None, parallel: ParallelConfig, recompute: str = "none"
-    ) -> Decoder:
-        return build_decoder(
-            self.setting.model,
-            parallel,
-            seed=seed,
-            bf16=self.setting.precision == "bf16",
-            recompute=recompute,
-            backend=self.setting.backend,
-        )
 
     def forward_backward(
         self, batches: Sequence[Batch], forward: Callable[[Any, Batch], tuple[Tensor, Sums]]
@@ -120,10 +108,7 @@ class MegatronEngine:
 
     def frozen(self, checkpoint: Path) -> Decoder:
         """See `Engine`."""
-        parallel = self.setting.parallel.model_copy(update={"sequence": False})
-        decoder = self._build(None, parallel)
-        load_decoder(checkpoint, decoder)
-        return decoder.eval().requires_grad_(False)
+        return frozen_decoder(self.setting, checkpoint)
 
     def start_from(self, checkpoint: Path) -> None:
         """See `Engine`."""
@@ -144,6 +129,28 @@ class MegatronEngine:
     def load_state_dict(self, state: State) -> None:
         self.live.load_state_dict(state["model"])
         load_states(self.optimizer, state["optimizer"])
+
+
+def frozen_decoder(setting: EngineSetting, checkpoint: Path) -> Decoder:
+    """What `MegatronEngine.frozen` returns, without an engine: no gradients, no optimizer.
+
+    It computes what the decoder that is trained would, operation by operation: in sequence
+    parallel too, where sums over ranks are taken in another way.
+    """
+    decoder = _build(setting, seed=None)
+    load_decoder(checkpoint, decoder)
+    return decoder.eval().requires_grad_(False)
+
+
+def _build(setting: EngineSetting, seed: int | None, recompute: str = "none") -> Decoder:
+    return build_decoder(
+        setting.model,
+        setting.parallel,
+        seed=seed,
+        bf16=setting.precision == "bf16",
+        recompute=recompute,
+        backend=setting.backend,
+    )
 
 
 def _finalize_gradients(model: list[torch.nn.Module], num_tokens: Any, **kwargs: Any) -> None:
