@@ -91,7 +91,7 @@ class Engine(Stateful, Protocol):
     def frozen(self, checkpoint: Path) -> Any:
         """The decoder of a checkpoint in this layout, as a reference that is never trained.
 
-        Of the weights that are trained it computes what the trained decoder computes, to the bit.
+        Of equal weights it computes what the decoder that is trained does, to rounding.
         """
         ...
 

@@ -65,14 +65,10 @@ def train(
     _check_layout(recipe.batch, mesh)
     with supervised(recipe.run, mesh, peak_flops()) as run:
         checkpoint, about = _to_resume_from(recipe.run, recipe.model)
-<<<<<<< HEAD
         before = None
-=======
-        recipe = _completed(recipe, objective, data, about)
->>>>>>> ba90f33 (Objectives say which stored columns and which groups of documents they need; columns beside packs)
         if checkpoint:
             before = saved_recipe(Recipe, about["recipe"], f"{checkpoint}: its recipe")
-        recipe = _completed(recipe, data, before)
+        recipe = _completed(recipe, objective, data, before)
         if before:
             _check_changes(run.folder, list(changes(before, recipe)), accept)
         _say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
@@ -144,8 +140,9 @@ def _to_start_from(config: RunConfig, model: ModelConfig) -> Path | None:
     return path
 
 
-<<<<<<< HEAD
-def _completed(recipe: Recipe, data: Data[Any], before: Recipe | None) -> Recipe:
+def _completed(
+    recipe: Recipe, objective: Objective, data: Data[Any], before: Recipe | None
+) -> Recipe:
     """The recipe with what its first start fills in: contents of sources, length of the schedule.
 
     Args:
@@ -153,23 +150,12 @@ def _completed(recipe: Recipe, data: Data[Any], before: Recipe | None) -> Recipe
     """
     past = getattr(before.optimizer.schedule, "steps", None) if before else None
     schedule = recipe.optimizer.schedule.completed(past or recipe.run.steps)
-    optimizer = recipe.optimizer.model_copy(update={"schedule": schedule})
-    section = getattr(data, "section", recipe.data)
-    return recipe.model_copy(update={"optimizer": optimizer, "data": section})
-=======
-def _completed(
-    recipe: Recipe, objective: Objective, data: Data[Any], about: dict[str, Any]
-) -> Recipe:
-    """The recipe with what its first start fills in: contents of sources, length of the cosine."""
-    past = about["recipe"]["optimizer"]["decay_steps"] if about else None
-    steps = recipe.optimizer.decay_steps or past or recipe.run.steps
-    optimizer = recipe.optimizer.model_copy(update={"decay_steps": steps})
     filled = {
+        "optimizer": recipe.optimizer.model_copy(update={"schedule": schedule}),
         "objective": getattr(objective, "section", recipe.objective),
         "data": getattr(data, "section", recipe.data),
     }
-    return recipe.model_copy(update={"optimizer": optimizer, **filled})
->>>>>>> ba90f33 (Objectives say which stored columns and which groups of documents they need; columns beside packs)
+    return recipe.model_copy(update=filled)
 
 
 def _assemble(

@@ -134,8 +134,8 @@ class MegatronEngine:
 def frozen_decoder(setting: EngineSetting, checkpoint: Path) -> Decoder:
     """What `MegatronEngine.frozen` returns, without an engine: no gradients, no optimizer.
 
-    It computes what the decoder that is trained would, operation by operation: in sequence
-    parallel too, where sums over ranks are taken in another way.
+    It computes as the decoder that is trained, operation by operation: in sequence parallel too,
+    where sums over ranks are taken in another way.
     """
     decoder = _build(setting, seed=None)
     load_decoder(checkpoint, decoder)

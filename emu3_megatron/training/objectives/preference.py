@@ -15,8 +15,8 @@ def _sigmoid(delta_p: Tensor, beta: float, smoothing: float) -> Tensor:
 
     Equation 7 of DPO (Rafailov et al., arXiv 2305.18290); with smoothing, conservative DPO
     (Mitchell, "A note on DPO with noisy preferences", 2023). With sums divided by the number of
-    tokens it is the variant `normalized` (SimPO's normalization with a reference: equation 4 of
-    Meng et al., arXiv 2405.14734, whose margin gamma is what the reference gives here).
+    tokens it is `normalized`: the length-normalized DPO of Tulu 3 (Lambert et al., arXiv
+    2411.15124, section 5), which uses beta 5.
     """
     margin_p = beta * delta_p
     return -(1 - smoothing) * logsigmoid(margin_p) - smoothing * logsigmoid(-margin_p)
