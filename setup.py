@@ -11,5 +11,9 @@ kernels = ["emu3_kernels", *(f"emu3_kernels.{name}" for name in find_packages("k
 setup(
     packages=packages + kernels,
     package_dir={"emu3_kernels": "kernels"},
-    package_data={"emu3_megatron.config": ["recipes/*.yaml"], "emu3_kernels": ["lib/*.so"]},
+    package_data={
+        "emu3_megatron.config": ["recipes/*.yaml"],
+        "emu3_megatron.alignment.voting": ["page.html", "page.css", "page.js"],
+        "emu3_kernels": ["lib/*.so"],
+    },
 )

@@ -1,5 +1,6 @@
 """`emu3 preferences`: samples of a checkpoint, votes on them, and pairs for DPO."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -100,6 +101,35 @@ def sample(
     if mesh.is_first:
         number = f"{samples} samples for each of {len(wanted):,} prompts"
         print(f"{out}: {number}, guidance {guidance:g}" if drawn else f"{out}: holds {number}")
+
+
+@group.command()
+def vote(
+    folder: Folder,
+    voter: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="who votes; given several times, a page for each"),
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="of this machine; 0 takes a free one")
+    ] = 8765,
+) -> None:
+    """Serve a page on which people pick the best and the worst sample of each prompt.
+
+    Only browsers on this machine reach it; from another one, ssh -L 8765:127.0.0.1:8765. Votes go
+    into FOLDER/votes-NAME.jsonl at once, and a voter goes on where they stopped.
+    """
+    from emu3_megatron.alignment.samples import Samples
+    from emu3_megatron.alignment.voting.server import VotingServer
+
+    with VotingServer(Samples(folder), voter, port) as server:
+        for name, session in server.sessions.items():
+            state = session.state()
+            done = f"{state['done']:,} of {state['total']:,} prompts done"
+            print(f"{name}: {server.address(name)} ({done})", flush=True)
+        print("Ctrl-C ends it; every vote is stored", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @group.command("import")

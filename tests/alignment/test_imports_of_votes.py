@@ -1,6 +1,7 @@
 """Votes of other tools, in the form in which those tools export them."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +15,15 @@ from emu3_megatron.cli import main
 from emu3_megatron.errors import InputError
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Three prompts with four samples each."""
-    return make_samples(tmp_path / "samples", media=False)
+    return make_samples(tmp_path_factory.mktemp("made"), media=False)
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "samples")
 
 
 @pytest.fixture

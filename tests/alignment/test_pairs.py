@@ -1,6 +1,7 @@
 """Pairs: the best sample of each prompt against the worst, by the mean of the voters' scores."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,10 +16,15 @@ from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Three prompts with four samples each."""
-    return make_samples(tmp_path / "samples")
+    return make_samples(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "samples")
 
 
 def chosen_and_rejected(report):
