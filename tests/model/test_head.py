@@ -1,7 +1,10 @@
 """The head's gradient in Megatron's buffer, what its hooks are told of it, and backends."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from emu3_kernels.linear_cross_entropy import IGNORE
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from support.inputs import whole_rows
 from support.tiny import VOCABULARY
@@ -106,6 +109,22 @@ def test_one_step_may_want_several_things_of_the_head(model, hidden_sbh, want, t
         return head.weight.main_grad.clone()
 
     torch.testing.assert_close(gradient("auto"), gradient("unfused"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("want", ["log_probabilities", "sums"])
+def test_kept_tokens_from_the_host_are_those_the_device_would_find(model, want):
+    hidden_sbh = torch.randn(TOKENS, 2, MODEL.hidden, generator=torch.Generator().manual_seed(0))
+    labels_bs = torch.arange(2 * TOKENS).view(2, TOKENS)
+    labels_bs[0, 3:] = labels_bs[1, ::2] = IGNORE
+    inputs = whole_rows(labels_bs.clamp(min=0), labels_bs=labels_bs)
+    kept = (labels_bs.T.flatten() != IGNORE).nonzero()[:, 0]
+
+    found = model.module.head(hidden_sbh, replace(inputs, kept=kept), want)
+
+    wanted = model.module.head(hidden_sbh, inputs, want)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    if want == "log_probabilities":
+        assert torch.equal(found.entropy != 0, labels_bs != IGNORE)
 
 
 def test_hooks_around_the_head_run_for_everything_that_is_wanted(model, hidden_sbh):
