@@ -1,7 +1,9 @@
 """Head and loss, forward and backward: ours beside what else there is, on the same inputs.
 
 `products` are the three matrix products alone, which nobody who computes the gradients once can
-beat. `error` is the larger of the errors of the two gradients, relative to fp64's.
+beat. `error` is the larger of the errors of the two gradients, relative to fp64's. Rows named
+log-probabilities take minus the mean of each token's, whose gradients are those of the loss; ours
+computes a fourth product there, torch keeps the logits in both.
 """
 
 import gc
@@ -12,10 +14,10 @@ from typing import Any, Literal
 
 import torch
 from emu3_kernels.exchange import NoExchange
-from emu3_kernels.linear_cross_entropy import linear_cross_entropy
+from emu3_kernels.linear_cross_entropy import linear_cross_entropy, token_log_probabilities
 from harness import Case, main
 from linear_cross_entropy_peers import PEERS
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, log_softmax
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Gradients = tuple[torch.Tensor, ...]
@@ -135,8 +137,25 @@ def ours(inputs: Inputs, backend: Literal["auto", "cuda"]) -> Gradients:
     return inputs.gradients(loss)
 
 
+def our_log_probabilities(inputs: Inputs, backend: Literal["auto", "cuda"]) -> Gradients:
+    def loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        sizes = {"vocab_size": len(head), "exchange": inputs.exchange}
+        return -token_log_probabilities(
+            hidden, head, labels, backend=backend, **sizes
+        ).log_prob.mean()
+
+    return inputs.gradients(loss)
+
+
 def torchs(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return cross_entropy(linear(hidden, head), labels)
+
+
+def torchs_log_probabilities(
+    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    log_probs = log_softmax(linear(hidden, head), 1, dtype=torch.float32)
+    return -log_probs.gather(1, labels[:, None]).mean()
 
 
 def products(inputs: Inputs, by_logits: torch.Tensor) -> None:
@@ -158,13 +177,18 @@ def cases(quick: bool) -> Iterator[Case]:
         if DEVICE == "cuda":
             yield case("emu3 (cuda)", partial(ours, inputs, "cuda"))
         yield case("torch", partial(inputs.gradients, torchs))
+        ours_of = partial(our_log_probabilities, inputs)
+        yield case("emu3, log-probabilities", partial(ours_of, "auto"))
+        if DEVICE == "cuda":
+            yield case("emu3 (cuda), log-probabilities", partial(ours_of, "cuda"))
+        yield case("torch, log-probabilities", partial(inputs.gradients, torchs_log_probabilities))
         for name, peer in PEERS.items() if sizes.whole else ():
             yield case(name, partial(_peer, inputs, peer))
         by_logits = inputs.head.new_empty(
             min(4096 if DEVICE == "cuda" else 512, sizes.tokens), sizes.vocabulary
         )
         yield Case(str(sizes), "products", partial(products, inputs, by_logits), tensors=True)
-        del inputs, case, by_logits
+        del inputs, case, ours_of, by_logits
         gc.collect()
 
 
