@@ -24,6 +24,7 @@ def main() -> None:
         _packing(),
         _reading(),
         _head_and_loss(),
+        _dpo(),
         _attention(),
     ]
     (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n")
@@ -99,13 +100,41 @@ def _head_and_loss() -> str:
         "Forward and backward of `hidden @ head.T` and the mean loss, fp32, one thread "
         "([linear-cross-entropy.md](linear-cross-entropy.md)). Peak memory is above what was held "
         "before; the error is the larger of the two gradients', relative to fp64; `products` are "
-        "the three matrix products alone. TP 8 is one rank's share: "
+        "the three matrix products alone; log-probabilities are of each token, ours with a fourth "
+        "product in place of kept gradients. TP 8 is one rank's share: "
         "its peers answer at once, and hold padding only. Targets on a CPU, at v 151,936: a "
         "quarter of torch's memory, 1.1 x its time. Other work ran beside it, and beside the next "
         "table: CPU ms say more than the clock."
     )
     parts = ["## Head and loss", _where(result), text, _timings(result["rows"])]
     return "\n\n".join([*parts, *_on_a_gpu("linear_cross_entropy")])
+
+
+def _dpo() -> str:
+    text = (
+        "A pair's step of DPO with a live reference (forward and backward of the policy, forward "
+        "of the reference) beside a forward and backward of pre-training and two forwards over the "
+        "same tokens, microseconds a token, from the least times of one run; on a CPU fp32, one "
+        "thread, CPU time. Target: at most 1.1."
+    )
+    heads = ["case", "pre-training", "two forwards", "DPO", "DPO / (the other two)"]
+    names = ("pretraining", "forwards", "dpo")
+    parts = ["## A token of DPO", text]
+    for name in ("dpo", "dpo_gpu"):
+        if not (RESULTS / f"{name}.json").exists():
+            parts.append(f"{'On a GPU' if name.endswith('gpu') else 'On a CPU'}: not measured.")
+            continue
+        result = _load(name)
+        rows = [
+            [
+                row["case"],
+                *(f"{row[f'{part}_us_a_token']:,.0f}" for part in names),
+                f"{row['ratio']:.2f}",
+            ]
+            for row in result["rows"]
+        ]
+        parts += [_where(result), _table(heads, rows)]
+    return "\n\n".join(parts)
 
 
 def _attention() -> str:

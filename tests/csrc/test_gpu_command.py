@@ -9,7 +9,8 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "gpu.sh"
 TESTS = ["test_one", "test_two"]
-PARTS = ["build", *TESTS, "memcheck", "racecheck", "linear_cross_entropy", "ring_attention"]
+SANITIZERS, TIMINGS = ["memcheck", "racecheck"], ["dpo", "linear_cross_entropy", "ring_attention"]
+PARTS = ["build", *TESTS, *SANITIZERS, *TIMINGS]
 
 
 @pytest.fixture
@@ -65,6 +66,7 @@ def test_correctness_comes_before_timings(checkout: Path) -> None:
     assert command in (checkout / "out" / "test_two.log").read_text()
     assert "--tool racecheck" in (checkout / "out" / "racecheck.log").read_text()
     assert "linear_cross_entropy_gpu.json" in done.stdout
+    assert "dpo_gpu.json" in done.stdout
 
 
 def test_a_part_that_fails_does_not_hide_the_others(checkout: Path) -> None:
