@@ -13,7 +13,7 @@ from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 
 group = new_group(
-    help="Photos, clips and text to shards of tokens and packs.\n\n"
+    help="Photos, clips, text and dialogues to shards of tokens and packs.\n\n"
     "The same command goes on after an interruption, and does nothing when all is done."
 )
 
@@ -40,6 +40,11 @@ Strict = Annotated[
     typer.Option(
         "--strict", help="stop at the first item that cannot be used; without it, set it aside"
     ),
+]
+
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="set aside what cannot be used; without it, stop at the first"),
 ]
 
 
@@ -82,6 +87,37 @@ def text(
     """Text, from .jsonl, .parquet and .txt: duplicates dropped, tokens, shards, packs."""
     given = _as_overrides({"out": out, "text.source": source})
     _prepare("text", recipe, overrides, given, strict)
+
+
+@group.command()
+def dialogues(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="file or folder of .json, .jsonl and .parquet; the recipe's `dialogues.source`",
+        ),
+    ] = None,
+    media: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="where rows name their images; the recipe's `dialogues.media`"
+        ),
+    ] = None,
+    tokenizer: Tokenizer = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Questions and answers about images and clips, as LLaVA and ShareGPT write them.
+
+    The first row that cannot be used ends the command, unless such rows are to be set aside.
+    """
+    flags = {"out": out, "tokenizer": tokenizer}
+    paths = _as_overrides(flags | {"dialogues.source": source, "dialogues.media": media})
+    given = [*paths, *(["dialogues.skip_bad=true"] if skip_bad else [])]
+    _prepare("dialogues", recipe, overrides, given, strict=False)
 
 
 @group.command("all")

@@ -16,11 +16,12 @@ from pydantic import (
 )
 
 from emu3_megatron.config.base import Config
+from emu3_megatron.config.dialogues import DialoguesConfig
 from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.vocabulary import Vocabulary
 
-Kind = Literal["images", "clips", "text"]
+Kind = Literal["images", "clips", "text", "dialogues"]
 # Documents by layout. captioned: a trained caption, then an image or clip; understanding: an image
 # or clip right after BOS, then text; text: neither image nor clip. Dialogues about images are in
 # `all` alone.
@@ -190,6 +191,9 @@ class PrepareRecipe(Config):
     images: ImagesConfig | None = Field(None, description="photos; left out without it")
     clips: ClipsConfig | None = Field(None, description="videos; left out without it")
     text: TextConfig | None = Field(None, description="text; left out without it")
+    dialogues: DialoguesConfig | None = Field(
+        None, description="questions and answers; left out without it"
+    )
     # Emu3's two stages: text and images, then clips too.
     packs: list[PacksConfig] = Field(
         [
@@ -218,7 +222,7 @@ class PrepareRecipe(Config):
     @property
     def kinds(self) -> list[Kind]:
         """Those that the recipe has, in the order in which they are prepared."""
-        every: tuple[Kind, ...] = ("images", "clips", "text")
+        every: tuple[Kind, ...] = ("images", "clips", "text", "dialogues")
         return [kind for kind in every if getattr(self, kind) is not None]
 
     def vocabulary(self) -> Vocabulary:

@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +149,29 @@ def size_for_area(width: int, height: int, area: int) -> tuple[int, int]:
     """(width, height) of about `area` pixels: aspect kept, both divisible by 8."""
     scale = math.sqrt(area / (width * height))
     return max(8, round(width * scale / 8) * 8), max(8, round(height * scale / 8) * 8)
+
+
+def size_within(width: int, height: int, least: int, most: int) -> tuple[int, int]:
+    """(width, height) of `least` to `most` pixels, both divisible by 8, aspect kept.
+
+    A picture that is within that range already is only rounded to sides divisible by 8
+    (`smart_resize` in Emu3's image processor).
+    """
+    size = (8 * round(width / 8), 8 * round(height / 8))
+    rounding: Callable[[float], int] = math.ceil
+    area = size[0] * size[1]
+    if least <= area <= most:
+        return size
+    if area > most:
+        rounding = math.floor
+    scale = math.sqrt((most if area > most else least) / (width * height))
+    return max(8, 8 * rounding(width * scale / 8)), max(8, 8 * rounding(height * scale / 8))
+
+
+def resize_within(image: Image.Image, least: int, most: int) -> Image.Image:
+    """Bicubic resize as `size_within` says; the same image where it fits already."""
+    size = size_within(*image.size, least, most)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def resize_to_area(image: Image.Image, area: int) -> Image.Image:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.images import resize_to_area, to_pixels
+from emu3_megatron.media.images import to_pixels
 from emu3_megatron.prepare.scores.duplicates import content_hash
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
@@ -31,21 +31,20 @@ class Coder:
         refuse_other_codes(self._tokenizer.network, vocabulary)
         self._device = device
 
-    def images(self, images: Sequence[Image.Image], area: int) -> list[np.ndarray]:
-        """Codes [h, w] of images resized to about `area` pixels, aspect kept.
+    def images(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
+        """Codes [h / 8, w / 8] of images whose sides are divisible by 8.
 
         Images of one size share a batch. Which ones do depends on the arguments alone.
         """
-        resized = [resize_to_area(image, area) for image in images]
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for number, image in enumerate(resized):
+        for number, image in enumerate(images):
             by_size[image.size].append(number)
         codes: list[np.ndarray] = [np.empty(0)] * len(images)
         for (width, height), numbers in by_size.items():
             at_once = max(1, _BATCH_PIXELS[self._device] // (width * height))
             for first in range(0, len(numbers), at_once):
                 batch = numbers[first : first + at_once]
-                pixels = torch.stack([to_pixels(resized[i]) for i in batch]).to(self._device)
+                pixels = torch.stack([to_pixels(images[i]) for i in batch]).to(self._device)
                 encoded = self._tokenizer.encode_images(pixels).cpu().numpy()
                 for number, codes_hw in zip(batch, encoded, strict=True):
                     codes[number] = codes_hw

@@ -13,7 +13,7 @@ from emu3_megatron.config.prepare import ImagesConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, captioned_image, understanding
 from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_files
-from emu3_megatron.media.images import DecodedImage, decode_image, read_image
+from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.parts import Part
@@ -171,7 +171,8 @@ class EncodeImages:
         self._coder = Coder(tokenizer, vocabulary, device)
 
     def __call__(self, task: EncodeTask) -> None:
-        codes = self._coder.images([self._image(row) for row in task.rows], self._config.area)
+        area = self._config.area
+        codes = self._coder.images([resize_to_area(self._image(row), area) for row in task.rows])
         documents = [
             document
             for row, codes_hw in zip(task.rows, codes, strict=True)

@@ -11,7 +11,7 @@ from emu3_megatron import pages
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
-from emu3_megatron.grammar import Vision, parse
+from emu3_megatron.grammar import Document, Vision, parse
 from emu3_megatron.media.images import to_image
 from emu3_megatron.prepare.images import is_understood
 from emu3_megatron.prepare.pipeline import manifest_vocabulary, read_manifest
@@ -118,6 +118,10 @@ def rows_of_documents(kind: str, entry: dict[str, Any], rows: Sequence[Row]) -> 
     """The row that each document was made of, in the order of the shards; [] for text."""
     if kind == "text":
         return []
+    if kind == "dialogues":
+        return [
+            {**row, "source": f"{row['source']}: row {row['row']}"} for row in rows if row["kept"]
+        ]
     share = entry["settings"].get("understanding", 0.0)
     return [
         row
@@ -137,8 +141,7 @@ def _samples(
     every = [(store, i) for store in stores for i in range(len(store))]
     for number in sorted(random.permutation(len(every))[:samples].tolist()):
         store, document = every[number]
-        parts = parse(store.vocabulary, store.read(document))
-        shown = [block for part in parts for block in _part(part, tokenizer)]
+        shown = list(_blocks(store.document(document), store.vocabulary, tokenizer))
         about = _scores(rows[number]) if rows else []
         yield pages.card(shown, [*about, f"{store.prefix.name}/{document}"])
 
@@ -146,6 +149,18 @@ def _samples(
 def _scores(row: Row) -> list[str]:
     scores = [f"{name} {row[name]:.4g}" for name in _SCORES if row.get(name) is not None]
     return [row["source"], ", ".join(scores)]
+
+
+def _blocks(
+    document: Document, vocabulary: Vocabulary, tokenizer: VisionTokenizer | None
+) -> Iterator[pages.Html]:
+    """Texts and images in order; an arrow stands before what is trained, unless all of it is."""
+    marked = not all(span.trained for span in document.spans)
+    for span in document.spans:
+        for part in parse(vocabulary, span.tokens):
+            if isinstance(part, str) and marked and span.trained:
+                part = f"→ {part}"
+            yield from _part(part, tokenizer)
 
 
 def _part(part: str | Vision, tokenizer: VisionTokenizer | None) -> list[pages.Html]:

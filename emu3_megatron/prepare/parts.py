@@ -42,11 +42,14 @@ class Part:
     skipped: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, documents: Sequence[Document], inputs: str) -> "Part":
+    def of(
+        cls, documents: Sequence[Document], inputs: str, skipped: tuple[str, ...] = ()
+    ) -> "Part":
         return cls(
             **block_of(documents)._asdict(),
             hashes=np.empty((0, HASH_BYTES), np.uint8),
             inputs=inputs,
+            skipped=skipped,
         )
 
     def write(self, path: Path) -> None:

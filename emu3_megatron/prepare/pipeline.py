@@ -18,6 +18,7 @@ from emu3_megatron.prepare.clips import (
     score_clips,
 )
 from emu3_megatron.prepare.codes import refuse_other_codes, tokenizer_hash
+from emu3_megatron.prepare.dialogues.preparing import prepare_dialogues
 from emu3_megatron.prepare.executors import Worker, line_of
 from emu3_megatron.prepare.images import (
     EncodeImages,
@@ -65,9 +66,9 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
             raise InputError(f"the recipe has no section {kind}")
     vocabulary = recipe.vocabulary()
     vocabulary.encoding.check()
-    if set(kinds) - {"text"}:
-        if recipe.tokenizer is None:
-            raise InputError("tokenizer: name the folder of the vision tokenizer")
+    if {"images", "clips"} & set(kinds) and recipe.tokenizer is None:
+        raise InputError("tokenizer: name the folder of the vision tokenizer")
+    if recipe.tokenizer is not None and set(kinds) - {"text"}:
         refuse_other_codes(read_network(recipe.tokenizer / "config.json"), vocabulary)
 
 
@@ -150,7 +151,7 @@ def _encode(
     settings = {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
     tasks = encode_tasks(workspace, kind, rows, digest(settings), items)
     make = partial(encode, recipe.tokenizer, vocabulary, recipe.run.device)
-    made = make_shards(workspace, kind, settings, tasks, make, vocabulary, "item")
+    made = make_shards(workspace, kind, settings, tasks, make, vocabulary, "item", on_device=True)
     return {
         "settings": settings,
         "found": len(rows),
@@ -167,7 +168,7 @@ def _text(workspace: Workspace) -> dict[str, Any]:
     settings = {"vocabulary": vocabulary.fingerprint()}
     tasks = text_tasks(workspace, config, digest(settings))
     make = tokenise(config, vocabulary, recipe.strict)
-    made = make_shards(workspace, "text", settings, tasks, make, vocabulary, "B")
+    made = make_shards(workspace, "text", settings, tasks, make, vocabulary, "B", on_device=False)
     write_table(workspace.table("text"), "text", [{"reason": line} for line in made.skipped])
     return {
         "settings": settings,
@@ -178,10 +179,16 @@ def _text(workspace: Workspace) -> dict[str, Any]:
     }
 
 
+def _dialogues(workspace: Workspace) -> dict[str, Any]:
+    assert workspace.recipe.dialogues is not None
+    return prepare_dialogues(workspace, workspace.recipe.dialogues)
+
+
 _PIPELINES: dict[str, Callable[[Workspace], dict[str, Any]]] = {
     "images": _images,
     "clips": _clips,
     "text": _text,
+    "dialogues": _dialogues,
 }
 
 

@@ -41,12 +41,15 @@ def make_shards(
     make: MakeWorker,
     vocabulary: Vocabulary,
     unit: str,
+    *,
+    on_device: bool,
 ) -> Made:
     """Run the tasks that make parts, and write the parts as shards.
 
     Args:
         settings: what decides the tokens, besides the inputs.
         unit: what the sizes of tasks count.
+        on_device: the tasks compute on `run.device`.
 
     Raises:
         InputError: no document came of it, or a task failed; or with `strict`, something was
@@ -60,7 +63,7 @@ def make_shards(
         if all(is_whole(folder / name) for name in made.shards):
             workspace.drop_parts(kind)  # a run that was killed may have left them
             return made
-    workspace.run(make, tasks, f"{kind}: tokens/{unit}", on_device=kind != "text")
+    workspace.run(make, tasks, f"{kind}: tokens/{unit}", on_device=on_device)
     parts = summarise(task.out for task in tasks)
     skipped = [line for part in parts for line in part.skipped]
     _refuse_skipped(workspace, skipped)

@@ -46,12 +46,33 @@ SCHEMAS: dict[str, dict[str, str]] = {
         **_DECIDED,
     },
     "text": {"reason": _TEXT},
+    "dialogues": {
+        "source": _TEXT,
+        "row": _WHOLE,
+        "turns": _WHOLE,
+        "shown": _TEXTS,
+        "kept": _FLAG,
+        "reason": _TEXT,
+    },
+    "dialogue rows": {
+        "source": _TEXT,
+        "row": _WHOLE,
+        "turns": _WHOLE,
+        "shown": _TEXTS,
+        "dialogue": _TEXT,
+        "error": _TEXT,
+    },
     "captions": {"key": _TEXT, "captions": _TEXTS, "error": _TEXT},
 }
 
 
 def write_table(path: str | Path, schema: str, rows: Sequence[Row]) -> None:
     """Write rows as Parquet, whole or not at all; a column that a row lacks is null."""
+    write_groups(path, schema, [rows])
+
+
+def write_groups(path: str | Path, schema: str, groups: Iterable[Sequence[Row]]) -> None:
+    """The same of groups of rows, of which one at a time is in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -62,12 +83,11 @@ def write_table(path: str | Path, schema: str, rows: Sequence[Row]) -> None:
         _FLAG: pa.bool_(),
         _TEXTS: pa.list_(pa.string()),
     }
-    columns = {
-        name: pa.array([row.get(name) for row in rows], types[kind])
-        for name, kind in SCHEMAS[schema].items()
-    }
-    with replacing(path) as beside:
-        pq.write_table(pa.table(columns), beside)
+    fields = pa.schema([(name, types[kind]) for name, kind in SCHEMAS[schema].items()])
+    with replacing(path) as beside, pq.ParquetWriter(beside, fields) as writer:
+        for rows in groups:
+            columns = [pa.array([r.get(f.name) for r in rows], f.type) for f in fields]
+            writer.write_table(pa.table(columns, fields))
 
 
 def read_table(path: str | Path) -> list[Row]:
@@ -83,6 +103,17 @@ def read_table(path: str | Path) -> list[Row]:
         return pq.ParquetFile(path).read().to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def read_groups(
+    path: Path, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> list[list[Row]]:
+    """Some columns of the rows of each group, all of them by default."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        numbers = range(file.num_row_groups) if groups is None else groups
+        return [file.read_row_group(n, list(columns)).to_pylist() for n in numbers]
 
 
 def read_tables(paths: Iterable[Path]) -> list[Row]:

@@ -1,0 +1,175 @@
+"""Codes of the images and clips of dialogues, each encoded once, whatever rows show it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from emu3_megatron.config.dialogues import DialoguesConfig
+from emu3_megatron.errors import InputError
+from emu3_megatron.grammar import Vision
+from emu3_megatron.media.files import UnreadableError
+from emu3_megatron.media.images import MAX_ASPECT, decode_image, read_image, resize_within
+from emu3_megatron.media.videos import read_clip, read_info
+from emu3_megatron.prepare.codes import Coder
+from emu3_megatron.prepare.dialogues.codes_files import read_errors, write_codes
+from emu3_megatron.prepare.dialogues.shown import Shown, read_inside, state_of
+from emu3_megatron.prepare.workspace import Workspace, digest, stable_chunks
+from emu3_megatron.vision.tokenizer import TEMPORAL_FACTOR
+from emu3_megatron.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """Images and clips that are encoded into one file.
+
+    Attributes:
+        rows: `FILE: row NUMBER` that shows each first.
+    """
+
+    out: Path
+    shown: list[Shown]
+    rows: list[str]
+
+    @property
+    def size(self) -> int:
+        return len(self.shown)
+
+
+class EncodeShown:
+    """Encodes images and clips. What cannot be read leaves its reason; with `strict` it raises."""
+
+    def __init__(
+        self,
+        config: DialoguesConfig,
+        folders: tuple[Path, Path],
+        tokenizer: Path,
+        strict: bool,
+        vocabulary: Vocabulary,
+        device: str,
+    ):
+        self._config, self._strict = config, strict
+        self._sources, self._media = folders
+        self._coder = Coder(tokenizer, vocabulary, device)
+        self._type = np.uint16 if vocabulary.num_codes <= 1 << 16 else np.int32
+
+    def __call__(self, task: EncodeTask) -> None:
+        found: dict[int, Vision] = {}
+        images: dict[int, Image.Image] = {}
+        errors: dict[int, str] = {}
+        inside = dict(read_inside(self._sources, task.shown))
+        for place, shown in enumerate(task.shown):
+            try:
+                if shown.kind == "video":
+                    found[place] = self._clip(shown.name)
+                else:
+                    images[place] = self._image(shown, inside.get(shown.name))
+            except UnreadableError as error:
+                errors[place] = f"unreadable: {shown.name}: {error.reason}"
+                if self._strict:
+                    raise InputError(
+                        f"{task.rows[place]}: {errors[place]}; repair it, or set odd rows aside "
+                        "with --skip-bad"
+                    ) from None
+        codes = self._coder.images(list(images.values()))
+        found.update({p: Vision.image(c) for p, c in zip(images, codes, strict=True)})
+        write_codes(task.out, found, errors, self._type)
+
+    def _image(self, shown: Shown, data: bytes | None) -> Image.Image:
+        if shown.kind == "inside":
+            assert data is not None
+            image = decode_image(data, shown.name).image
+        else:
+            image = read_image(self._media / shown.name).image
+        _refuse_narrow(shown.name, *image.size)
+        return resize_within(image, self._config.min_area, self._config.max_area)
+
+    def _clip(self, name: str) -> Vision:
+        config, path = self._config, self._media / name
+        seconds = read_info(path).seconds
+        fps = min(config.clip_fps, config.clip_frames / seconds if seconds else config.clip_fps)
+        try:
+            pixels_tchw = read_clip(
+                path, area=config.clip_area, fps=fps, num_frames=config.clip_frames
+            )
+        except UnreadableError:
+            raise
+        except InputError as error:  # too narrow
+            raise UnreadableError(path, str(error).removeprefix(f"{path}: ")) from None
+        if len(pixels_tchw) < TEMPORAL_FACTOR:
+            raise UnreadableError(path, f"{len(pixels_tchw)} frames at {fps:g} a second, too short")
+        codes_fhw = self._coder.clip(pixels_tchw)
+        fps = round(fps, 3)
+        return Vision.clip(codes_fhw, fps, round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3))
+
+
+def _refuse_narrow(name: str, width: int, height: int) -> None:
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnreadableError(name, f"{width}x{height} is narrower than 1:{MAX_ASPECT}")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Where the codes of images and clips lie, and why some have none.
+
+    Attributes:
+        places: file and place in it, of each by its name.
+        errors: reasons, by name.
+    """
+
+    places: dict[str, tuple[Path, int]]
+    errors: dict[str, str]
+
+
+def encode_shown(
+    workspace: Workspace,
+    config: DialoguesConfig,
+    folders: tuple[Path, Path],
+    first_rows: Mapping[str, str],
+    settings: str,
+    strict: bool,
+) -> Encoded:
+    """Encode everything that rows show, once; what was encoded before is not encoded again.
+
+    Args:
+        folders: of the files of rows, and of the media.
+        first_rows: `FILE: row NUMBER` that shows each first, by `str(Shown)`.
+        settings: hash of what decides the codes, besides the pixels.
+
+    Raises:
+        InputError: there are images or clips and no tokenizer; or with `strict`, one cannot be
+            encoded.
+    """
+    recipe = workspace.recipe
+    if not first_rows:
+        return Encoded({}, {})
+    tasks = _tasks(workspace, folders, first_rows, settings)
+    assert recipe.tokenizer is not None
+    vocabulary, device = recipe.vocabulary(), recipe.run.device
+    make = partial(EncodeShown, config, folders, recipe.tokenizer, strict, vocabulary, device)
+    workspace.run(make, tasks, "dialogues: codes/item", on_device=True)
+    places, errors = {}, {}
+    for task in tasks:
+        failed = read_errors(task.out)
+        for place, shown in enumerate(task.shown):
+            if place in failed:
+                errors[str(shown)] = failed[place]
+            else:
+                places[str(shown)] = (task.out, place)
+    return Encoded(places, errors)
+
+
+def _tasks(
+    workspace: Workspace, folders: tuple[Path, Path], first_rows: Mapping[str, str], settings: str
+) -> list[EncodeTask]:
+    folder = workspace.work("dialogues", "codes")
+    tasks = []
+    for names in stable_chunks(list(first_rows), workspace.recipe.run.task_items):
+        shown = [Shown.parse(name) for name in names]
+        states = [state_of(one, folders) for one in shown]
+        name = digest(settings, names, states)
+        tasks.append(EncodeTask(folder / f"{name}.npz", shown, [first_rows[n] for n in names]))
+    return tasks

@@ -1,0 +1,206 @@
+"""Data pipeline of dialogues: rows to decisions, images and clips to codes, both to shards."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.config.dialogues import DialoguesConfig
+from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import find_files
+from emu3_megatron.prepare.codes import tokenizer_hash
+from emu3_megatron.prepare.dialogues.documents import DocumentsTask, RowToWrite, WriteDocuments
+from emu3_megatron.prepare.dialogues.encoding import Encoded, encode_shown
+from emu3_megatron.prepare.dialogues.rows import SUFFIXES
+from emu3_megatron.prepare.dialogues.shown import Shown, state_of
+from emu3_megatron.prepare.dialogues.tables import ReadRows, ReadTask, read_decisions
+from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
+from emu3_megatron.prepare.tables import Row, write_table
+from emu3_megatron.prepare.workspace import Workspace, digest, file_state
+
+KIND = "dialogues"
+_WAY_OUT = "repair the row, or set odd rows aside with --skip-bad"
+
+
+def prepare_dialogues(workspace: Workspace, config: DialoguesConfig) -> dict[str, Any]:
+    """Make the shards of all rows.
+
+    Returns:
+        What the manifest says of them.
+
+    Raises:
+        InputError: nothing can be used; or, unless `skip_bad` is set, the first row that cannot.
+    """
+    return _Run(workspace, config).run()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of a table that become a part together."""
+
+    table: Path
+    number: int
+    rows: list[Row]
+
+
+class _Run:
+    def __init__(self, workspace: Workspace, config: DialoguesConfig):
+        self.workspace, self.config = workspace, config
+        self.strict = workspace.recipe.strict or not config.skip_bad
+        folder = config.source if config.source.is_dir() else config.source.parent
+        self.folders = (folder, config.media or folder)
+
+    def run(self) -> dict[str, Any]:
+        groups = self._read()
+        rows = [row for group in groups for row in group.rows]
+        self._find_files(rows)
+        self._refuse_odd(rows)
+        settings = self._settings(any(row["shown"] for row in rows))
+        encoded = self._encode(rows, settings)
+        for row in rows:
+            _set_aside(row, (encoded.errors.get(name) for name in row["shown"]))
+        self._refuse_odd(rows)
+        refuse_nothing(KIND, rows)
+        return self._write(groups, encoded, settings)
+
+    def _read(self) -> list[_Group]:
+        """Every row, decided as far as its text says."""
+        folder, files = self.folders[0], _files(self.config.source)
+        work = self.workspace.work(KIND, "rows")
+        tasks = []
+        for file in files:
+            source = file.relative_to(folder).as_posix()
+            name = digest(file_state(folder, source))
+            tasks.append(ReadTask(work / f"{name}.parquet", source, file.stat().st_size))
+        self.workspace.run(partial(ReadRows, folder), tasks, f"{KIND}: rows/B")
+        groups = []
+        for task in tasks:
+            for number, rows in enumerate(read_decisions(task.out)):
+                for row in rows:
+                    row["reason"], row["kept"] = row["error"], row["error"] is None
+                groups.append(_Group(task.out, number, rows))
+        return groups
+
+    def _find_files(self, rows: Sequence[Row]) -> None:
+        """Set aside rows whose images or clips are not there."""
+        missing: dict[str, str | None] = {}
+        for row in rows:
+            for name in row["shown"] if row["kept"] else ():
+                if name not in missing:
+                    missing[name] = _missing(Shown.parse(name), self.folders)
+            _set_aside(row, (missing.get(name) for name in row["shown"]))
+
+    def _refuse_odd(self, rows: Sequence[Row]) -> None:
+        """Write the table; then unless odd rows are set aside, raise at the first."""
+        write_table(self.workspace.table(KIND), KIND, rows)
+        odd = [row for row in rows if not row["kept"]]
+        if odd and self.strict:
+            others = f" ({len(odd):,} rows cannot be used, see {self.workspace.table(KIND)})"
+            raise InputError(
+                f"{self.folders[0] / _name(odd[0])}: {odd[0]['reason']}; {_WAY_OUT}"
+                + (others if len(odd) > 1 else "")
+            )
+
+    def _settings(self, shows: bool) -> dict[str, Any]:
+        """What decides the tokens, besides the rows and the pixels."""
+        recipe, config = self.workspace.recipe, self.config
+        settings: dict[str, Any] = {"vocabulary": recipe.vocabulary().fingerprint()}
+        if not shows:
+            return settings
+        if recipe.tokenizer is None:
+            raise InputError("tokenizer: name the folder of the vision tokenizer")
+        fields = {"min_area", "max_area", "clip_area", "clip_fps", "clip_frames"}
+        tokenizer = {"tokenizer": tokenizer_hash(recipe.tokenizer)}
+        return settings | tokenizer | config.model_dump(include=fields)
+
+    def _encode(self, rows: Sequence[Row], settings: dict[str, Any]) -> Encoded:
+        first_rows: dict[str, str] = {}
+        for row in rows:
+            for name in row["shown"] if row["kept"] else ():
+                first_rows.setdefault(name, str(self.folders[0] / _name(row)))
+        return encode_shown(
+            self.workspace, self.config, self.folders, first_rows, digest(settings), self.strict
+        )
+
+    def _write(
+        self, groups: Sequence[_Group], encoded: Encoded, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The shards, and the table once more: what is too long is known by its tokens alone."""
+        settings = {**settings, "max_tokens": self.config.max_tokens}
+        vocabulary = self.workspace.recipe.vocabulary()
+        make = partial(
+            WriteDocuments, vocabulary, self.config.max_tokens, self.folders[0], self.strict
+        )
+        tasks = [task for group in groups if (task := self._task(group, encoded, settings))]
+        made = make_shards(
+            self.workspace, KIND, settings, tasks, make, vocabulary, "row", on_device=False
+        )
+        rows = [row for group in groups for row in group.rows]
+        too_long = dict(line.rsplit(": too long: ", 1) for line in made.skipped)
+        for row in rows:
+            reason = too_long.get(_name(row))
+            _set_aside(row, [reason and f"too long: {reason}"])
+        self._refuse_odd(rows)
+        return {
+            "settings": settings,
+            "found": len(rows),
+            "kept": sum(row["kept"] for row in rows),
+            "set_aside": set_aside(rows),
+            "shards": describe_shards(self.workspace, made),
+        }
+
+    def _task(
+        self, group: _Group, encoded: Encoded, settings: dict[str, Any]
+    ) -> DocumentsTask | None:
+        rows = [
+            RowToWrite(_name(row), place, [encoded.places[name] for name in row["shown"]])
+            for place, row in enumerate(group.rows)
+            if row["kept"]
+        ]
+        if not rows:
+            return None
+        about = [[row.place, [(path.name, i) for path, i in row.codes]] for row in rows]
+        name = digest(settings, group.table.name, group.number, about)
+        out = self.workspace.work(KIND, "parts") / f"{name}.npz"
+        return DocumentsTask(out, group.table, group.number, rows)
+
+
+def _name(row: Row) -> str:
+    return f"{row['source']}: row {row['row']}"
+
+
+def _set_aside(row: Row, reasons: Iterable[str | None]) -> None:
+    """Set a row aside by the first of the reasons, if there is one."""
+    reason = next(filter(None, reasons), None)
+    if row["kept"] and reason:
+        row["kept"], row["reason"] = False, reason
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_dir():
+        return find_files(source, SUFFIXES)
+    if not source.is_file():
+        raise InputError(f"{source}: no such file or folder")
+    if source.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{source}: ends in none of {', '.join(sorted(SUFFIXES))}")
+    return [source]
+
+
+def _missing(shown: Shown, folders: tuple[Path, Path]) -> str | None:
+    """Why there is no such file; None when there is."""
+    try:
+        state_of(shown, folders)
+    except (OSError, ValueError):
+        return f"no such {shown.kind}: {shown.name}{_beside(folders[1] / shown.name)}"
+    return None
+
+
+def _beside(path: Path) -> str:
+    """Files of the same name with another suffix, which are often meant."""
+    try:
+        others = sorted(other.name for other in path.parent.glob(f"{escape(path.stem)}.*"))
+    except (OSError, ValueError):
+        return ""
+    return f" (there is {', '.join(others)})" if others else ""
