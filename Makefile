@@ -20,10 +20,13 @@ demo: install
 test: install lint
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# Slurm's tests want Debian's slurm-wlm and munge; they fail where it could be there and is not.
+# Slurm's tests want Debian's slurm-wlm and munge, those of the voting page Chromium; they fail where
+# it could be there and is not.
 test-slow: install
-	command -v slurmctld >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-	    apt-get install --yes --quiet --no-install-recommends slurm-wlm munge
+	command -v slurmctld >/dev/null && command -v chromium >/dev/null || \
+	    [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	    apt-get install --yes --quiet --no-install-recommends slurm-wlm munge chromium
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[slow]'
 	$(BIN)/python -m pytest -m slow
 
 lint: install

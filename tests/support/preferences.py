@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from emu3_megatron import grammar
-from emu3_megatron.alignment.samples import Sample, write_samples
+from emu3_megatron.alignment.samples import Kind, Sample, write_samples
 from emu3_megatron.data.shards.writer import block_of
 from emu3_megatron.grammar import Document, Meta, Span
+from emu3_megatron.media.writers import write_clip
 from emu3_megatron.vocabulary import ByteEncoding, Vocabulary
 
 VOCABULARY = Vocabulary(ByteEncoding(), 600)
@@ -24,20 +26,42 @@ def image_document(text: str, codes_hw: np.ndarray) -> Document:
     return Document((Span(prompt, trained=False), Span(vision), Span(eos)))
 
 
-def make_samples(folder: Path, prompts: int = 3, each: int = 4, media: bool = True) -> Path:
-    """Images of 2 x 3 codes for prompts named `a cat 0`, `a cat 1` and so on."""
+def make_samples(
+    folder: Path,
+    prompts: int = 3,
+    each: int = 4,
+    media: bool = True,
+    kind: Kind = "image",
+    name: str = "a cat",
+) -> Path:
+    """Images of 2 x 3 codes for prompts named `a cat 0`, `a cat 1` and so on.
+
+    Args:
+        kind: of the media; the tokens are those of images.
+    """
     random = np.random.default_rng(0)
     samples, documents = [], []
     for number in range(prompts * each):
         prompt, sample = divmod(number, each)
-        samples.append(Sample(prompt, sample, f"a cat {prompt}", "image", seed=number))
+        samples.append(Sample(prompt, sample, f"{name} {prompt}", kind, seed=number))
         documents.append(image_document(samples[-1].text, random.integers(0, 600, (2, 3))))
         if media:
-            (folder / "media").mkdir(parents=True, exist_ok=True)
-            colour = tuple(random.integers(0, 256, 3).tolist())
-            Image.new("RGB", (24, 16), colour).save(folder / samples[-1].media)
+            _write_media(folder / samples[-1].media, samples[-1], random)
     write_samples(folder, VOCABULARY, samples, [block_of(documents)], {"sampler": {"seed": 0}})
     return folder
+
+
+def _write_media(path: Path, sample: Sample, random: np.random.Generator) -> None:
+    """Something to look at: one colour, or what the sample is called."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = random.integers(0, 256, 3)
+    if sample.kind == "text":
+        path.write_text(f"answer {sample.id}")
+    elif sample.kind == "image":
+        Image.new("RGB", (24, 16), tuple(colour.tolist())).save(path)
+    else:
+        pixels_c = torch.from_numpy(colour) / 127.5 - 1
+        write_clip(path, pixels_c[None, :, None, None].expand(8, 3, 16, 24), fps=8)
 
 
 def add_votes(folder: Path, voter: str, votes: dict[int, Any]) -> Path:

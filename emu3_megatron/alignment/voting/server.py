@@ -64,6 +64,7 @@ class VotingServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # a page asks for all samples of a prompt at once
 
     def __init__(self, samples: Samples, voters: Sequence[str], port: int):
         self.samples = samples
@@ -87,7 +88,6 @@ class VotingServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: VotingServer
-    protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -106,8 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"error": str(refused)}, refused.status)
         except InputError as error:
             self._send_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-        except ConnectionError:  # the browser left
-            self.close_connection = True
+        except ConnectionError:
+            pass  # the browser left
         except OSError as error:  # a full disk, say
             self._send_json({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
@@ -116,7 +116,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_host(self) -> None:
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         if host not in _OUR_NAMES:
-            self.close_connection = True
             raise Refused(HTTPStatus.FORBIDDEN, "this page is for browsers on this machine")
 
     def _check_same_site(self) -> None:
@@ -174,7 +173,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > _LONGEST_BODY:
-            self.close_connection = True  # what follows is not read
             raise Refused(HTTPStatus.BAD_REQUEST, "a body of JSON, and of a length, is needed")
         try:
             body = json.loads(self.rfile.read(int(length)))
