@@ -39,6 +39,8 @@ NOT_RUN = {
     "movqgan": "needs SBER's weights",
     "tokenizer-270m": "needs SBER's weights",
     "runs/stage2": "needs weights of the 8B model",
+    "runs/samples": "needs prompts and votes; tests/alignment has them",
+    "runs/pairs": "needs prompts and votes; tests/alignment has them",
 }
 # What is added to a command so that it takes seconds.
 ADDED = {
