@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from emu3_kernels.exchange import GroupExchange, NoExchange
+from emu3_kernels.exchange import GroupExchange
 from emu3_kernels.linear_cross_entropy import IGNORE
 from support.heads import HeadCase
 from support.processes import run_processes
-from support.simulated_ranks import simulate
+from support.simulated_ranks import RecordingExchange, simulate
 
 TOKENS, HIDDEN, VOCAB = 12, 6, 21
 FP64 = {"rtol": 1e-12, "atol": 1e-12}
@@ -128,26 +128,6 @@ def test_eight_ranks_at_emu3s_vocabulary():
     results = simulate(8, lambda exchange: call_as_rank(whole, exchange, tokens_divided=False))
 
     assert_as_one_rank(results, case)
-
-
-class RecordingExchange(NoExchange):
-    """Another rank that holds only padding; writes down when an exchange starts and ends."""
-
-    def __init__(self, events):
-        object.__setattr__(self, "events", events)
-        object.__setattr__(self, "size", 2)
-
-    def all_gather(self, tensor):
-        number = sum(event.startswith("start") for event in self.events)
-        self.events.append(f"start {number}")
-
-        def wait():
-            self.events.append(f"end {number}")
-            nothing = torch.zeros_like(tensor)
-            nothing[0] = -torch.inf
-            return torch.stack([tensor, nothing])
-
-        return wait
 
 
 def test_a_chunks_exchange_overlaps_the_next_chunks_product():

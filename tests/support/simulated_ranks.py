@@ -7,7 +7,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
-from emu3_kernels.exchange import Exchange
+from emu3_kernels.exchange import Exchange, NoExchange
 
 T = TypeVar("T")
 
@@ -105,3 +105,23 @@ def simulate(
     for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error
     return [one.result() for one in calls]
+
+
+class RecordingExchange(NoExchange):
+    """One of two ranks, the other holds only padding; notes when an exchange starts and ends."""
+
+    def __init__(self, events: list[str]):
+        object.__setattr__(self, "events", events)
+        object.__setattr__(self, "size", 2)
+
+    def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        number = sum(event.startswith("start") for event in self.events)
+        self.events.append(f"start {number}")
+
+        def wait() -> torch.Tensor:
+            self.events.append(f"end {number}")
+            nothing = torch.zeros_like(tensor)
+            nothing[0] = -torch.inf
+            return torch.stack([tensor, nothing])
+
+        return wait
