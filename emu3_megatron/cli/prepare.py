@@ -120,6 +120,23 @@ def dialogues(
     _prepare("dialogues", recipe, overrides, given, strict=False)
 
 
+@group.command()
+def features(
+    recipe: OptionalRecipe = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(metavar="LIST", help="Emu3's list/train.json; the recipe's `features.source`"),
+    ] = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Emu3's own training samples: a .pth file of codes and a caption each, and their list."""
+    paths = _as_overrides({"out": out, "features.source": source})
+    given = [*paths, *(["features.skip_bad=true"] if skip_bad else [])]
+    _prepare("features", recipe, overrides, given, strict=False)
+
+
 @group.command("all")
 def everything(
     recipe: OptionalRecipe = None,

@@ -1,4 +1,4 @@
-"""Schema of what a prepare recipe says about dialogues, and about Emu3's own training samples."""
+"""Schema of what a prepare recipe says about dialogues, and about Emu3's feature files."""
 
 from pathlib import Path
 
@@ -37,13 +37,13 @@ class DialoguesConfig(Config):
         return self
 
 
-class SamplesConfig(Config):
-    """Samples of Emu3's published training script: files of codes and captions, and their list."""
+class FeaturesConfig(Config):
+    """Feature files: codes and captions, as Emu3's published training script reads them."""
 
-    source: Path = Field(description="the list, list/train.json of Emu3's prepare_data.py")
+    source: Path = Field(description="their list, list/train.json of Emu3's prepare_data.py")
     folder: Path | None = Field(
         None, description="of the .pth files; the list's `prefix` without it"
     )
     skip_bad: bool = Field(
-        False, description="set aside samples that cannot be used, instead of stopping at the first"
+        False, description="set aside files that cannot be used, instead of stopping at the first"
     )

@@ -16,12 +16,12 @@ from pydantic import (
 )
 
 from emu3_megatron.config.base import Config
-from emu3_megatron.config.dialogues import DialoguesConfig
+from emu3_megatron.config.dialogues import DialoguesConfig, FeaturesConfig
 from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.vocabulary import Vocabulary
 
-Kind = Literal["images", "clips", "text", "dialogues"]
+Kind = Literal["images", "clips", "text", "dialogues", "features"]
 # Documents by layout. captioned: a trained caption, then an image or clip; understanding: an image
 # or clip right after BOS, then text; text: neither image nor clip. Dialogues about images are in
 # `all` alone.
@@ -194,6 +194,9 @@ class PrepareRecipe(Config):
     dialogues: DialoguesConfig | None = Field(
         None, description="questions and answers; left out without it"
     )
+    features: FeaturesConfig | None = Field(
+        None, description="feature files of Emu3's training script; left out without it"
+    )
     # Emu3's two stages: text and images, then clips too.
     packs: list[PacksConfig] = Field(
         [
@@ -222,7 +225,7 @@ class PrepareRecipe(Config):
     @property
     def kinds(self) -> list[Kind]:
         """Those that the recipe has, in the order in which they are prepared."""
-        every: tuple[Kind, ...] = ("images", "clips", "text", "dialogues")
+        every: tuple[Kind, ...] = ("images", "clips", "text", "dialogues", "features")
         return [kind for kind in every if getattr(self, kind) is not None]
 
     def vocabulary(self) -> Vocabulary:

@@ -122,6 +122,8 @@ def rows_of_documents(kind: str, entry: dict[str, Any], rows: Sequence[Row]) -> 
         return [
             {**row, "source": f"{row['source']}: row {row['row']}"} for row in rows if row["kept"]
         ]
+    if kind == "features":
+        return [row for row in rows if row["kept"]]
     share = entry["settings"].get("understanding", 0.0)
     return [
         row

@@ -20,6 +20,7 @@ from emu3_megatron.prepare.clips import (
 from emu3_megatron.prepare.codes import refuse_other_codes, tokenizer_hash
 from emu3_megatron.prepare.dialogues.preparing import prepare_dialogues
 from emu3_megatron.prepare.executors import Worker, line_of
+from emu3_megatron.prepare.features import prepare_features
 from emu3_megatron.prepare.images import (
     EncodeImages,
     caption_images,
@@ -68,7 +69,7 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
     vocabulary.encoding.check()
     if {"images", "clips"} & set(kinds) and recipe.tokenizer is None:
         raise InputError("tokenizer: name the folder of the vision tokenizer")
-    if recipe.tokenizer is not None and set(kinds) - {"text"}:
+    if recipe.tokenizer is not None and {"images", "clips", "dialogues"} & set(kinds):
         refuse_other_codes(read_network(recipe.tokenizer / "config.json"), vocabulary)
 
 
@@ -184,11 +185,17 @@ def _dialogues(workspace: Workspace) -> dict[str, Any]:
     return prepare_dialogues(workspace, workspace.recipe.dialogues)
 
 
+def _features(workspace: Workspace) -> dict[str, Any]:
+    assert workspace.recipe.features is not None
+    return prepare_features(workspace, workspace.recipe.features)
+
+
 _PIPELINES: dict[str, Callable[[Workspace], dict[str, Any]]] = {
     "images": _images,
     "clips": _clips,
     "text": _text,
     "dialogues": _dialogues,
+    "features": _features,
 }
 
 

@@ -54,6 +54,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "kept": _FLAG,
         "reason": _TEXT,
     },
+    "features": {"source": _TEXT, "kept": _FLAG, "reason": _TEXT},
     "dialogue rows": {
         "source": _TEXT,
         "row": _WHOLE,
