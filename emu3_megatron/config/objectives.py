@@ -20,6 +20,11 @@ class NextTokenConfig(Component):
         CLASS_WEIGHTS, "of a label's loss, by its class; the loss is the weighted mean"
     )
     z_loss: NonNegativeFloat = semantic(0.0, "weight of the mean squared log-partition")
+    codes: bool = semantic(
+        True,
+        "false leaves codes out: they are no labels and no candidates, and their rows of the head "
+        "get no gradient",
+    )
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -31,6 +36,15 @@ class NextTokenConfig(Component):
             if name not in CLASS_WEIGHTS:
                 raise ValueError(f"no class {name!r}; choose one of {', '.join(CLASS_WEIGHTS)}")
         return {**CLASS_WEIGHTS, **weights}
+
+    @validator(mode="after")
+    def _codes_that_are_left_out_weigh_nothing(self) -> "NextTokenConfig":
+        if not self.codes and self.weights["code"]:
+            raise ValueError(
+                f"codes=false leaves codes out, weights.code={self.weights['code']} trains them; "
+                "set it to 0"
+            )
+        return self
 
 
 class ReferenceSection(Component):

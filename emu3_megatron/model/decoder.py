@@ -52,7 +52,11 @@ class Decoder(MegatronModule):
         self.head = OutputHead(config, vocabulary.size, padded_size, backend.loss)
 
     def forward(
-        self, inputs: Inputs, want: Want = "logits", z_loss: float = 0.0
+        self,
+        inputs: Inputs,
+        want: Want = "logits",
+        z_loss: float = 0.0,
+        candidates: int | None = None,
     ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """Compute what is wanted of this rank's tokens.
 
@@ -66,9 +70,13 @@ class Decoder(MegatronModule):
                     ranks.
                 `hidden`: states behind the last norm, [s, b, h]; s / tensor in sequence parallel.
             z_loss: of `sums`, weight of the squared log-partition.
+            candidates: of `sums`, ids that the softmax is over, from 0; all without it. The head's
+                other rows get no gradient.
         """
         hidden_sbh = self._hidden(inputs)
-        return hidden_sbh if want == "hidden" else self.head(hidden_sbh, inputs, want, z_loss)
+        if want == "hidden":
+            return hidden_sbh
+        return self.head(hidden_sbh, inputs, want, z_loss, candidates)
 
     def _hidden(self, inputs: Inputs) -> Tensor:
         return self.block(

@@ -59,7 +59,12 @@ class OutputHead(ColumnParallelLinear):
         self.loss_backend = loss_backend
 
     def forward(  # type: ignore[override]
-        self, hidden_sbh: Tensor, inputs: Inputs, want: str, z_loss: float = 0.0
+        self,
+        hidden_sbh: Tensor,
+        inputs: Inputs,
+        want: str,
+        z_loss: float = 0.0,
+        candidates: int | None = None,
     ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """What is wanted of this rank's tokens: see `Decoder.forward`.
 
@@ -74,9 +79,11 @@ class OutputHead(ColumnParallelLinear):
         if want == "log_probabilities":
             return self._log_probabilities(hidden_sbh, inputs.labels_bs, inputs.kept)
         assert want == "sums", f"nothing is called {want}"
-        return self._sums(hidden_sbh, inputs, z_loss)
+        return self._sums(hidden_sbh, inputs, z_loss, candidates or self.vocab_size)
 
-    def _sums(self, hidden_sbh: Tensor, inputs: Inputs, z_loss: float) -> LinearCrossEntropy:
+    def _sums(
+        self, hidden_sbh: Tensor, inputs: Inputs, z_loss: float, candidates: int
+    ) -> LinearCrossEntropy:
         assert inputs.labels_bs is not None
         assert inputs.weights_bs is not None
         assert inputs.classes_bs is not None
@@ -86,7 +93,7 @@ class OutputHead(ColumnParallelLinear):
             inputs.labels_bs.T.flatten(),
             inputs.weights_bs.T.flatten(),
             inputs.classes_bs.T.flatten(),
-            vocab_size=self.vocab_size,
+            vocab_size=candidates,
             num_classes=len(CLASS_NAMES),
             z_loss=z_loss,
             exchange=_vocabulary_exchange(self.sequence_parallel),

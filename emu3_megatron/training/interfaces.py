@@ -21,7 +21,13 @@ Sums = dict[str, Tensor]
 class DecoderCall(Protocol):
     """A decoder as objectives see it, under every engine: see `model.Decoder.forward`."""
 
-    def __call__(self, inputs: Inputs, want: str = "logits", z_loss: float = 0.0) -> Any: ...
+    def __call__(
+        self,
+        inputs: Inputs,
+        want: str = "logits",
+        z_loss: float = 0.0,
+        candidates: int | None = None,
+    ) -> Any: ...
 
 
 class Objective(Protocol):

@@ -1,6 +1,7 @@
 """The weighted next-token loss: sum of weighted losses over sum of weights."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from emu3_megatron.config.objectives import NextTokenConfig
-from emu3_megatron.data.batches import Batch
+from emu3_megatron.data.batches import IGNORE, Batch
 from emu3_megatron.model import Inputs
 from emu3_megatron.training.interfaces import Engine, Sums
 from emu3_megatron.vocabulary import CLASS_NAMES, Vocabulary
@@ -25,6 +26,7 @@ class NextToken:
         self.columns: Mapping[str, Path] = {}
         self.group: int | None = None
         self.z_loss = section.z_loss
+        self._candidates = None if section.codes else vocabulary.first_code
 
     def prepare(self, engine: Engine) -> None:
         """Nothing to prepare."""
@@ -34,10 +36,18 @@ class NextToken:
         return batch.weights.sum(dtype=torch.float64)[None]
 
     def __call__(self, decoder: Any, inputs: Inputs, denominators: Tensor) -> tuple[Tensor, Sums]:
-        sums = decoder(inputs, "sums", self.z_loss)
+        sums = self._sums(decoder, inputs)
         # A step whose labels all weigh nothing has loss 0.
         weight = denominators[0].float().clamp(min=torch.finfo(torch.float32).tiny)
         return sums.loss / weight, {name: value.detach() for name, value in sums._asdict().items()}
+
+    def _sums(self, decoder: Any, inputs: Inputs) -> Any:
+        if self._candidates is None:
+            return decoder(inputs, "sums", self.z_loss)
+        assert inputs.labels_bs is not None
+        labels_bs = inputs.labels_bs.masked_fill(inputs.labels_bs >= self._candidates, IGNORE)
+        text = replace(inputs, labels_bs=labels_bs, kept=None)
+        return decoder(text, "sums", self.z_loss, candidates=self._candidates)
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """The loss, and NLL, accuracy and count of each class that occurred."""
