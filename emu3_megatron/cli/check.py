@@ -91,14 +91,28 @@ def _check_samples(path: str, model: str | None, deep: bool) -> str:
     return check_samples(Path(path))
 
 
-def _check_checkpoint(path: str, model: str | None, deep: bool) -> str:
-    folder = Path(path)
+def _check_columns(path: str, model: str | None, deep: bool) -> str:
+    about, size = _check_files(Path(path), "make them again with emu3 reference")
+    rows = sum(source["rows"] for source in about["sources"].values())
+    return (
+        f"{path}: column {about['column']} of {rows:,} rows of {len(about['sources'])} sources, "
+        f"by the checkpoint of step {about['checkpoint']['step']:,} in {about['precision']}; "
+        f"{size:,} bytes"
+    )
+
+
+def _check_files(folder: Path, otherwise: str) -> tuple[dict[str, Any], int]:
+    """What a manifest says, once its files are what it says, and their bytes."""
     about = manifest.read(folder)
     names = iter(tqdm(about["files"], desc="files", disable=None))
     while some := list(itertools.islice(names, _AT_ONCE)):
         if fault := manifest.first_fault(folder, some, about["files"]):
-            raise InputError(f"{fault}; copy it again, or use another checkpoint")
-    size = sum(file["bytes"] for file in about["files"].values())
+            raise InputError(f"{fault}; copy it again, or {otherwise}")
+    return about, sum(file["bytes"] for file in about["files"].values())
+
+
+def _check_checkpoint(path: str, model: str | None, deep: bool) -> str:
+    about, size = _check_files(Path(path), "use another checkpoint")
     return (
         f"{path}: checkpoint of step {about['step']:,}, {_contents(about)}; "
         f"{len(about['files'])} files, {size:,} bytes"
@@ -167,6 +181,7 @@ CHECKERS: dict[Kind, Callable[[str, str | None, bool], str]] = {
     "packs": _check_shard,
     "prepared data": _check_prepared,
     "samples": _check_samples,
+    "columns": _check_columns,
     "checkpoint": _check_checkpoint,
     "folder of checkpoints": _check_newest,
     "run": _check_run,

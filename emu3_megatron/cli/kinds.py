@@ -14,6 +14,7 @@ Kind = Literal[
     "packs",
     "prepared data",
     "samples",
+    "columns",
     "checkpoint",
     "folder of checkpoints",
     "run",
@@ -31,6 +32,7 @@ FORMATS: tuple[tuple[str, str, Kind], ...] = (
     ("manifest.json", "emu3-megatron/checkpoint/1", "checkpoint"),
     ("manifest.json", "emu3-megatron/prepared/1", "prepared data"),
     ("manifest.json", "emu3-megatron/samples/1", "samples"),
+    ("manifest.json", "emu3-megatron/columns/1", "columns"),
     ("pack.json", "emu3-megatron/packs/1", "packs"),
     ("config.json", "emu3-megatron/vision-tokenizer", "vision tokenizer"),
 )

@@ -1,12 +1,14 @@
 """`emu3 train`: the one place that puts objective, data, engine and hooks together."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from emu3_megatron.cli.arguments import Overrides, RecipeName
+from emu3_megatron.cli.kinds import TRACKER
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.config.base import Component, build
+from emu3_megatron.config.objectives import DpoConfig
 from emu3_megatron.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,9 +44,26 @@ def run_training(recipe: Recipe, accept: bool = False) -> None:
     setting = Setting.of(vocabulary, recipe.batch, recipe.run.seed, objective)
     data = build(recipe.data, {"mixture": MixtureData}, setting)
     hooks = [_build_hook(section) for section in recipe.hooks]
+    if isinstance(recipe.objective, DpoConfig):
+        hooks.append(_watch(recipe, recipe.objective, objective))
     if recipe.sample:
         hooks.append(DrawSamples(recipe.sample, vocabulary))
     train(recipe, objective=objective, data=data, hooks=hooks, accept=accept)
+
+
+def _watch(recipe: Recipe, section: DpoConfig, objective: Any) -> "Hook":
+    """See that the reference of a DPO run is its start, before the first step and after it."""
+    from emu3_megatron.alignment.reference import check_reference, layout_of
+    from emu3_megatron.alignment.watching import WatchPreferenceLoss
+    from emu3_megatron.training.objectives.preference import loss_without_preference
+
+    is_new = not (recipe.run.dir / "checkpoints" / TRACKER).is_file()
+    layout = layout_of(recipe.parallel, recipe.batch, recipe.backend)
+    init_from = recipe.run.init_from if is_new else None
+    noise = check_reference(objective.reference, init_from, layout, recipe.precision)
+    at_start = loss_without_preference(section.variant, section.beta)
+    warmup_steps = recipe.optimizer.schedule.warmup_steps
+    return WatchPreferenceLoss(at_start, recipe.precision, warmup_steps, noise)
 
 
 def _build_hook(section: Component) -> "Hook":

@@ -5,6 +5,7 @@ in order, float32, little-endian, and `HASH.lengths` the tokens of each row, int
 has the size and hash of both, and says whose numbers they are.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -142,20 +143,29 @@ class ColumnWriter:
     def __init__(self, folder: Path, about: dict[str, Any]):
         self.folder, self.about = folder, {"format": FORMAT, **about}
         self.beside = folder.with_name(f".{folder.name}.part")
-        self._begun: dict[str, dict[str, Any]] = {}  # name and rows on the disk, by content
+        self._lock()
+        # Name and rows on the disk of each source, by its content.
+        self._begun: dict[str, dict[str, Any]] = self._progress().get("sources", {})
         self._kept: set[str] = set()
-        if self._progress().get("about") != self.about:
-            shutil.rmtree(self.beside, ignore_errors=True)
-            self.beside.mkdir(parents=True)
-        self._begun = self._progress().get("sources", {})
         if (folder / manifest.NAME).is_file():
             self._take_over(read_columns(folder))
 
-    def _progress(self) -> dict[str, Any]:
+    def _lock(self) -> None:
+        """Two that write would mix their rows."""
+        self.beside.mkdir(parents=True, exist_ok=True)
+        self._locked = (self.beside / "lock").open("w")
         try:
-            return json.loads((self.beside / _PROGRESS).read_text())
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.folder}: another process writes it now; wait for it") from None
+
+    def _progress(self) -> dict[str, Any]:
+        """How far the columns that are written now got; nothing of others."""
+        try:
+            found = json.loads((self.beside / _PROGRESS).read_text())
         except (OSError, ValueError):
             return {}
+        return found if found["about"] == self.about else {}
 
     def _take_over(self, before: dict[str, Any]) -> None:
         assert same_columns(before, self.about), "a folder of other columns"

@@ -12,6 +12,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.model.decoder import Decoder, build_decoder
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.groups import token_group
+from emu3_megatron.parallel.votes import on_first_rank
 
 _ARCHITECTURE = ("layers", "hidden", "heads", "kv_heads", "ffn", "rope_base", "norm_epsilon")
 
@@ -35,6 +36,21 @@ def open_decoder(
     decoder = build_decoder(recipe.model, parallel, seed=None, bf16=bf16, backend=backend)
     load_decoder(path, decoder)
     return decoder.eval(), recipe
+
+
+def find_weights(path: Path, model: ModelConfig) -> Path:
+    """The checkpoint there, proven whole and of this model; a call on every rank.
+
+    Args:
+        path: a run, a folder of checkpoints, or a checkpoint.
+
+    Raises:
+        InputError: none is there, it is damaged, or of another model.
+    """
+    path = on_first_rank(lambda: find_checkpoint(path))
+    check_model(path, read_checkpoint(path), model)
+    verify(path)
+    return path
 
 
 def load_decoder(path: Path, decoder: Decoder) -> None:

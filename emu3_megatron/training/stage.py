@@ -6,7 +6,6 @@ from typing import Any
 
 from emu3_megatron import parallel
 from emu3_megatron.checkpoints.folders import (
-    find_checkpoint,
     newest_sound,
     read_checkpoint,
     refuse_old,
@@ -24,7 +23,7 @@ from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.flops import flops_per_token, peak_flops
-from emu3_megatron.model.opening import check_model
+from emu3_megatron.model.opening import check_model, find_weights
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
@@ -131,13 +130,7 @@ def _to_resume_from(config: RunConfig, model: ModelConfig) -> tuple[Path | None,
 
 def _to_start_from(config: RunConfig, model: ModelConfig) -> Path | None:
     """The checkpoint whose weights a new run starts from, proven whole and of this model."""
-    init_from = config.init_from
-    if init_from is None:
-        return None
-    path = on_first_rank(lambda: find_checkpoint(init_from))
-    check_model(path, read_checkpoint(path), model)
-    verify(path)
-    return path
+    return None if config.init_from is None else find_weights(config.init_from, model)
 
 
 def _completed(

@@ -17,6 +17,7 @@ from emu3_megatron.cli.kinds import FORMATS, Kind, kind_of
 from emu3_megatron.config.model import ModelConfig
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.data import columns
 from emu3_megatron.data.packing import pack_set
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare import workspace
@@ -91,6 +92,7 @@ def test_the_formats_are_those_that_are_written():
         pack_set.FORMAT,
         workspace.FORMAT,
         samples.FORMAT,
+        columns.FORMAT,
         tokenizer.FORMAT,
     }
 

@@ -107,6 +107,7 @@ class Dpo:
             **{f"logps/{side}": float(sums["log_prob"][i]) / pairs for i, side in enumerate(SIDES)},
             "entropy": float(sums["entropy"]) / ((chosen_tokens + rejected_tokens) or 1.0),
             "num_tokens": float(sums["tokens"]),
+            "num_pairs": float(sums["pairs"]),
             **self._by_class(sums, pairs),
         }
 
