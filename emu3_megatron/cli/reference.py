@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def reference(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Store the reference of a DPO recipe.
 
-    It is the log-probabilities of the model that training starts from. Reads every row of data.sources and validation.sources, in the recipe's own layout, and writes
+    It is the log-probabilities of the model that training starts from, of every row of data.sources
+    and validation.sources, computed in the recipe's own layout and written to
     objective.reference.folder. Stopped, it goes on where it was when it is started again.
 
     Several processes: torchrun --nproc-per-node N -m emu3_megatron reference RECIPE ...
