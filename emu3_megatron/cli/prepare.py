@@ -13,7 +13,7 @@ from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 
 group = new_group(
-    help="Photos, clips, text and dialogues to shards of tokens and packs.\n\n"
+    help="Photos, clips, text and dialogues to shards and packs.\n\n"
     "The same command goes on after an interruption, and does nothing when all is done."
 )
 
