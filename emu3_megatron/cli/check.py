@@ -58,6 +58,8 @@ def _what_instead(path: Path) -> str:
         return f"a file of {path.parent} ({kind}); name that folder"
     if path.is_dir() and path.name.startswith(".step-"):
         return "a checkpoint that was not written to its end; name another"
+    if (path / ".work" / "settings.json").is_file():
+        return "samples that are not drawn to the end; run emu3 preferences sample again"
     if path.is_dir() and (shards := sorted(path.glob("*.idx"))):
         return f"a folder of {len(shards)} shards; name one, such as {shards[0].with_suffix('')}"
     inside = [f"{found.name} ({kind})" for found, kind in kinds_inside(path)]

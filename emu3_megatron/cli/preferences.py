@@ -89,7 +89,7 @@ def sample(
     network = None
     if any(prompt.meta for prompt in wanted):
         network = VisionTokenizer.load(tokenizer or recipes_tokenizer(recipe, checkpoint))
-        network.to(mesh.device)
+        network.to(mesh.device if mesh.is_first else "cpu")  # the first rank writes the media
     if guidance is None:
         guidance = default_guidance(about)
     elif mesh.is_first:

@@ -38,3 +38,13 @@ def test_votes_that_do_not_belong_there(folder, capsys):
         main(["check", str(folder)])
 
     assert "votes-ann.jsonl: line 1: prompt 7" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_finished(tmp_path, capsys):
+    (tmp_path / "samples" / ".work").mkdir(parents=True)
+    (tmp_path / "samples" / ".work" / "settings.json").write_text("{}")
+
+    with pytest.raises(SystemExit):
+        main(["check", str(tmp_path / "samples")])
+
+    assert "samples that are not drawn to the end" in capsys.readouterr().err
