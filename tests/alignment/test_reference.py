@@ -14,6 +14,7 @@ from support.steps import start
 
 from emu3_megatron import parallel
 from emu3_megatron.alignment.reference import check_reference, layout_of
+from emu3_megatron.checkpoints.folders import find_checkpoint
 from emu3_megatron.cli.reference import store_reference
 from emu3_megatron.cli.train import run_training
 from emu3_megatron.config import Recipe
@@ -58,7 +59,7 @@ def metrics_of(recipes: list[Recipe]) -> list[list[dict[str, float]]]:
     for recipe in recipes:
         steps = start(recipe)
         assert recipe.run.init_from
-        steps.engine.start_from(recipe.run.init_from / "step-00000003")
+        steps.engine.start_from(find_checkpoint(recipe.run.init_from))
         found.append([result.metrics for result in steps.take(0, 6)])
         parallel.stop(keep_processes=True)
     return found
