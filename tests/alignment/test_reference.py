@@ -1,6 +1,7 @@
 """Stored references: as good as a live one, and refused where they are of something else."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from support.pairs import dpo_recipe, pack_pairs, pairs_of_answers, pairs_of_ima
 from support.processes import run_processes
 from support.running import emu3
 from support.steps import start
+from support.tiny import make_packs
 
 from emu3_megatron import parallel
 from emu3_megatron.alignment.reference import check_reference, layout_of
@@ -85,13 +87,14 @@ def test_six_steps_are_those_of_a_live_reference_bit_for_bit(folder: Path):
 
 
 def test_every_layout_stores_every_row_once(folder: Path, tmp_path: Path):
-    """Three rows on two data parallel ranks leave one of them without its own."""
+    """An odd number of rows leaves one of two data parallel ranks without its own at the end."""
     layouts = {"dp": {}, "tp-cp": {"tensor": 2, "context": 2, "sequence": True}}
     for name, layout in layouts.items():
         recipe = recipe_of(folder, str(tmp_path / name), parallel=layout)
         run_processes(store_alone, 4 if layout else 2, recipe)
 
     alone = stored_values(folder / "stored")
+    assert any(about["rows"] % 2 for about in read_columns(folder / "stored")["sources"].values())
     for name in layouts:
         found = stored_values(tmp_path / name)
         assert found.keys() == alone.keys()
@@ -100,7 +103,7 @@ def test_every_layout_stores_every_row_once(folder: Path, tmp_path: Path):
             assert (values < 0).sum() > 100
 
 
-def test_what_is_stored_already_is_not_computed_again(folder: Path, capsys: Any):
+def test_what_is_stored_already_is_not_computed_again(folder: Path):
     before = (folder / "stored" / "manifest.json").stat().st_mtime_ns
 
     ended = emu3_reference(folder, recipe_of(folder))
@@ -111,24 +114,25 @@ def test_what_is_stored_already_is_not_computed_again(folder: Path, capsys: Any)
 
 
 def emu3_reference(folder: Path, recipe: Recipe) -> Any:
-    return run_emu3(folder, "reference", recipe)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    return emu3("reference", "recipe.yaml", cwd=folder)
 
 
-def run_emu3(folder: Path, command: str, recipe: Recipe, *more: str) -> Any:
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    return emu3(command, path, *more, cwd=folder)
+def test_the_shipped_recipe_logs_rewards_and_measures_held_out_pairs(folder: Path, tmp_path: Path):
+    """And a resumed run goes on with the reference that its checkpoint knows."""
+    keys = ["model.hidden=32", "model.ffn=64", "model.codes=600", "data.context=256"]
+    keys += [f"data.sources.0.pack={folder}/pairs.pack", f"run.init_from={folder}/start"]
+    keys += ["validation.every=3", "validation.batches=1", "batch.size=2", "batch.micro_size=1"]
+    keys += [f"validation.sources.0.pack={folder}/held.pack", "objective.tokens=answer"]
+    keys += ["run.dir=run", "run.steps=6", "run.log_every=1", "run.tensorboard=true"]
+    words = ["dpo-tiny-cpu", *keys, "objective.reference.folder=stored"]
 
+    stored = emu3("reference", *words, cwd=tmp_path)
+    halfway = emu3("train", *words, "run.stop_after=3", cwd=tmp_path)
+    end = emu3("train", *words, cwd=tmp_path)
+    status = emu3("status", "run", cwd=tmp_path)
 
-def test_a_run_logs_rewards_and_measures_held_out_pairs(folder: Path, tmp_path: Path):
-    """And a resumed one goes on with the reference that its checkpoint knows."""
-    run = {"dir": str(tmp_path / "run"), "log_every": 1, "tensorboard": True}
-    recipe = recipe_of(folder, run={"steps": 6, "init_from": str(folder / "start"), **run})
-
-    halfway = run_emu3(folder, "train", recipe, "run.stop_after=3")
-    end = run_emu3(folder, "train", recipe)
-    status = emu3("status", tmp_path / "run", cwd=tmp_path)
-
+    assert (stored.code, stored.said.count("rows of 2 sources")) == (0, 1), stored.said
     assert (halfway.code, end.code) == (0, 0), halfway.said + end.said
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -231,8 +235,6 @@ def test_recipes_without_a_stored_reference(folder: Path):
 
 
 def test_packs_whose_documents_stand_alone(folder: Path, tmp_path: Path):
-    from support.tiny import make_packs
-
     recipe = changed(recipe_of(folder), data__sources=[{"pack": str(make_packs(tmp_path))}])
     recipe = changed(recipe, data__context=128, validation=None)
 
@@ -242,8 +244,6 @@ def test_packs_whose_documents_stand_alone(folder: Path, tmp_path: Path):
 
 
 def test_emu3_check_knows_a_reference_and_finds_damage(folder: Path, tmp_path: Path):
-    import shutil
-
     copy = shutil.copytree(folder / "stored", tmp_path / "copy")
     whole = emu3("check", copy, cwd=tmp_path)
     values = next(copy.glob("*.values"))
