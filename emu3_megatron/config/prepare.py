@@ -71,6 +71,28 @@ class QualityConfig(Config):
     head: Path | None = Field(None, description="LAION's aesthetic head over it, a .pth file")
 
 
+class SelectionConfig(Config):
+    """The best by their scores, of what all other rules keep."""
+
+    columns: dict[str, PositiveFloat] = Field(
+        min_length=1, description="of scores, each with its weight in the mean"
+    )
+    table: Path | None = Field(
+        None,
+        description=".jsonl or .parquet with columns of yours, a row for each file; for each clip "
+        "of a video where it has a column start_frame",
+    )
+    file_column: str = Field("file", description="column of the table that names the file")
+    top: float | None = Field(None, gt=0, le=1, description="share that is kept, rounded up")
+    at_least: float | None = Field(None, description="mean that is kept, and above")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "SelectionConfig":
+        if (self.top is None) == (self.at_least is None):
+            raise ValueError("give one of top and at_least")
+        return self
+
+
 class ImagesConfig(Config):
     """Photos."""
 
@@ -87,6 +109,7 @@ class ImagesConfig(Config):
     near_duplicate_bits: int = Field(
         3, ge=-1, le=7, description="of 64 that may differ; -1 keeps near duplicates"
     )
+    select: SelectionConfig | None = Field(None, description=SelectionConfig.__doc__)
     area: PositiveInt = Field(512 * 512, description="pixels an image is encoded at")
     understanding: float = Field(
         0.0, ge=0, le=1, description="share written once more with the caption behind the image"
@@ -119,7 +142,9 @@ class ClipsConfig(Config):
     )
     max_flow: PositiveFloat = Field(0.5, description="clips that move more are dropped")
     raft: Path | None = Field(None, description="weights of torchvision's raft_large; or DIS flow")
+    min_side: PositiveInt = Field(1, description="pixels of the shorter side of a kept clip")
     min_quality: float = Field(5.0, description="the least of 3 frames")
+    select: SelectionConfig | None = Field(None, description=SelectionConfig.__doc__)
     area: PositiveInt = Field(512 * 512, description="pixels a frame is encoded at")
     max_tokens: PositiveInt = Field(
         130_000, description="longer clips leave out frames evenly until they fit"

@@ -171,6 +171,8 @@ def decide_clips(rows: Sequence[Row], config: ClipsConfig) -> None:
 def _fault(row: Row, config: ClipsConfig) -> str | None:
     if row["seconds"] < config.min_seconds or _frames(row) < TEMPORAL_FACTOR:
         return f"too short: {row['seconds']:.2f} s"
+    if min(row["width"], row["height"]) < config.min_side:
+        return f"too small: {row['width']}x{row['height']}"
     if row["text_area"] is not None and row["text_area"] > config.max_text:
         return f"too much text: {row['text_area']:.1%}"
     if row["flow"] < config.min_flow:

@@ -44,11 +44,14 @@ def write_page(out: Path, page: Path, tokenizer: VisionTokenizer | None, samples
         stores = [TokenStore(out / "shards" / s["name"], vocabulary) for s in entry["shards"]]
         rows = read_table(out / f"{kind}.parquet")
         of_documents = rows_of_documents(kind, entry, rows)
+        scores = _scores_of(entry)
+        shown = _samples(stores, of_documents, scores, tokenizer, samples, random)
         blocks += [
             pages.heading(f"{kind}: {entry['kept']:,} of {entry['found']:,} kept"),
-            *_plots(stores, rows, vocabulary),
+            *_selection(entry),
+            *_plots(stores, rows, scores, vocabulary),
             pages.heading("Samples", 3),
-            pages.side_by_side(list(_samples(stores, of_documents, tokenizer, samples, random))),
+            pages.side_by_side(list(shown)),
             pages.heading("Set aside", 3),
             pages.table(
                 ["why", "items"], [[why, f"{n:,}"] for why, n in entry["set_aside"].items() if n]
@@ -57,6 +60,28 @@ def write_page(out: Path, page: Path, tokenizer: VisionTokenizer | None, samples
         ]
     with replacing(page) as beside:
         beside.write_text(pages.page(str(out), blocks))
+
+
+def _scores_of(entry: dict[str, Any]) -> list[str]:
+    """Columns of the table that hold scores: those it was selected by come first."""
+    chosen = ["score", *entry["selected"]["columns"]] if "selected" in entry else []
+    return [*chosen, *(name for name in _SCORES if name not in chosen)]
+
+
+def _selection(entry: dict[str, Any]) -> list[pages.Html]:
+    """By what the best were chosen, if they were."""
+    if "selected" not in entry:
+        return []
+    about = entry["selected"]
+    columns = ", ".join(f"{name} x {weight:g}" for name, weight in about["columns"].items())
+    rule = f"the best {about['top']:.2%}" if "top" in about else f"from {about['at_least']:g}"
+    least = "" if about["least"] is None else f", the least {about['least']:.4g}"
+    return [
+        pages.paragraph(
+            f"Selected by the mean of {columns}, {rule}: "
+            f"{about['selected']:,} of {about['scored']:,} with a score{least}."
+        )
+    ]
 
 
 def _packs(out: Path, manifest: dict[str, Any]) -> list[pages.Html]:
@@ -86,11 +111,14 @@ def _fills(packs: Path, context: int) -> np.ndarray:
 
 
 def _plots(
-    stores: Sequence[TokenStore], rows: Sequence[Row], vocabulary: Vocabulary
+    stores: Sequence[TokenStore],
+    rows: Sequence[Row],
+    scores: Sequence[str],
+    vocabulary: Vocabulary,
 ) -> list[pages.Html]:
     lengths = np.concatenate([store.document_lengths for store in stores])
     plots = [pages.histogram("tokens a document", lengths)]
-    for score in _SCORES:
+    for score in scores:
         values = [row[score] for row in rows if row.get(score) is not None]
         if values:
             plots.append(pages.histogram(score, values))
@@ -136,6 +164,7 @@ def rows_of_documents(kind: str, entry: dict[str, Any], rows: Sequence[Row]) -> 
 def _samples(
     stores: Sequence[TokenStore],
     rows: Sequence[Row],
+    scores: Sequence[str],
     tokenizer: VisionTokenizer | None,
     samples: int,
     random: np.random.Generator,
@@ -144,13 +173,13 @@ def _samples(
     for number in sorted(random.permutation(len(every))[:samples].tolist()):
         store, document = every[number]
         shown = list(_blocks(store.document(document), store.vocabulary, tokenizer))
-        about = _scores(rows[number]) if rows else []
+        about = _scores(rows[number], scores) if rows else []
         yield pages.card(shown, [*about, f"{store.prefix.name}/{document}"])
 
 
-def _scores(row: Row) -> list[str]:
-    scores = [f"{name} {row[name]:.4g}" for name in _SCORES if row.get(name) is not None]
-    return [row["source"], ", ".join(scores)]
+def _scores(row: Row, scores: Sequence[str]) -> list[str]:
+    found = [f"{name} {row[name]:.4g}" for name in scores if row.get(name) is not None]
+    return [row["source"], ", ".join(found)]
 
 
 def _blocks(

@@ -29,6 +29,7 @@ from emu3_megatron.prepare.images import (
     score_images,
 )
 from emu3_megatron.prepare.packing import pack_prepared
+from emu3_megatron.prepare.selecting import select_best
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text import text_tasks, tokenise
@@ -115,10 +116,11 @@ def _images(workspace: Workspace) -> dict[str, Any]:
     assert config is not None
     rows = score_images(workspace, config)
     decide_images(rows, config)
+    selected = select_best("images", rows, config.select) if config.select else None
     caption_images(workspace, config, rows)
     encode = partial(EncodeImages, config)
     values = {"area": config.area, "understanding": config.understanding}
-    return _encode(workspace, "images", rows, encode, values, recipe.run.task_items)
+    return _encode(workspace, "images", rows, selected, encode, values, recipe.run.task_items)
 
 
 def _clips(workspace: Workspace) -> dict[str, Any]:
@@ -126,16 +128,18 @@ def _clips(workspace: Workspace) -> dict[str, Any]:
     assert config is not None
     rows = score_clips(workspace, config)
     decide_clips(rows, config)
+    selected = select_best("clips", rows, config.select) if config.select else None
     caption_clips(workspace, config, rows)
     encode = partial(EncodeClips, config)
     values = {"area": config.area, "max_tokens": config.max_tokens}
-    return _encode(workspace, "clips", rows, encode, values, _CLIPS_A_TASK)
+    return _encode(workspace, "clips", rows, selected, encode, values, _CLIPS_A_TASK)
 
 
 def _encode(
     workspace: Workspace,
     kind: str,
     rows: Sequence[Row],
+    selected: dict[str, Any] | None,
     encode: Callable[..., Worker],
     values: dict[str, Any],
     items: int,
@@ -143,7 +147,7 @@ def _encode(
     """The table, then shards of what is kept."""
     recipe = workspace.recipe
     # The table first: it says why, also when the run stops here.
-    write_table(workspace.table(kind), kind, rows)
+    write_table(workspace.table(kind), kind, rows, selected["columns"] if selected else ())
     refuse_unusable(rows, recipe.strict)
     refuse_nothing(kind, rows)
     vocabulary = recipe.vocabulary()
@@ -158,6 +162,7 @@ def _encode(
         "found": len(rows),
         "kept": sum(bool(row["kept"]) for row in rows),
         "set_aside": set_aside(rows),
+        **({"selected": selected} if selected else {}),
         "shards": describe_shards(workspace, made),
     }
 

@@ -1,6 +1,7 @@
-"""Parquet tables of items: scores, captions, and what was set aside and why."""
+"""Parquet tables of items: scores, captions, and what was set aside and why; tables of users."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ Row = dict[str, Any]
 
 # One schema for a kind, so that a column that is empty in one part has the type it has elsewhere.
 _TEXT, _NUMBER, _WHOLE, _FLAG, _TEXTS = "string", "double", "int64", "bool", "texts"
-_DECIDED = {"kept": _FLAG, "reason": _TEXT, "captions": _TEXTS}
+_DECIDED = {"score": _NUMBER, "kept": _FLAG, "reason": _TEXT, "captions": _TEXTS}
 SCHEMAS: dict[str, dict[str, str]] = {
     "images": {
         "source": _TEXT,
@@ -67,12 +68,26 @@ SCHEMAS: dict[str, dict[str, str]] = {
 }
 
 
-def write_table(path: str | Path, schema: str, rows: Sequence[Row]) -> None:
-    """Write rows as Parquet, whole or not at all; a column that a row lacks is null."""
-    write_groups(path, schema, [rows])
+def numbers_of(kind: str) -> list[str]:
+    """Columns of a kind's table that hold numbers which are measured of every item."""
+    numbers = (_NUMBER, _WHOLE)
+    return [name for name, of in SCHEMAS[kind].items() if of in numbers and name not in _DECIDED]
 
 
-def write_groups(path: str | Path, schema: str, groups: Iterable[Sequence[Row]]) -> None:
+def write_table(
+    path: str | Path, schema: str, rows: Sequence[Row], scores: Iterable[str] = ()
+) -> None:
+    """Write rows as Parquet, whole or not at all; a column that a row lacks is null.
+
+    Args:
+        scores: columns of numbers besides those of the schema.
+    """
+    write_groups(path, schema, [rows], scores)
+
+
+def write_groups(
+    path: str | Path, schema: str, groups: Iterable[Sequence[Row]], scores: Iterable[str] = ()
+) -> None:
     """The same of groups of rows, of which one at a time is in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -84,7 +99,8 @@ def write_groups(path: str | Path, schema: str, groups: Iterable[Sequence[Row]])
         _FLAG: pa.bool_(),
         _TEXTS: pa.list_(pa.string()),
     }
-    fields = pa.schema([(name, types[kind]) for name, kind in SCHEMAS[schema].items()])
+    columns_of = dict.fromkeys(scores, _NUMBER) | SCHEMAS[schema]
+    fields = pa.schema([(name, types[kind]) for name, kind in columns_of.items()])
     with replacing(path) as beside, pq.ParquetWriter(beside, fields) as writer:
         for rows in groups:
             columns = [pa.array([r.get(f.name) for r in rows], f.type) for f in fields]
@@ -115,6 +131,25 @@ def read_groups(
     with pq.ParquetFile(path) as file:
         numbers = range(file.num_row_groups) if groups is None else groups
         return [file.read_row_group(n, list(columns)).to_pylist() for n in numbers]
+
+
+def read_records(path: Path, what: str) -> Iterator[Any]:
+    """Rows of a user's .parquet, or values of the lines of a .jsonl file.
+
+    Args:
+        what: it is, for the message.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix == ".parquet":
+        yield from read_table(path)
+        return
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable {what} ({error})") from None
 
 
 def read_tables(paths: Iterable[Path]) -> list[Row]:

@@ -158,6 +158,7 @@ def test_frames_of_a_variable_rate_are_counted_and_timed(tmp_path):
         ({"flow": 0.0}, "too still: flow 0.0000"),
         ({"flow": 0.9}, "too fast: flow 0.9000"),
         ({"quality": 4.9}, "low quality: 4.90"),
+        ({"height": 31}, "too small: 64x31"),
     ],
 )
 def test_the_rules_of_emu3(scores, reason):
@@ -167,13 +168,15 @@ def test_the_rules_of_emu3(scores, reason):
         "start_frame": 0,
         "end_frame": 100,
         "seconds": 4.0,
+        "width": 64,
+        "height": 48,
         "text_area": 0.0,
         "flow": 0.05,
         "quality": 6.0,
         "error": None,
     }
     row = {**good, **scores}
-    decide_clips([row], ClipsConfig(source="videos"))
+    decide_clips([row], ClipsConfig(source="videos", min_side=32))
 
     assert (row["kept"], row["reason"]) == (reason is None, reason)
 

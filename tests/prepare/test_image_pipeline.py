@@ -245,7 +245,7 @@ def test_a_file_system_without_locks_is_named(recipe, monkeypatch):
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(recipe, monkeypatch):
-    def full(path, schema, rows):
+    def full(path, schema, rows, scores):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:

@@ -108,7 +108,7 @@ def _ask(
 def refuse_unusable(rows: Sequence[Row], strict: bool) -> None:
     """With `strict`, raise InputError at the first item that cannot be used."""
     for row in rows:
-        unusable = row["error"] or (row["reason"] or "").startswith("no caption")
+        unusable = row["error"] or (row["reason"] or "").startswith(("no caption", "no score"))
         if strict and unusable:
             raise InputError(
                 f"{row['source']}: {row['error'] or row['reason']}; repair it, or let it be "

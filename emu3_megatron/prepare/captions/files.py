@@ -1,13 +1,11 @@
 """Reads captions from a manifest, or from the .txt beside a file."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.prepare import CaptionConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.tables import read_table
+from emu3_megatron.prepare.tables import read_records
 
 
 class Captions:
@@ -21,7 +19,7 @@ class Captions:
         self._folder = folder
         self._listed: dict[str, list[str]] = {}
         if config.manifest is not None:
-            for number, row in enumerate(_rows(config.manifest), 1):
+            for number, row in enumerate(read_records(config.manifest, "caption manifest"), 1):
                 self._add(config, row, f"{config.manifest}: row {number}")
 
     def _add(self, config: CaptionConfig, row: dict[str, Any], where: str) -> None:
@@ -46,14 +44,3 @@ class Captions:
         except UnicodeDecodeError:
             raise InputError(f"its caption {file.name} is not UTF-8 text") from None
         return [caption] if caption else []
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        yield from read_table(path)
-        return
-    try:
-        with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable caption manifest ({error})") from None
