@@ -1,10 +1,12 @@
-"""The shipped prepare recipes make what the shipped stages read; both stages train on it."""
+"""The shipped prepare recipes make what the shipped stages read; they train on it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.media.writers import write_clip
 from emu3_megatron.prepare.checking import check_prepared
 from emu3_megatron.prepare.pipeline import prepare
+from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 MADE_BY = {
@@ -54,6 +57,9 @@ def raw(tmp_path: Path) -> Path:
         photo.save(tmp_path / "photos" / f"{i}.png")
         (tmp_path / "photos" / f"{i}.txt").write_text(f"photo {i}")
         (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i} " * 10)
+    scores = {"file": [f"{i}.png" for i in range(12)], "hpsv2": [i % 4 for i in range(12)]}
+    scores |= {"mps": list(range(12)), "aesthetic": [float(-abs(i - 5)) for i in range(12)]}
+    pq.write_table(pa.table(scores), tmp_path / "photos-scores.parquet")
     write_clip(tmp_path / "videos" / "noise.mp4", torch.rand(16, 3, 48, 64) * 2 - 1, fps=8)
     (tmp_path / "videos" / "noise.txt").write_text("noise that flickers")
     network = TokenizerNetwork(preset="tiny")
@@ -61,21 +67,23 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepare_small(folder: Path) -> None:
-    """What `prepare-8b` says of packs, on small photos, with short contexts."""
-    values = read_recipe("prepare-8b") | {"model": "emu3-tiny"}
-    for key, place in {"out": "data", "tokenizer": "runs/tokenizer"}.items():
-        assert values[key] == place
-        values[key] = str(folder / place)
-    loose = {"min_quality": 0, "ocr": False, "area": 1536}
-    values["images"] |= {**loose, "min_side": 32, "near_duplicate_bits": -1}
+def prepare_small(name: str, folder: Path) -> Path:
+    """What a shipped recipe says of selection and packs, on small photos, with short contexts."""
+    values = read_recipe(name) | {"model": "emu3-tiny"}
+    for key in ("out", "tokenizer"):
+        values[key] = str(folder / values[key])
+    loose = {"min_quality": 0, "ocr": False, "area": 1536, "min_side": 32}
+    values["images"] |= {**loose, "near_duplicate_bits": -1}
     values["clips"] |= {**loose, "min_seconds": 0, "min_flow": 0, "max_flow": 99}
-    for kind in ("images", "clips", "text"):
+    if select := values["images"].get("select"):
+        select["table"] = str(folder / select["table"])
+    for kind in {"images", "clips", "text"} & values.keys():
         values[kind]["source"] = str(folder / values[kind]["source"])
     for packs in values["packs"]:
         packs["context"] = CONTEXTS[packs["context"]]
     recipe = PrepareRecipe.model_validate({**values, "run": {"executor": "local"}})
     prepare(recipe, recipe.kinds)
+    return recipe.out
 
 
 def small_stage(stage: str, folder: Path) -> Recipe:
@@ -99,13 +107,24 @@ def small_stage(stage: str, folder: Path) -> Recipe:
     return load_recipe(Recipe, path)
 
 
-def test_both_stages_train_from_the_packs_of_one_prepare_recipe(raw):
-    prepare_small(raw)
-    assert "6 folders of packs" in check_prepared(raw / "data", deep=True)
+def train_small(stage: str, folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics of a short training."""
+    recipe = small_stage(stage, folder)
+    run_processes(run_training, 1, recipe)
+    return [json.loads(row) for row in (recipe.run.dir / "metrics.jsonl").open()]
 
+
+def test_all_stages_train_from_what_their_recipes_prepare(raw):
+    assert "6 folders of packs" in check_prepared(prepare_small("prepare-8b", raw), deep=True)
     for stage in ("stage1-8b-h100x64", "stage2-8b-h100x64"):
-        recipe = small_stage(stage, raw)
-        run_processes(run_training, 1, recipe)
-        rows = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(row)["step"] for row in rows] == [1, 2]
-        assert all(json.loads(row)["tokens_text"] > 0 for row in rows)
+        rows = train_small(stage, raw)
+        assert [row["step"] for row in rows] == [1, 2]
+        assert all(row["tokens_text"] > 0 for row in rows)
+
+    best = prepare_small("prepare-quality-8b", raw)
+    assert "2 folders of packs" in check_prepared(best, deep=True)
+    kept = [row["source"] for row in read_table(best / "images.parquet") if row["kept"]]
+    assert kept == ["11.png", "7.png"], "the best tenth of twelve"
+    rows = train_small("quality-8b-h100x64", raw)
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["nll_code"]), "codes alone are trained"
