@@ -34,6 +34,8 @@ NOT_RUN = {
     "--nproc-per-node 8": "needs eight GPUs",
     "examples/data": "reads Debian packages; tests/prepare/test_example.py runs it",
     "runs/data": "reads Debian packages; tests/prepare/test_example.py runs it",
+    "examples/shapes": "trains for minutes; tests/examples/test_quality_example.py runs it",
+    "runs/shapes": "trains for minutes; tests/examples/test_quality_example.py runs it",
     "prepare all recipe.yaml": "needs a server that writes captions, and a Ray cluster",
     "Emu3-": "needs BAAI's weights",
     "movqgan": "needs SBER's weights",
