@@ -10,4 +10,4 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-exec bash "${EMU3:?set EMU3 to the checkout}/tools/slurm_train.sh" stage2-8b-h100x64 "$@"
+exec bash "${EMU3:?set EMU3 to the checkout}/tools/slurm_emu3.sh" train stage2-8b-h100x64 "$@"

@@ -11,7 +11,7 @@ from support.tiny import make_packs, tiny_recipe
 from emu3_megatron.cli import main
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER = ROOT / "tools" / "slurm_train.sh"
+LAUNCHER = ROOT / "tools" / "slurm_emu3.sh"
 TEMPLATES = sorted(ROOT.glob("examples/*/slurm.sh"))
 STEPS = 400
 LAYOUT = ("parallel.tensor=2", "parallel.sequence=true")
@@ -38,7 +38,7 @@ def losses_of(run: Path) -> list[tuple[int, float]]:
 def test_a_preempted_job_saves_is_requeued_and_finishes_as_if_alone(slurm, tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path), tmp_path / "run"
     nodes = ("--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append")
-    launch = f"bash {LAUNCHER} {recipe} {' '.join(LAYOUT)}"
+    launch = f"bash {LAUNCHER} train {recipe} {' '.join(LAYOUT)}"
     job = slurm.submit("-p", "low", *nodes, "--wrap", launch)
     slurm.wait(job, lambda job: len(rows_of(run)) > 20)
     slurm.submit("-p", "high", "--nodes=2", "--wrap", "sleep 1")
@@ -56,7 +56,7 @@ def test_a_job_near_its_time_limit_is_signalled_and_requeued(slurm, tmp_path: Pa
     recipe, run = write_recipe(tmp_path), tmp_path / "run"
     limits = ("--time=1", "--signal=USR1@45", "--requeue", "--open-mode=append")
     endless = f"run.steps={100 * STEPS}"
-    job = slurm.submit(*limits, "--wrap", f"bash {LAUNCHER} {recipe} {endless}")
+    job = slurm.submit(*limits, "--wrap", f"bash {LAUNCHER} train {recipe} {endless}")
     slurm.wait(job, lambda job: job["Restarts"] == "1")
     slurm.run("scancel", job)
     assert (run / "checkpoints" / "latest").is_file()
@@ -66,7 +66,7 @@ def test_a_job_near_its_time_limit_is_signalled_and_requeued(slurm, tmp_path: Pa
 @pytest.mark.slow
 def test_a_run_that_fails_is_not_requeued(slurm, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
-    job = slurm.submit("--requeue", "--wrap", f"bash {LAUNCHER} {recipe} data.context=96")
+    job = slurm.submit("--requeue", "--wrap", f"bash {LAUNCHER} train {recipe} data.context=96")
     slurm.wait(job, lambda job: job["JobState"] == "FAILED")
     assert "packed for a context of 128" in slurm.log(job)
     assert slurm.job(job)["Restarts"] == "0"

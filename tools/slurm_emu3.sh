@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Inside a Slurm job: one process a task trains a recipe; a run that was told to leave is requeued.
+# Inside a Slurm job: one process a task runs emu3; a run that was told to leave is requeued.
 #   srun gets the tasks from the job: --nodes and --ntasks-per-node, one task a GPU.
-#   bash tools/slurm_train.sh RECIPE [dotted.key=value ...]
+#   bash tools/slurm_emu3.sh train RECIPE [dotted.key=value ...]
 set -uo pipefail
 requeue=75 # the exit status of a run that has saved and wants to go on; docs/reliability.md
 
@@ -13,7 +13,7 @@ export WORLD_SIZE=${SLURM_NTASKS:-1}
 # Without --kill-on-bad-exit the job would wait for ever for the peers of a rank that died.
 # shellcheck disable=SC2016  # the variables are those of each task
 srun --kill-on-bad-exit=1 \
-  bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' task emu3 train "$@"
+  bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' task emu3 "$@"
 status=$?
 if [ "$status" -eq "$requeue" ]; then
   echo "saved and requeued: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1))"
