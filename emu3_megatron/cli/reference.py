@@ -32,7 +32,7 @@ def store_reference(recipe: Recipe) -> Path:
         InputError: the recipe has no stored reference, its data or checkpoint cannot be used, or
             the folder holds another one.
     """
-    section = _section_of(recipe)
+    objective, section = _sections_of(recipe)
 
     from emu3_megatron import parallel
     from emu3_megatron.alignment.reference import describe, is_stored, layout_of, write_reference
@@ -41,7 +41,7 @@ def store_reference(recipe: Recipe) -> Path:
     from emu3_megatron.parallel.votes import on_first_rank
     from emu3_megatron.training.engines import frozen_decoder
     from emu3_megatron.training.interfaces import EngineSetting
-    from emu3_megatron.vocabulary import CLASS_NAMES
+    from emu3_megatron.training.objectives.dpo import label_weights
 
     sources = _sources_of(recipe)
     vocabulary = recipe.model.vocabulary()
@@ -62,7 +62,7 @@ def store_reference(recipe: Recipe) -> Path:
         builder=RowBuilder(
             vocabulary,
             recipe.context,
-            dict.fromkeys(CLASS_NAMES, 1.0),
+            label_weights(objective),
             context_size=mesh.context_size,
             group=2,
         ),
@@ -74,7 +74,7 @@ def store_reference(recipe: Recipe) -> Path:
     return section.folder
 
 
-def _section_of(recipe: Recipe) -> StoredReference:
+def _sections_of(recipe: Recipe) -> tuple[DpoConfig, StoredReference]:
     if not isinstance(recipe.objective, DpoConfig):
         raise InputError(
             f"objective.kind={recipe.objective.kind}: needs no reference; name a recipe of kind dpo"
@@ -85,7 +85,7 @@ def _section_of(recipe: Recipe) -> StoredReference:
             f"objective.reference.kind={section.kind}: nothing is stored for it; set kind: stored "
             "and folder, where it is to be written"
         )
-    return section
+    return recipe.objective, section
 
 
 def _sources_of(recipe: Recipe) -> "list[Source]":

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from support.pairs import dpo_recipe
 
+from emu3_megatron.config.changes import changes
+
 
 def recipe(**sections):
     return dpo_recipe(Path("pairs.pack"), Path("run"), Path("start"), **sections)
@@ -37,3 +39,15 @@ def test_a_reference_is_stored_unless_the_recipe_says_otherwise():
 def test_what_does_not_fit_is_refused(sections, message):
     with pytest.raises(ValueError, match=message):
         recipe(**sections)
+
+
+def test_a_reference_may_move_within_a_run_and_may_not_be_another():
+    before, moved, another = (
+        recipe(objective=objective(reference={"folder": folder, "content": content}))
+        for folder, content in (("a", "1"), ("b", "1"), ("a", "2"))
+    )
+
+    (place,) = changes(before, moved)
+    (model,) = changes(before, another)
+    assert (place.field, place.resume) == ("objective.reference.folder", "free")
+    assert (model.field, model.resume) == ("objective.reference.content", "semantic")

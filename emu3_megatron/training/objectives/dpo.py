@@ -35,10 +35,7 @@ class Dpo:
     def __init__(self, section: DpoConfig, vocabulary: Vocabulary):
         self.reference: Reference = build_reference(section.reference, vocabulary)
         self.section = section.model_copy(update={"reference": self.reference.section})
-        everything = section.tokens == "answer"
-        self.weights: Mapping[str, float] = {
-            name: float(everything or name == "code") for name in CLASS_NAMES
-        }
+        self.weights: Mapping[str, float] = label_weights(section)
         self.columns: Mapping[str, Path] = self.reference.columns
         self.group: int | None = len(SIDES)
         self._pair_loss = PAIR_LOSSES[section.variant]
@@ -120,6 +117,12 @@ class Dpo:
             if labels := float(sums["class_labels"][i]):
                 rows[f"kl/{name}"] = float(sums["class_kl"][i]) / labels
         return rows
+
+
+def label_weights(section: DpoConfig) -> dict[str, float]:
+    """1 for the classes that count, 0 for the others."""
+    everything = section.tokens == "answer"
+    return {name: float(everything or name == "code") for name in CLASS_NAMES}
 
 
 @dataclass(frozen=True)
