@@ -4,7 +4,7 @@ Each field says once whether it may change when a run resumes: `free`, `semantic
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     ConfigDict,
@@ -25,20 +25,12 @@ from emu3_megatron.config.base import (
     semantic,
 )
 from emu3_megatron.config.data import AnyData, MixtureConfig, ValidationConfig
+from emu3_megatron.config.engines import AnyEngine, DeepSpeedConfig
 from emu3_megatron.config.model import ModelConfig
 from emu3_megatron.config.objectives import AnyObjective, unfit
 from emu3_megatron.config.schedule import AnySchedule
 
 
-class MegatronConfig(Component):
-    """Megatron-core: tensor, sequence, context and data parallel."""
-
-    kind: Literal["megatron"] = "megatron"
-
-
-AnyEngine = Annotated[
-    SerializeAsAny[Component], chosen_by_kind({"megatron": MegatronConfig}, default="megatron")
-]
 AnyHook = Annotated[SerializeAsAny[Component], chosen_by_kind({})]
 
 
@@ -225,6 +217,37 @@ class Recipe(Config):
         return self
 
     @validator(mode="after")
+    def _deepspeed_fits(self) -> "Recipe":
+        if not isinstance(self.engine, DeepSpeedConfig):
+            return self
+        parallel, backend = self.parallel, self.backend
+        for name, given, wanted in (
+            ("parallel.tensor", parallel.tensor, 1),
+            ("parallel.context", parallel.context, 1),
+            ("parallel.sequence", parallel.sequence, False),
+            ("parallel.distributed_optimizer", parallel.distributed_optimizer, False),
+            ("backend.layers", backend.layers, "native"),
+            ("backend.attention", backend.attention, "auto"),
+        ):
+            if given != wanted:
+                raise ValueError(
+                    f"{name}={_as_yaml(given)}: the engine deepspeed has data parallel ranks of "
+                    f"transformers' layers alone; set it to {_as_yaml(wanted)}, or engine.kind to "
+                    "megatron"
+                )
+        if self.recompute == "selective":
+            raise ValueError(
+                "recompute=selective: the engine deepspeed computes whole layers again, or none; "
+                "set recompute=full"
+            )
+        if self.engine.stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "engine.stage=0 keeps no fp32 weights for the optimizer; set engine.stage=1, "
+                "or precision=fp32"
+            )
+        return self
+
+    @validator(mode="after")
     def _layout_fits(self) -> "Recipe":
         tensor, context = self.parallel.tensor, self.parallel.context
         for name in ("heads", "kv_heads", "ffn"):
@@ -247,3 +270,7 @@ class Recipe(Config):
                 f"batch.micro_size={self.batch.micro_size}"
             )
         return self
+
+
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

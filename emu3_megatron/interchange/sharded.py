@@ -52,6 +52,7 @@ class Frame:
 
     Attributes:
         parameters: by name, on the meta device.
+        objects: what a checkpoint holds besides them.
     """
 
     def __init__(self, model: ModelConfig, dtype: torch.dtype = torch.float32):
@@ -59,7 +60,7 @@ class Frame:
         state = sharded_weights(decoder)
         self.parameters: dict[str, Tensor] = dict(named_tensors(decoder))
         self._places: dict[str, Place] = {name: state[name] for name in self.parameters}
-        self._objects = [part for part in state.values() if isinstance(part, ShardedObject)]
+        self.objects = [part for part in state.values() if isinstance(part, ShardedObject)]
 
     def pieces(self, name: str, tensor: Tensor) -> list[ShardedTensor]:
         """The pieces in which a checkpoint holds a parameter, cut out of `tensor`."""
@@ -83,7 +84,7 @@ class Frame:
                 raise InputError(f"{path}: holds no {key}; is it a checkpoint of this model?")
             tensor = torch.empty(meta.shape, dtype=stored[key].properties.dtype)
             planner = _PiecesOf(self.pieces(name, tensor))  # views of the tensor
-            dcp.load({}, storage_reader=reader, planner=planner)
+            dcp.load({}, storage_reader=reader, planner=planner, no_dist=True)
             yield name, tensor
 
 
@@ -149,7 +150,7 @@ class _OneByOne(DefaultSavePlanner):
         self._data: dict[MetadataIndex, Callable[[], Any]] = {}
         # The pieces of one parameter are asked for in turn.
         pieces_of = lru_cache(1)(lambda name: frame.pieces(name, parameter(name)))
-        for part in frame._objects:
+        for part in frame.objects:
             self._add_object(part)
         for name, meta in frame.parameters.items():
             for i, piece in enumerate(frame.pieces(name, meta)):

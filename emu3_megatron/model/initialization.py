@@ -1,6 +1,7 @@
 """Initial weights that no parallel layout changes."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 
@@ -18,24 +19,35 @@ def initialize(decoder: torch.nn.Module, vocabulary: Vocabulary, *, std: float, 
     for name, parameter in named_tensors(decoder):
         if parameter.dim() < 2:
             continue
-        whole = _draw(name, parameter, vocabulary, std, seed)
+        shape = list(parameter.shape)
+        shape[parameter.partition_dim] *= tensor_size()  # type: ignore[attr-defined]
+        whole = draw(name, shape, vocabulary, std=std, seed=seed, device=parameter.device)
         parameter.copy_(_share(whole, parameter))
 
 
-def _draw(
-    name: str, parameter: torch.nn.Parameter, vocabulary: Vocabulary, std: float, seed: int
+def draw(
+    name: str,
+    shape: Sequence[int],
+    vocabulary: Vocabulary,
+    *,
+    std: float,
+    seed: int,
+    device: torch.device,
 ) -> torch.Tensor:
-    shape = list(parameter.shape)
-    shape[parameter.partition_dim] *= tensor_size()  # type: ignore[attr-defined]
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator(device=parameter.device)
-    generator.manual_seed(int.from_bytes(digest[:7], "big"))
+    """A whole matrix of initial weights, fp32; rows past the vocabulary are 0."""
+    generator = generator_of(f"{seed}/{name}", device)
     rows = vocabulary.size if is_in_vocabulary(name) else shape[0]
-    whole = torch.zeros(shape, device=parameter.device)
+    whole = torch.zeros(tuple(shape), device=device)
     whole[:rows].normal_(0, std, generator=generator)
     if name == EMBEDDING:
         whole[vocabulary.pad] = 0
     return whole
+
+
+def generator_of(key: str, device: torch.device) -> torch.Generator:
+    """A source of random numbers that a key decides, whichever rank asks."""
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _share(whole: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:

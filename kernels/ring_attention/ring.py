@@ -175,9 +175,9 @@ class _RingAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        query = ctx.saved_tensors[0]
-        gradients = ctx.ring.backward(dout, *ctx.saved_tensors)
-        return *(gradient.to(query.dtype) for gradient in gradients), None
+        saved = ctx.saved_tensors  # torch's activation checkpointing gives them once
+        gradients = ctx.ring.backward(dout, *saved)
+        return *(gradient.to(saved[0].dtype) for gradient in gradients), None
 
 
 def ring_attention(

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.base import Component, build
+from emu3_megatron.training.engines.deepspeed import DeepSpeedEngine
 from emu3_megatron.training.engines.megatron import MegatronEngine
 from emu3_megatron.training.engines.megatron import frozen_decoder as _frozen_by_megatron
 from emu3_megatron.training.interfaces import Engine, EngineSetting
 
-_BUILTIN = {"megatron": MegatronEngine}
+_BUILTIN = {"megatron": MegatronEngine, "deepspeed": DeepSpeedEngine}
 
 
 def build_engine(section: Component, setting: EngineSetting) -> Engine:

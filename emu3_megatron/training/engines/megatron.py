@@ -16,7 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from emu3_megatron.checkpoints.state import Saved, State
-from emu3_megatron.config.training import MegatronConfig
+from emu3_megatron.config.engines import MegatronConfig
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.model.decoder import view_for_inference

@@ -1,0 +1,237 @@
+"""The engine on DeepSpeed: ZeRO over data parallel ranks, around transformers' Emu3."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from torch import Tensor
+from torch.nn import Parameter
+
+from emu3_megatron.checkpoints.state import Saved, State
+from emu3_megatron.config.engines import DeepSpeedConfig
+from emu3_megatron.data.batches import Batch
+from emu3_megatron.training.engines import lora, zero
+from emu3_megatron.training.engines.hub_decoder import HubDecoder
+from emu3_megatron.training.engines.hub_weights import HubWeights
+from emu3_megatron.training.interfaces import EngineSetting, Sums
+
+
+class DeepSpeedEngine:
+    """DeepSpeed's schedule of gradients and weights, and torch's AdamW.
+
+    A checkpoint holds the whole model, adapters merged, as the engine on Megatron-core writes it:
+    everything that reads a checkpoint reads this one. The optimizer's states stand beside it by
+    parameter, so that a run goes on at any number of ranks and any stage.
+
+    Attributes:
+        live: the bare decoder; its weights are those that move.
+        needs_base: whether a resume needs the weights that the run started from.
+    """
+
+    def __init__(self, section: DeepSpeedConfig, setting: EngineSetting):
+        zero.require_deepspeed(lora=section.lora is not None)
+        self.section, self.setting = section, setting
+        self.bf16 = setting.precision == "bf16"
+        self.dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.weights = HubWeights(setting.model, self.dtype)
+        self.needs_base = section.lora is not None
+        self.live = self._build(recompute=setting.recompute == "full")
+        self._fill(self.live, self.weights.drawn(setting.seed, self.device))
+        if section.lora:
+            lora.add_adapters(self.live, section.lora)
+            shapes = {n: zero.shape_of(p) for n, p in _named(self.live) if lora.is_adapter(n)}
+            drawn = lora.drawn_adapters(shapes, setting.seed, self.device)
+            self._fill(self.live, iter(drawn.items()))
+        self.engine = self._initialize(self.live, self._adam())
+        zero.allocate_states(self.optimizer)
+        self._to_discard = False
+
+    @property
+    def optimizer(self) -> Any:
+        """DeepSpeed's optimizer around AdamW; without ZeRO AdamW itself."""
+        return self.engine.optimizer
+
+    def _config(self) -> dict[str, Any]:
+        return zero.settings(self.section, self.bf16, self.setting.optimizer.clip)
+
+    def _build(self, recompute: bool = False) -> HubDecoder:
+        """A decoder without weights, under ZeRO 3 this rank's part of it."""
+        import deepspeed
+
+        before = torch.get_default_dtype()
+        divided = nullcontext()
+        if self.section.stage == 3:
+            divided = deepspeed.zero.Init(config_dict_or_path=self._config())
+        torch.set_default_dtype(self.dtype)
+        try:
+            with self.device, divided:
+                decoder = HubDecoder(self.setting.model, self.setting.backend.loss, recompute)
+        finally:
+            torch.set_default_dtype(before)
+        decoder.reset_rotary(self.device)
+        return decoder
+
+    def _adam(self) -> torch.optim.AdamW:
+        """AdamW over what is trained; matrices decay, norms do not."""
+        trained = [p for p in self.live.parameters() if p.requires_grad]
+        is_matrix = lambda parameter: len(zero.shape_of(parameter)) > 1
+        settings = self.setting.optimizer
+        groups = [
+            {"params": [p for p in trained if is_matrix(p)]},
+            {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def _initialize(self, decoder: HubDecoder, adam: torch.optim.AdamW | None) -> Any:
+        import deepspeed
+
+        with redirect_stdout(io.StringIO()):  # stage 1 in bf16 prints what memory it takes
+            return deepspeed.initialize(model=decoder, optimizer=adam, config=self._config())[0]
+
+    def _fill(self, decoder: HubDecoder, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Copy weights by plain name into a decoder."""
+        parameters = dict(_named(decoder))
+        for name, tensor in tensors:
+            with torch.no_grad(), zero.whole([parameters[name]], to_write=True):
+                parameters[name].copy_(tensor)
+
+    def forward_backward(
+        self, batches: Sequence[Batch], forward: Callable[[Any, Batch], tuple[Tensor, Sums]]
+    ) -> list[Sums]:
+        """See `Engine`."""
+        self.engine.train()
+        if self._to_discard:
+            zero.discard_gradients(self.optimizer)
+        self._to_discard = True
+        parts = []
+        for number, batch in enumerate(batches, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(batches))
+            loss, sums = forward(self.engine, batch)
+            # DeepSpeed averages over ranks.
+            self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+            parts.append(sums)
+        return parts
+
+    def grad_norm(self) -> float:
+        """See `Engine`."""
+        return zero.gradient_norm(self.optimizer)
+
+    def update(self, grad_norm: float, lr: float) -> None:
+        """See `Engine`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        clip = self.setting.optimizer.clip
+        if clip and self.section.stage == 0:
+            norm = torch.tensor(grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(self._trained().values(), clip, norm)
+        self.engine.step()
+        self._to_discard = False
+
+    @contextmanager
+    def decoder(self) -> Iterator[HubDecoder]:
+        """See `Engine`."""
+        self.engine.eval()
+        with torch.no_grad():
+            yield self.live
+
+    def frozen(self, checkpoint: Path) -> Any:
+        """See `Engine`; the checkpoint may be a Hugging Face folder."""
+        decoder = self._build().requires_grad_(False).eval()
+        self._fill(decoder, self.weights.read(checkpoint))
+        if self.section.stage == 3:  # whose hooks gather the weights of this decoder too
+            self._frozen = self._initialize(decoder, None)
+        return decoder
+
+    def start_from(self, checkpoint: Path) -> None:
+        """See `Engine`; the checkpoint may be a Hugging Face folder."""
+        self._fill(self.live, self.weights.read(checkpoint))
+        zero.refresh_masters(self.optimizer)
+
+    def _trained(self) -> dict[str, Parameter]:
+        return {name: p for name, p in _named(self.live) if p.requires_grad}
+
+    def _whole_weight(self, name: str) -> Tensor:
+        """A weight of the model, its adapter merged. Every rank must call."""
+        parameters = dict(_named(self.live))
+        wanted = [parameters[n] for n in (name, *lora.adapters_of(name)) if n in parameters]
+        with torch.no_grad(), zero.whole(wanted):
+            values = [parameter.detach() for parameter in wanted]
+            if len(values) == 1:
+                return values[0].clone()
+            assert self.section.lora
+            return lora.merged(*values, self.section.lora)
+
+    def adapters(self) -> dict[str, Tensor]:
+        """The adapters as they are, on the CPU. Every rank must call."""
+        found = {}
+        for name, parameter in self._trained().items():
+            with zero.whole([parameter]):
+                found[name] = parameter.detach().cpu().clone()
+        return found
+
+    def state_dict(self, saved: Saved | None = None) -> State:
+        """The model as every engine saves it, and AdamW's states by parameter.
+
+        Ranks take turns in holding the states of a parameter, on the CPU.
+        """
+        states: State = {}
+        for number, (name, parameter) in enumerate(self._trained().items()):
+            mine = number % dist.get_world_size() == dist.get_rank()
+            for kind in self._kinds():
+                key = f"{kind or 'weights'}.{name}"
+                if saved:
+                    tensor = torch.empty(zero.shape_of(parameter)) if mine else None
+                else:
+                    tensor = zero.full_state(self.optimizer, parameter, kind).cpu()
+                if mine and tensor is not None:
+                    states[key] = ShardedTensor.from_rank_offsets(f"adam.{key}", tensor)
+        steps = torch.tensor(zero.steps_taken(self.optimizer))
+        if saved:
+            self._saved = saved.path
+            return {"adam": states, "steps": steps}
+        return {
+            "model": self.weights.for_checkpoint(self._whole_weight),
+            "adam": states,
+            "steps": steps,
+        }
+
+    def _kinds(self) -> list[str | None]:
+        """States of AdamW; None for fp32 weights, where the model does not hold them already."""
+        weights = [None] if self.bf16 or self.section.lora else []
+        return [*weights, *zero.STATES]
+
+    def load_state_dict(self, state: State) -> None:
+        if not self.section.lora:
+            self.start_from(self._saved)
+        for number, (name, parameter) in enumerate(self._trained().items()):
+            owner = number % dist.get_world_size()
+            for kind in self._kinds():
+                value = torch.empty(zero.shape_of(parameter), device=self.device)
+                if owner == dist.get_rank():
+                    value.copy_(state["adam"][f"{kind or 'weights'}.{name}"])
+                dist.broadcast(value, owner)
+                if kind is None:
+                    self._fill(self.live, iter([(name, value)]))
+                zero.set_full_state(self.optimizer, parameter, kind, value)
+        zero.set_steps_taken(self.optimizer, int(state["steps"]))
+
+
+def _named(decoder: torch.nn.Module) -> Iterator[tuple[str, Parameter]]:
+    """Parameters by their plain names."""
+    for name, parameter in decoder.named_parameters():
+        yield lora.plain_name(name), parameter
