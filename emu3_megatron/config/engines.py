@@ -1,4 +1,4 @@
-"""Schemas of the section `engine` of a training recipe: who computes gradients and moves weights."""
+"""Schemas of the section `engine` of training recipes: who computes gradients, moves weights."""
 
 from typing import Annotated, Any, Literal
 

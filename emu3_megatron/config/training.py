@@ -30,7 +30,6 @@ from emu3_megatron.config.model import ModelConfig
 from emu3_megatron.config.objectives import AnyObjective, unfit
 from emu3_megatron.config.schedule import AnySchedule
 
-
 AnyHook = Annotated[SerializeAsAny[Component], chosen_by_kind({})]
 
 
@@ -97,7 +96,16 @@ class RunConfig(Config):
 
     dir: Path = free(REQUIRED, "folder of the run")
     steps: PositiveInt = free(REQUIRED, "optimizer steps in all")
-    init_from: Path | None = free(None, "checkpoint whose weights a new run starts from")
+    init_from: Path | None = free(
+        None,
+        "checkpoint whose weights a new run starts from; the engine deepspeed takes a folder of "
+        "Hugging Face too",
+    )
+    export: Path | None = free(
+        None,
+        "folder that transformers loads, to be written after the last step; with adapters "
+        "merged, and beside them in adapter/",
+    )
     seed: int = fixed(0, "of initial weights, order of data, dropout")
     log_every: PositiveInt = free(10, "steps between rows of metrics")
     save_every: PositiveInt = free(1000, "steps between checkpoints; the last step has one too")
@@ -235,6 +243,11 @@ class Recipe(Config):
                     f"transformers' layers alone; set it to {_as_yaml(wanted)}, or engine.kind to "
                     "megatron"
                 )
+        if self.sample:
+            raise ValueError(
+                "sample: the engine deepspeed draws no images; leave it out, and draw from the "
+                "checkpoints with emu3 generate"
+            )
         if self.recompute == "selective":
             raise ValueError(
                 "recompute=selective: the engine deepspeed computes whole layers again, or none; "

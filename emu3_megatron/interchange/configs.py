@@ -28,6 +28,18 @@ _SIZES = {
     "norm_epsilon": "rms_norm_eps",
     "init_std": "initializer_range",
 }
+# What makes two folders hold one model.
+ARCHITECTURE = (
+    "layers",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "ffn",
+    "rope_base",
+    "norm_epsilon",
+    "text",
+    "codes",
+)
 # Ours, BAAI's name, transformers' name.
 _NETWORK = (
     ("codebook_size", "codebook_size", "codebook_size"),

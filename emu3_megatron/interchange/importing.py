@@ -52,9 +52,9 @@ def import_folder(
     return [f"{target / name}: {what}" for name, what in written]
 
 
-def require_absent(target: Path) -> None:
+def require_absent(target: Path, setting: str = "--to") -> None:
     if target.exists():
-        raise InputError(f"{target}: exists; choose another --to")
+        raise InputError(f"{target}: exists; choose another {setting}")
 
 
 class _Importer:

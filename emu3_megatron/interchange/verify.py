@@ -21,17 +21,6 @@ from emu3_megatron.model.opening import load_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 _ROWS, _LENGTH = 2, 64
-_ALIKE = (
-    "layers",
-    "hidden",
-    "heads",
-    "kv_heads",
-    "ffn",
-    "rope_base",
-    "norm_epsilon",
-    "text",
-    "codes",
-)
 
 
 def verify(folder: Path, checkpoint: Path) -> list[str]:
@@ -75,7 +64,7 @@ def _compare_decoders(
 ) -> str:
     model = ModelConfig.model_validate(read_checkpoint(checkpoint)["recipe"]["model"])
     given = config.decoder(None)
-    for field in _ALIKE:
+    for field in configs.ARCHITECTURE:
         if getattr(given, field) != getattr(model, field):
             raise InputError(
                 f"{weights.folder}: another model than {checkpoint}: {field} is "

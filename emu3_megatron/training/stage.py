@@ -15,7 +15,9 @@ from emu3_megatron.checkpoints.folders import (
 )
 from emu3_megatron.checkpoints.state import SplitState, load_state
 from emu3_megatron.config import ModelConfig, Recipe
+from emu3_megatron.config.base import Component
 from emu3_megatron.config.changes import Change, changes, refuse_changes
+from emu3_megatron.config.engines import DeepSpeedConfig
 from emu3_megatron.config.load import saved_recipe
 from emu3_megatron.config.schedule import FallingConfig, ScheduleConfig
 from emu3_megatron.config.training import BatchConfig, RunConfig
@@ -34,7 +36,9 @@ from emu3_megatron.runs.loop import take_steps
 from emu3_megatron.runs.metrics.log import Work
 from emu3_megatron.runs.supervision import supervised
 from emu3_megatron.training.engines import build_engine
+from emu3_megatron.training.engines.hub_weights import check_hub_folder, is_hub_folder
 from emu3_megatron.training.evaluator import HeldOutLoss
+from emu3_megatron.training.exporting import ExportFolder
 from emu3_megatron.training.interfaces import EngineSetting, Objective
 from emu3_megatron.training.placing import Placer
 from emu3_megatron.training.replicas import CompareReplicas
@@ -70,18 +74,22 @@ def train(
         recipe = _completed(recipe, objective, data, before)
         if before:
             _check_changes(run.folder, list(changes(before, recipe)), accept)
+            _check_base(recipe.engine, before.run, recipe.run)
         _say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
         first = about.get("step", 0)
         last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
-        start_from = None if checkpoint else _to_start_from(recipe.run, recipe.model)
+        start_from, origin = None, about
+        # A checkpoint of adapters does not hold the weights on which they stand.
+        if not checkpoint or getattr(recipe.engine, "lora", None):
+            start_from, origin = _to_start_from(recipe.run, recipe.model, recipe.engine)
         guard = _assemble(run, recipe, objective, data, hooks)
         _load(run, checkpoint, start_from, same_data=_is_same_data(recipe.data.kind, about))
-        origin = about or (read_checkpoint(start_from) if start_from else {})
         empty = objective.group is None and getattr(recipe.data, "null_prompt", 0) > 0
         run.about = {
             **_describe(recipe),
             "null_prompt": empty or saw_empty_captions(origin),
             "grid": getattr(data, "grid", None),
+            "max_positions": max(origin.get("max_positions") or 0, recipe.context),
         }
         if first >= last and mesh.is_first:
             print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")
@@ -92,6 +100,15 @@ def _check_changes(folder: Path, changed: list[Change], accept: bool) -> None:
     """Refuse changes that a resume may not make, and print the others."""
     refuse_changes(folder, changed, accept)
     on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
+
+
+def _check_base(engine: Component, before: RunConfig, now: RunConfig) -> None:
+    """Adapters stand on the weights that their run started from."""
+    if getattr(engine, "lora", None) and before.init_from != now.init_from:
+        raise InputError(
+            f"run.init_from={now.init_from}: the adapters of this run stand on "
+            f"{before.init_from}; set it back, or choose another run.dir"
+        )
 
 
 def _say_where_the_schedule_ends(schedule: ScheduleConfig, steps: int) -> None:
@@ -128,9 +145,22 @@ def _to_resume_from(config: RunConfig, model: ModelConfig) -> tuple[Path | None,
     return path, about
 
 
-def _to_start_from(config: RunConfig, model: ModelConfig) -> Path | None:
-    """The checkpoint whose weights a new run starts from, proven whole and of this model."""
-    return None if config.init_from is None else find_weights(config.init_from, model)
+def _to_start_from(
+    config: RunConfig, model: ModelConfig, engine: Component
+) -> tuple[Path | None, dict[str, Any]]:
+    """The weights that a run starts from, proven of this model, and what is known of them."""
+    init_from = config.init_from
+    if init_from is None:
+        return None, {}
+    if is_hub_folder(init_from):
+        if not isinstance(engine, DeepSpeedConfig):
+            raise InputError(
+                f"run.init_from={init_from}: a Hugging Face folder; make a checkpoint of it: "
+                "emu3 convert import"
+            )
+        return init_from, check_hub_folder(init_from, model)
+    path = find_weights(init_from, model)
+    return path, read_checkpoint(path)
 
 
 def _completed(
@@ -177,6 +207,7 @@ def _assemble(
         guard,
         CompareReplicas(recipe.guard, engine),
         saves,
+        *([ExportFolder(recipe.run, engine)] if recipe.run.export else []),
         *hooks,
     ]
     if recipe.validation:
@@ -192,22 +223,21 @@ def _is_same_data(kind: str, about: dict[str, Any]) -> bool:
 
 
 def _load(run: Run, checkpoint: Path | None, start_from: Path | None, same_data: bool) -> None:
-    """Load what there is to load: all of a checkpoint, or the weights of another run.
+    """Load what there is to load: the weights to start from, all of a checkpoint.
 
     Args:
         same_data: otherwise its state is another kind's, and the data begins anew.
     """
     # Of a new run too: what no checkpoint could hold is refused before the first step.
-    owners = run.owners()
+    owners, trainer = run.owners(), run.trainer
+    if start_from:
+        assert isinstance(trainer, DecoderTrainer)
+        trainer.engine.start_from(start_from)
     SplitState.of({hook.name: hook for hook in run.hooks})
     if checkpoint:
         if not same_data:
             del owners["data"]
         load_state(checkpoint, owners)
-    elif start_from:
-        trainer = run.trainer
-        assert isinstance(trainer, DecoderTrainer)
-        trainer.engine.start_from(start_from)
 
 
 def _describe(recipe: Recipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.config.engines import DeepSpeedConfig
 from emu3_megatron.data.batches import Batch
+from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.training.engines import lora, zero
 from emu3_megatron.training.engines.hub_decoder import HubDecoder
 from emu3_megatron.training.engines.hub_weights import HubWeights
@@ -30,7 +31,6 @@ class DeepSpeedEngine:
 
     Attributes:
         live: the bare decoder; its weights are those that move.
-        needs_base: whether a resume needs the weights that the run started from.
     """
 
     def __init__(self, section: DeepSpeedConfig, setting: EngineSetting):
@@ -42,7 +42,6 @@ class DeepSpeedEngine:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.weights = HubWeights(setting.model, self.dtype)
-        self.needs_base = section.lora is not None
         self.live = self._build(recompute=setting.recompute == "full")
         self._fill(self.live, self.weights.drawn(setting.seed, self.device))
         if section.lora:
@@ -84,7 +83,7 @@ class DeepSpeedEngine:
         trained = [p for p in self.live.parameters() if p.requires_grad]
         is_matrix = lambda parameter: len(zero.shape_of(parameter)) > 1
         settings = self.setting.optimizer
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if is_matrix(p)]},
             {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0},
         ]
@@ -174,15 +173,19 @@ class DeepSpeedEngine:
             if len(values) == 1:
                 return values[0].clone()
             assert self.section.lora
-            return lora.merged(*values, self.section.lora)
+            weight, a, b = values
+            return lora.merged(weight, a, b, self.section.lora)
 
-    def adapters(self) -> dict[str, Tensor]:
-        """The adapters as they are, on the CPU. Every rank must call."""
-        found = {}
+    def write_adapters(self, folder: Path) -> None:
+        """Write the adapters, if there are any, as peft does. Every rank must call."""
+        section = self.section.lora
+        if section is None:
+            return
+        adapters = {}
         for name, parameter in self._trained().items():
             with zero.whole([parameter]):
-                found[name] = parameter.detach().cpu().clone()
-        return found
+                adapters[name] = parameter.detach().cpu().clone()
+        on_first_rank(lambda: lora.write_adapters(folder, adapters, section))
 
     def state_dict(self, saved: Saved | None = None) -> State:
         """The model as every engine saves it, and AdamW's states by parameter.

@@ -11,7 +11,7 @@ from emu3_kernels.linear_cross_entropy import (
     LinearCrossEntropy,
     TokenLogProbabilities,
     linear_cross_entropy,
-    unfused_log_probabilities,
+    token_log_probabilities,
 )
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -46,7 +46,7 @@ class HubHead(torch.nn.Linear):
             return super().forward(hidden_bsh)
         assert inputs.labels_bs is not None, f"{want} needs labels"
         if want == "log_probabilities":
-            return self._log_probabilities(hidden_bsh, inputs.labels_bs)
+            return self._log_probabilities(hidden_bsh, inputs)
         assert want == "sums", f"nothing is called {want}"
         return self._sums(hidden_bsh, inputs, z_loss)
 
@@ -55,25 +55,30 @@ class HubHead(torch.nn.Linear):
         assert inputs.weights_bs is not None
         assert inputs.classes_bs is not None
         return linear_cross_entropy(
-            hidden_bsh.flatten(0, 1),
+            hidden_bsh.transpose(0, 1).flatten(0, 1),
             self.weight,
-            inputs.labels_bs.flatten(),
-            inputs.weights_bs.flatten(),
-            inputs.classes_bs.flatten(),
+            inputs.labels_bs.T.flatten(),
+            inputs.weights_bs.T.flatten(),
+            inputs.classes_bs.T.flatten(),
             vocab_size=self.out_features,
             num_classes=len(CLASS_NAMES),
             z_loss=z_loss,
             backend=self.loss_backend,
+            kept_k=inputs.kept,
         )
 
-    def _log_probabilities(self, hidden_bsh: Tensor, labels_bs: Tensor) -> TokenLogProbabilities:
-        values = unfused_log_probabilities(
-            hidden_bsh.flatten(0, 1),
+    def _log_probabilities(self, hidden_bsh: Tensor, inputs: Inputs) -> TokenLogProbabilities:
+        assert inputs.labels_bs is not None
+        rows, length = inputs.labels_bs.shape
+        values = token_log_probabilities(
+            hidden_bsh.transpose(0, 1).flatten(0, 1),
             self.weight,
-            labels_bs.flatten(),
+            inputs.labels_bs.T.flatten(),
             vocab_size=self.out_features,
+            backend=self.loss_backend,
+            kept_k=inputs.kept,
         )
-        return TokenLogProbabilities(*(value_n.view(labels_bs.shape) for value_n in values))
+        return TokenLogProbabilities(*(value_n.view(length, rows).T for value_n in values))
 
 
 class HubDecoder(torch.nn.Module):
@@ -94,13 +99,15 @@ class HubDecoder(torch.nn.Module):
             self.model = Emu3TextModel(config)
             self.lm_head = HubHead(model.hidden, model.vocabulary().size, loss_backend)
         self.dropout = torch.nn.Dropout(model.dropout)
-        for layer in self.model.layers if recompute else ():
+        layers: Any = self.model.layers
+        for layer in layers if recompute else ():
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def reset_rotary(self, device: torch.device) -> None:
         """Compute the rotary frequencies in fp32, which ZeRO 3 rounds to the weights' dtype."""
-        self.model.rotary_emb = type(self.model.rotary_emb)(self.model.config).to(device)
+        model: Any = self.model
+        model.rotary_emb = type(model.rotary_emb)(model.config).to(device)
 
     def forward(
         self, inputs: Inputs, want: str = "logits", z_loss: float = 0.0
@@ -124,7 +131,9 @@ def _text_config(model: ModelConfig) -> "Emu3TextConfig":
     AttentionInterface.register(_ATTENTION, _attend)
     # The number of positions is of no consequence: rotary embeddings know no end.
     values = decoder_config(model, torch.float32, 1, "transformers")
-    return Emu3TextConfig(**values, attn_implementation=_ATTENTION)
+    config = Emu3TextConfig(**values)
+    config._attn_implementation = _ATTENTION
+    return config
 
 
 def _attend(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch import Tensor
 from emu3_megatron.checkpoints.state import State
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.interchange.configs import HubConfig
+from emu3_megatron.interchange.configs import ARCHITECTURE, HubConfig
 from emu3_megatron.interchange.decoder import DecoderTable
 from emu3_megatron.interchange.layouts import ALONE, find_decoder
 from emu3_megatron.interchange.parameters import counterparts, fuse, split
@@ -86,14 +87,18 @@ def is_hub_folder(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def check_hub_folder(path: Path, model: ModelConfig) -> None:
-    """Raise InputError unless the folder holds this very model."""
-    theirs = HubConfig(path).decoder(model.ranks_file)
-    for field in (
-        "layers", "hidden", "heads", "kv_heads", "ffn", "rope_base", "norm_epsilon", "text", "codes",
-    ):  # fmt: skip
+def check_hub_folder(path: Path, model: ModelConfig) -> dict[str, Any]:
+    """What a checkpoint's manifest would say of a folder.
+
+    Raises:
+        InputError: the folder does not hold this very model.
+    """
+    config = HubConfig(path)
+    theirs = config.decoder(model.ranks_file)
+    for field in ARCHITECTURE:
         if getattr(theirs, field) != getattr(model, field):
             raise InputError(
                 f"run.init_from={path}: another model: model.{field} is {getattr(theirs, field)} "
                 f"there and {getattr(model, field)} in the recipe"
             )
+    return {"imported_from": str(path), "max_positions": config.max_positions()}

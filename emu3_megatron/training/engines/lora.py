@@ -66,7 +66,7 @@ def write_adapters(folder: Path, adapters: Mapping[str, Tensor], section: LoraCo
     tensors = {f"base_model.model.{name}": value for name, value in adapters.items()}
     with replacing(folder) as beside:
         beside.mkdir()
-        _peft_config(section).save_pretrained(beside)
+        _peft_config(section).save_pretrained(str(beside))
         save_file(tensors, beside / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
