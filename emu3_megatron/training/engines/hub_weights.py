@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from emu3_megatron.checkpoints.folders import find_checkpoint
 from emu3_megatron.checkpoints.state import State
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
@@ -16,6 +17,7 @@ from emu3_megatron.interchange.configs import ARCHITECTURE, HubConfig
 from emu3_megatron.interchange.decoder import DecoderTable
 from emu3_megatron.interchange.layouts import ALONE, find_decoder
 from emu3_megatron.interchange.parameters import counterparts, fuse, split
+from emu3_megatron.interchange.sharded import checkpoint_dtype
 from emu3_megatron.interchange.weights import Weights
 from emu3_megatron.model.initialization import draw
 
@@ -50,7 +52,9 @@ class HubWeights:
         if is_hub_folder(path):
             yield from self._of_folder(path)
         else:
-            yield from self._table.exported(path)
+            found = find_checkpoint(path)
+            table = DecoderTable(self.model, ALONE.decoder, checkpoint_dtype(found))
+            yield from table.exported(found)
 
     def _of_folder(self, folder: Path) -> Named:
         weights = Weights(folder)
