@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from emu3_megatron import grammar, parallel
+from emu3_megatron.checkpoints.folders import find_checkpoint
 from emu3_megatron.config import Recipe
 from emu3_megatron.data.packing.packs import pack_shards
 from support.pairs import CONTEXT
@@ -47,7 +48,7 @@ def losses_of_all(recipes: Sequence[Recipe], last: int) -> list[list[float]]:
 def _losses(recipe: Recipe, last: int) -> list[float]:
     steps = start(recipe)
     if recipe.run.init_from:
-        steps.engine.start_from(recipe.run.init_from)
+        steps.engine.start_from(find_checkpoint(recipe.run.init_from))
     found = losses_of(steps.take(0, last))
     parallel.stop(keep_processes=True)
     return found

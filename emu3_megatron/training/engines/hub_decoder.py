@@ -39,7 +39,7 @@ class HubHead(torch.nn.Linear):
         self.loss_backend = loss_backend
 
     def forward(  # type: ignore[override]
-        self, hidden_bsh: Tensor, inputs: Inputs, want: str, z_loss: float
+        self, hidden_bsh: Tensor, inputs: Inputs, want: str, z_loss: float, candidates: int | None
     ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """See `HubDecoder.forward`."""
         if want == "logits":
@@ -48,9 +48,11 @@ class HubHead(torch.nn.Linear):
         if want == "log_probabilities":
             return self._log_probabilities(hidden_bsh, inputs)
         assert want == "sums", f"nothing is called {want}"
-        return self._sums(hidden_bsh, inputs, z_loss)
+        return self._sums(hidden_bsh, inputs, z_loss, candidates or self.out_features)
 
-    def _sums(self, hidden_bsh: Tensor, inputs: Inputs, z_loss: float) -> LinearCrossEntropy:
+    def _sums(
+        self, hidden_bsh: Tensor, inputs: Inputs, z_loss: float, candidates: int
+    ) -> LinearCrossEntropy:
         assert inputs.labels_bs is not None
         assert inputs.weights_bs is not None
         assert inputs.classes_bs is not None
@@ -60,7 +62,7 @@ class HubHead(torch.nn.Linear):
             inputs.labels_bs.T.flatten(),
             inputs.weights_bs.T.flatten(),
             inputs.classes_bs.T.flatten(),
-            vocab_size=self.out_features,
+            vocab_size=candidates,
             num_classes=len(CLASS_NAMES),
             z_loss=z_loss,
             backend=self.loss_backend,
@@ -110,7 +112,11 @@ class HubDecoder(torch.nn.Module):
         model.rotary_emb = type(model.rotary_emb)(model.config).to(device)
 
     def forward(
-        self, inputs: Inputs, want: str = "logits", z_loss: float = 0.0
+        self,
+        inputs: Inputs,
+        want: str = "logits",
+        z_loss: float = 0.0,
+        candidates: int | None = None,
     ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """What is wanted of these tokens: see `model.Decoder.forward`."""
         # BAAI's model drops some of the embeddings, transformers' does not.
@@ -121,7 +127,7 @@ class HubDecoder(torch.nn.Module):
             use_cache=False,
             layout=inputs.layout,
         ).last_hidden_state
-        return self.lm_head(hidden_bsh, inputs, want, z_loss)
+        return self.lm_head(hidden_bsh, inputs, want, z_loss, candidates)
 
 
 def _text_config(model: ModelConfig) -> "Emu3TextConfig":

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from emu3_megatron.checkpoints.folders import find_checkpoint
 from emu3_megatron.checkpoints.state import State
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
@@ -52,9 +51,8 @@ class HubWeights:
         if is_hub_folder(path):
             yield from self._of_folder(path)
         else:
-            found = find_checkpoint(path)
-            table = DecoderTable(self.model, ALONE.decoder, checkpoint_dtype(found))
-            yield from table.exported(found)
+            table = DecoderTable(self.model, ALONE.decoder, checkpoint_dtype(path))
+            yield from table.exported(path)
 
     def _of_folder(self, folder: Path) -> Named:
         weights = Weights(folder)
@@ -72,7 +70,7 @@ class HubWeights:
         Args:
             weight: a whole tensor by name; asked for in one order on all ranks.
         """
-        state: State = {part.key: part for part in self._table.frame.objects}
+        state: State = {part.unique_key: part for part in self._table.frame.objects}
         for number, (name, meta) in enumerate(self._ours.items()):
             parts = [weight(theirs) for theirs in counterparts(name, ALONE.decoder)]
             if number % dist.get_world_size() == dist.get_rank():
