@@ -65,8 +65,8 @@ WHOLE_RECIPES = {
 }
 
 OPTIONAL = (
-    "transformer_engine flash_attn apex deepspeed wandb tensorboard dashscope transformers "
-    "ray pyarrow scenedetect cv2 rapidocr openai"
+    "transformer_engine flash_attn apex deepspeed peft accelerate wandb tensorboard dashscope "
+    "transformers ray pyarrow scenedetect cv2 rapidocr openai"
 )
 
 

@@ -6,6 +6,7 @@ want the whole model in memory.
 """
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -84,7 +85,9 @@ class Frame:
                 raise InputError(f"{path}: holds no {key}; is it a checkpoint of this model?")
             tensor = torch.empty(meta.shape, dtype=stored[key].properties.dtype)
             planner = _PiecesOf(self.pieces(name, tensor))  # views of the tensor
-            dcp.load({}, storage_reader=reader, planner=planner, no_dist=True)
+            with warnings.catch_warnings():  # that it reads without the other processes
+                warnings.simplefilter("ignore", UserWarning)
+                dcp.load({}, storage_reader=reader, planner=planner, no_dist=True)
             yield name, tensor
 
 

@@ -79,10 +79,12 @@ def test_activations_computed_again_change_no_loss(folder: Path, zero: int):
     ("zero", "offload"), [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "weights")]
 )
 def test_what_lies_in_the_hosts_memory_changes_no_loss(folder: Path, zero: int, offload: str):
-    recipe = recipe_of(folder, "pre-training", **on_deepspeed(stage=zero, offload=offload))
-    (losses,) = run_processes(losses_of_all, RANKS, [recipe], STEPS)[0]
+    chosen = on_deepspeed(stage=zero, offload=offload)
+    recipes = [recipe_of(folder, stage, **chosen) for stage in STAGES]
+    losses = run_processes(losses_of_all, RANKS, recipes, STEPS)[0]
 
-    assert losses == pytest.approx(found(folder, zero)["pre-training"], abs=1e-6)
+    for stage, offloaded in zip(STAGES, losses, strict=True):
+        assert offloaded == pytest.approx(found(folder, zero)[stage], abs=1e-6), stage
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

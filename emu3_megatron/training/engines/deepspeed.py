@@ -1,7 +1,7 @@
 """The engine on DeepSpeed: ZeRO over data parallel ranks, around transformers' Emu3."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.config.engines import DeepSpeedConfig
+from emu3_megatron.config.training import OptimizerConfig
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.training.engines import lora, zero
@@ -36,20 +37,15 @@ class DeepSpeedEngine:
     def __init__(self, section: DeepSpeedConfig, setting: EngineSetting):
         zero.require_deepspeed(lora=section.lora is not None)
         self.section, self.setting = section, setting
-        self.bf16 = setting.precision == "bf16"
-        self.dtype = torch.bfloat16 if self.bf16 else torch.float32
-        self.device = torch.device("cpu")
-        if torch.cuda.is_available():
-            self.device = torch.device("cuda", torch.cuda.current_device())
-        self.weights = HubWeights(setting.model, self.dtype)
-        self.live = self._build(recompute=setting.recompute == "full")
-        self._fill(self.live, self.weights.drawn(setting.seed, self.device))
+        self.live = _build(section, setting, recompute=setting.recompute == "full")
+        self.device = _device()
+        self.weights = HubWeights(setting.model, _dtype(setting))
+        _fill(self.live, self.weights.drawn(setting.seed, self.device))
         if section.lora:
             lora.add_adapters(self.live, section.lora)
             shapes = {n: zero.shape_of(p) for n, p in _named(self.live) if lora.is_adapter(n)}
-            drawn = lora.drawn_adapters(shapes, setting.seed, self.device)
-            self._fill(self.live, iter(drawn.items()))
-        self.engine = self._initialize(self.live, self._adam())
+            _fill(self.live, lora.drawn_adapters(shapes, setting.seed, self.device).items())
+        self.engine = _initialize(self.live, _adam(self.live, setting.optimizer), section, setting)
         zero.allocate_states(self.optimizer)
         self._to_discard = False
 
@@ -57,57 +53,6 @@ class DeepSpeedEngine:
     def optimizer(self) -> Any:
         """DeepSpeed's optimizer around AdamW; without ZeRO AdamW itself."""
         return self.engine.optimizer
-
-    def _config(self) -> dict[str, Any]:
-        return zero.settings(self.section, self.bf16, self.setting.optimizer.clip)
-
-    def _build(self, recompute: bool = False) -> HubDecoder:
-        """A decoder without weights, under ZeRO 3 this rank's part of it."""
-        import deepspeed
-
-        before = torch.get_default_dtype()
-        divided = nullcontext()
-        if self.section.stage == 3:
-            divided = deepspeed.zero.Init(config_dict_or_path=self._config())
-        torch.set_default_dtype(self.dtype)
-        try:
-            with self.device, divided:
-                decoder = HubDecoder(self.setting.model, self.setting.backend.loss, recompute)
-        finally:
-            torch.set_default_dtype(before)
-        decoder.reset_rotary(self.device)
-        return decoder
-
-    def _adam(self) -> torch.optim.AdamW:
-        """AdamW over what is trained; matrices decay, norms do not."""
-        trained = [p for p in self.live.parameters() if p.requires_grad]
-        is_matrix = lambda parameter: len(zero.shape_of(parameter)) > 1
-        settings = self.setting.optimizer
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if is_matrix(p)]},
-            {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-
-    def _initialize(self, decoder: HubDecoder, adam: torch.optim.AdamW | None) -> Any:
-        import deepspeed
-
-        with redirect_stdout(io.StringIO()):  # stage 1 in bf16 prints what memory it takes
-            return deepspeed.initialize(model=decoder, optimizer=adam, config=self._config())[0]
-
-    def _fill(self, decoder: HubDecoder, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        """Copy weights by plain name into a decoder."""
-        parameters = dict(_named(decoder))
-        for name, tensor in tensors:
-            with torch.no_grad(), zero.whole([parameters[name]], to_write=True):
-                parameters[name].copy_(tensor)
 
     def forward_backward(
         self, batches: Sequence[Batch], forward: Callable[[Any, Batch], tuple[Tensor, Sums]]
@@ -150,15 +95,11 @@ class DeepSpeedEngine:
 
     def frozen(self, checkpoint: Path) -> Any:
         """See `Engine`; the checkpoint may be a Hugging Face folder."""
-        decoder = self._build().requires_grad_(False).eval()
-        self._fill(decoder, self.weights.read(checkpoint))
-        if self.section.stage == 3:  # whose hooks gather the weights of this decoder too
-            self._frozen = self._initialize(decoder, None)
-        return decoder
+        return frozen_decoder(self.section, self.setting, checkpoint)
 
     def start_from(self, checkpoint: Path) -> None:
         """See `Engine`; the checkpoint may be a Hugging Face folder."""
-        self._fill(self.live, self.weights.read(checkpoint))
+        _fill(self.live, self.weights.read(checkpoint))
         zero.refresh_masters(self.optimizer)
 
     def _trained(self) -> dict[str, Parameter]:
@@ -215,7 +156,7 @@ class DeepSpeedEngine:
 
     def _kinds(self) -> list[str | None]:
         """States of AdamW; None for fp32 weights, where the model does not hold them already."""
-        weights = [None] if self.bf16 or self.section.lora else []
+        weights = [None] if self.setting.precision == "bf16" or self.section.lora else []
         return [*weights, *zero.STATES]
 
     def load_state_dict(self, state: State) -> None:
@@ -229,9 +170,85 @@ class DeepSpeedEngine:
                     value.copy_(state["adam"][f"{kind or 'weights'}.{name}"])
                 dist.broadcast(value, owner)
                 if kind is None:
-                    self._fill(self.live, iter([(name, value)]))
+                    _fill(self.live, [(name, value)])
                 zero.set_full_state(self.optimizer, parameter, kind, value)
         zero.set_steps_taken(self.optimizer, int(state["steps"]))
+
+
+def frozen_decoder(section: DeepSpeedConfig, setting: EngineSetting, checkpoint: Path) -> Any:
+    """What `DeepSpeedEngine.frozen` returns, where nothing is trained beside it."""
+    zero.require_deepspeed(lora=False)
+    decoder = _build(section, setting).requires_grad_(False).eval()
+    _fill(decoder, HubWeights(setting.model, _dtype(setting)).read(checkpoint))
+    # Under ZeRO 3 hooks of DeepSpeed's own gather its weights.
+    return _initialize(decoder, None, section, setting) if section.stage == 3 else decoder
+
+
+def _dtype(setting: EngineSetting) -> torch.dtype:
+    return torch.bfloat16 if setting.precision == "bf16" else torch.float32
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _build(section: DeepSpeedConfig, setting: EngineSetting, recompute: bool = False) -> HubDecoder:
+    """A decoder without weights, under ZeRO 3 this rank's part of it."""
+    import deepspeed
+
+    config = zero.settings(section, setting)
+    divided = deepspeed.zero.Init(config_dict_or_path=config) if section.stage == 3 else None
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(_dtype(setting))
+    try:
+        with _device(), divided or nullcontext():
+            decoder = HubDecoder(setting.model, setting.backend.loss, recompute)
+    finally:
+        torch.set_default_dtype(before)
+    decoder.reset_rotary(_device())
+    return decoder
+
+
+def _fill(decoder: HubDecoder, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy weights by plain name into a decoder."""
+    parameters = dict(_named(decoder))
+    for name, tensor in tensors:
+        with torch.no_grad(), zero.whole([parameters[name]], to_write=True):
+            parameters[name].copy_(tensor)
+
+
+def _adam(decoder: HubDecoder, settings: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained; matrices decay, norms do not."""
+    trained = [p for p in decoder.parameters() if p.requires_grad]
+    is_matrix = lambda parameter: len(zero.shape_of(parameter)) > 1
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if is_matrix(p)]},
+        {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def _initialize(
+    decoder: HubDecoder,
+    adam: torch.optim.AdamW | None,
+    section: DeepSpeedConfig,
+    setting: EngineSetting,
+) -> Any:
+    """DeepSpeed's engine around a decoder."""
+    import deepspeed
+
+    config = zero.settings(section, setting)
+    with redirect_stdout(io.StringIO()):  # stage 1 in bf16 prints what memory it takes
+        return deepspeed.initialize(model=decoder, optimizer=adam, config=config)[0]
 
 
 def _named(decoder: torch.nn.Module) -> Iterator[tuple[str, Parameter]]:

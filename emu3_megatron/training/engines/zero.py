@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from emu3_megatron.config.engines import DeepSpeedConfig
 from emu3_megatron.errors import InputError
+from emu3_megatron.training.interfaces import EngineSetting
 
 STATES = ("exp_avg", "exp_avg_sq")  # of AdamW, a value for each weight
 
@@ -45,7 +46,7 @@ def require_deepspeed(lora: bool) -> None:
     deepspeed.utils.logger.setLevel("WARNING")
 
 
-def settings(section: DeepSpeedConfig, bf16: bool, clip: float) -> dict[str, Any]:
+def settings(section: DeepSpeedConfig, setting: EngineSetting) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
     It never sees more than one micro-batch a step: the engine tells it where a step ends.
@@ -60,12 +61,12 @@ def settings(section: DeepSpeedConfig, bf16: bool, clip: float) -> dict[str, Any
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         # Without ZeRO the engine clips itself.
-        "gradient_clipping": clip if section.stage else 0.0,
+        "gradient_clipping": setting.optimizer.clip if section.stage else 0.0,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
-    if bf16:
+    if setting.precision == "bf16":
         values["bf16"] = {"enabled": True}
         values["data_types"] = {"grad_accum_dtype": "fp32"}
         values["communication_data_type"] = "fp32"
