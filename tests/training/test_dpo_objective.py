@@ -1,25 +1,21 @@
 """DPO's loss, gradients and metrics against plain fp64 torch, side by side and token by token."""
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from emu3_kernels.linear_cross_entropy import TokenLogProbabilities
-from support.given_reference import dpo
+from support.given import batch_of, computed, dpo, pieces_of, random_values
 from support.pairs import CONTEXT, answer, drawing, pairs_of_images
 from support.simulated_ranks import simulate
 from support.tiny import VOCABULARY
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from emu3_megatron.data.batches import IGNORE, Batch
+from emu3_megatron.data.batches import Batch
 from emu3_megatron.data.rows import RowBuilder
-from emu3_megatron.data.source import Piece
 from emu3_megatron.errors import InputError
 from emu3_megatron.training.objectives.dpo import Sides
 from emu3_megatron.training.objectives.preference import loss_without_preference
-from emu3_megatron.training.placing import Placer
 
 VARIANTS = {
     "sigmoid": {"beta": 0.1},
@@ -29,35 +25,6 @@ VARIANTS = {
     "ipo": {"variant": "ipo", "beta": 0.5},
     "hinge": {"variant": "hinge", "beta": 0.1},
 }
-
-
-def pieces_of(documents: list[Any]) -> list[Piece]:
-    pieces = []
-    for number, document in enumerate(documents):
-        context = torch.cat([torch.full((len(s.tokens),), not s.trained) for s in document.spans])
-        group, side = divmod(number, 2)
-        pieces.append(Piece(document.tokens, context.numpy(), "pairs", number, 0, group, side))
-    return pieces
-
-
-def batch_of(rows: list[list[Any]], tokens: str = "codes", context_size: int = 1) -> Batch:
-    weights = dpo(VOCABULARY, tokens=tokens).weights
-    builder = RowBuilder(VOCABULARY, CONTEXT, weights, context_size=context_size, group=2)
-    return builder.batch([pieces_of(row) for row in rows])
-
-
-@dataclass
-class Policy:
-    """A decoder whose log-probabilities are leaves."""
-
-    log_prob: Tensor  # fp32 [b, s], of the whole rows
-    mine: Tensor  # int64 [b, s / ranks]: this rank's tokens
-
-    def __call__(self, inputs: Any, want: str) -> TokenLogProbabilities:
-        assert want == "log_probabilities"
-        kept = inputs.labels_bs != IGNORE
-        log_prob = self.log_prob.gather(1, self.mine).where(kept, 0.0)
-        return TokenLogProbabilities(log_prob, kept, (-log_prob).detach())
 
 
 IMAGES = [pairs_of_images(4)[:2], pairs_of_images(4)[4:]]
@@ -70,26 +37,6 @@ ANSWERS = [
     ],
     [answer("how", "thus"), answer("how", "so and so")],
 ]
-
-
-def random_values(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities by policy and reference, fp32 [b, s]: near each other, far from 0."""
-    generator = torch.Generator().manual_seed(0)
-    reference = -7 - torch.randn(batch.tokens.shape, generator=generator)
-    return reference + 0.1 * torch.randn(batch.tokens.shape, generator=generator), reference
-
-
-def computed(objective: Any, batch: Batch, rank: int = 0, exchange: Any = None) -> Any:
-    """The loss, its gradient by every token's log-probability, and the sums of one rank."""
-    policy, reference = random_values(batch)
-    policy.requires_grad_()
-    mine = batch.order[:, rank]
-    inputs = Placer(VOCABULARY, rank)(batch).inputs
-    layout = inputs.layout if exchange is None else replace(inputs.layout, exchange=exchange)
-    inputs = replace(inputs, layout=layout, columns={"reference": reference.gather(1, mine)})
-    loss, sums = objective(Policy(policy, mine), inputs, objective.counts(batch))
-    loss.backward()
-    return loss.detach(), policy.grad, sums
 
 
 def expected(objective: Any, batch: Batch) -> dict[str, Any]:

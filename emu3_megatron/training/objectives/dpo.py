@@ -68,7 +68,7 @@ class Dpo:
 
         once = 1.0 if exchange.rank == 0 else 0.0  # what all context parallel ranks know alike
         sums = {
-            "pairs": loss_p.new_tensor(once * len(loss_p)),
+            "pairs": loss_p.new_full((), once * len(loss_p)),
             "preference": once * loss_p.sum(),
             "accurate": once * (ratio_d[::2] > ratio_d[1::2]).sum().double(),
             "ratio": own[0].view(-1, 2).sum(0),
