@@ -42,8 +42,9 @@ from emu3_megatron.vocabulary import Vocabulary
 def layout_of(
     parallel: ParallelConfig, batch: BatchConfig, backend: BackendConfig
 ) -> dict[str, Any]:
-    """What of a recipe decides the order of sums, by its dotted keys."""
+    """What decides the order of sums: keys of the recipe, and what its `auto` stands for here."""
     return {
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "parallel.tensor": parallel.tensor,
         "parallel.context": parallel.context,
         "parallel.sequence": parallel.sequence,
