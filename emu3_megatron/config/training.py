@@ -65,7 +65,9 @@ class OptimizerConfig(Config):
     """AdamW, and the schedule of its learning rate."""
 
     lr: PositiveFloat = semantic(REQUIRED, "highest learning rate")
-    schedule: AnySchedule = semantic({"kind": "cosine"}, "of the learning rate")
+    schedule: AnySchedule = semantic(
+        {"kind": "cosine"}, "of the learning rate: its kind, and the keys of that kind"
+    )
     beta1: NonNegativeFloat = semantic(0.9, "of Adam", lt=1)
     beta2: NonNegativeFloat = semantic(0.95, "of Adam", lt=1)
     epsilon: PositiveFloat = semantic(1e-8, "of Adam")

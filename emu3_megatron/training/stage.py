@@ -170,9 +170,16 @@ def _completed(
 
     Args:
         before: the checkpoint's recipe, whose length a resumed run keeps.
+
+    Raises:
+        InputError: the schedule does not fit that length.
     """
     past = getattr(before.optimizer.schedule, "steps", None) if before else None
     schedule = recipe.optimizer.schedule.completed(past or recipe.run.steps)
+    try:
+        schedule.check(recipe.optimizer.lr, recipe.run.steps)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     filled = {
         "optimizer": recipe.optimizer.model_copy(update={"schedule": schedule}),
         "objective": getattr(objective, "section", recipe.objective),

@@ -1,10 +1,11 @@
 """Draws captioned pictures of shapes, more or less vivid, and scores how vivid a picture is.
 
-    python examples/shapes/shapes.py OUT [--seed N] [--pretraining N] [--tuning N] [--held-out N]
+    python examples/shapes/shapes.py OUT [--seed N]
 
-OUT gets three folders of PNG files, each beside its caption (.txt), and for each folder a table of
+OUT gets four folders of PNG files, each beside its caption (.txt), and for each folder a table of
 scores, FOLDER.jsonl. Most pictures are dull and few are vivid, and captions do not tell which, so a
-model that has learnt these pictures draws dull ones and vivid ones for the same caption.
+model that has learnt these pictures draws dull ones and vivid ones for the same caption. Those for
+the tokenizer are as often vivid as dull.
 """
 
 import argparse
@@ -29,6 +30,8 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = {"small": 0.22, "large": 0.36}  # radius as a share of the side
 SCORES = ("saturation", "contrast", "sharpness")
+# Number of pictures, and how rare the vivid ones are.
+POOLS = {"pretraining": (2000, 2), "tuning": (3000, 2), "held-out": (900, 2), "tokenizer": (800, 1)}
 _FINER = 4  # the picture is drawn so many times larger, and reduced
 
 
@@ -110,13 +113,17 @@ def vividness(image: Image.Image) -> float:
 
 
 def write_pool(
-    folder: Path, number: int, random: np.random.Generator
+    folder: Path, number: int, rarity: int, random: np.random.Generator
 ) -> Iterator[dict[str, object]]:
-    """Write pictures of seen subjects, each beside its caption; gives the row of each."""
+    """Write pictures of seen subjects, each beside its caption; gives the row of each.
+
+    Args:
+        rarity: of vivid pictures; 1 makes them as many as dull ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(number):
         subject = SEEN[int(random.integers(len(SEEN)))]
-        image = draw(subject, float(random.uniform()) ** 2, random)
+        image = draw(subject, float(random.uniform()) ** rarity, random)
         name = f"{i:05d}.png"
         image.save(folder / name)
         (folder / name).with_suffix(".txt").write_text(subject.caption + "\n")
@@ -128,17 +135,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pretraining", type=int, default=2000)
-    parser.add_argument("--tuning", type=int, default=3000)
-    parser.add_argument("--held-out", type=int, default=900)
     parsed = parser.parse_args()
-    pools = {name: getattr(parsed, name) for name in ("pretraining", "tuning", "held_out")}
-    for i, (name, number) in enumerate(pools.items()):
+    for i, (name, (number, rarity)) in enumerate(POOLS.items()):
         random = np.random.default_rng([parsed.seed, i])
-        folder = parsed.out / name.replace("_", "-")
-        rows = list(write_pool(folder, number, random))
+        rows = list(write_pool(parsed.out / name, number, rarity, random))
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (parsed.out / f"{folder.name}.jsonl").write_text(lines)
+        (parsed.out / f"{name}.jsonl").write_text(lines)
 
 
 if __name__ == "__main__":

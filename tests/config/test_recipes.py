@@ -55,7 +55,7 @@ def test_8b_stages_hold_the_published_values(name, context):
     assert model.vocabulary().size == 184_622
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "quality"])
 def test_8b_stages_fit_their_64_gpus(stage):
     recipe = load_recipe(Recipe, f"{stage}-8b-h100x64")
 

@@ -35,6 +35,8 @@ NOT_RUN = {
     "examples/data": "reads Debian packages; tests/prepare/test_example.py runs it",
     "runs/data": "reads Debian packages; tests/prepare/test_example.py runs it",
     "examples/shapes": "trains for minutes; tests/examples/test_quality_example.py runs it",
+    "examples/quality": "trains for minutes; tests/examples/test_quality_example.py runs it",
+    "prepare-quality-8b": "needs the tokenizer of the 8B model",
     "runs/shapes": "trains for minutes; tests/examples/test_quality_example.py runs it",
     "prepare all recipe.yaml": "needs a server that writes captions, and a Ray cluster",
     "Emu3-": "needs BAAI's weights",

@@ -30,7 +30,7 @@ def test_the_rules_score_how_vivid_a_picture_is(shapes):
 
 def test_a_pool_is_the_same_from_the_same_seed_and_shows_no_unseen_subject(shapes, tmp_path):
     rows = [
-        list(shapes.write_pool(tmp_path / name, 20, np.random.default_rng(seed)))
+        list(shapes.write_pool(tmp_path / name, 20, 2, np.random.default_rng(seed)))
         for name, seed in (("one", 3), ("same", 3), ("other", 4))
     ]
     captions = {path.read_text().strip() for path in tmp_path.rglob("*.txt")}

@@ -67,6 +67,13 @@ def test_a_longer_schedule_goes_on_without_a_second_warm_up(resumed, recipe):
     assert [row["lr"] for row in rows[8:]] == [1e-2, 1e-2]
 
 
+def test_a_warm_up_that_the_first_starts_length_does_not_hold_is_named(resumed):
+    end = resumed(accept=True, run={"steps": 20}, optimizer={"schedule": {"warmup_steps": 9}})
+
+    assert end.code == 2
+    assert "optimizer.schedule.warmup_steps=9 is more than optimizer.schedule.steps=8" in end.said
+
+
 def test_a_run_whose_recipe_has_the_keys_of_an_earlier_version_goes_on(resumed, recipe):
     assert resumed().code == 0
     checkpoint = recipe().run.dir / "checkpoints" / "step-00000008"
