@@ -28,6 +28,10 @@ MADE_BY = {
     "stage1-8b-h100x64": "prepare-8b",
     "stage2-8b-h100x64": "prepare-8b",
     "quality-8b-h100x64": "prepare-quality-8b",
+    "image-to-text-8b-h100x64": "prepare-8b",
+    "instruct-8b-h100x8": "prepare-dialogues-8b",
+    "image-to-text-tiny-cpu": "prepare-dialogues-tiny-cpu",
+    "instruct-tiny-cpu": "prepare-dialogues-tiny-cpu",
     "stage1-tiny-cpu": "prepare-tiny-cpu",
     "stage2-tiny-cpu": "prepare-tiny-cpu",
 }

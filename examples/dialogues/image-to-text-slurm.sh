@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch slurm.sh [dotted.key=value ...], from the folder where data/ and runs/ are.
+# sbatch image-to-text-slurm.sh [dotted.key=value ...], from the folder where data/ and runs/ are.
 #SBATCH --job-name=emu3-image-to-text
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8
@@ -10,4 +10,4 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-exec bash "${EMU3:?set EMU3 to the checkout}/tools/slurm_train.sh" image-to-text-8b-h100x64 "$@"
+exec bash "${EMU3:?set EMU3 to the checkout}/tools/slurm_emu3.sh" train image-to-text-8b-h100x64 "$@"

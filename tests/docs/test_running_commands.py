@@ -42,6 +42,7 @@ NOT_RUN = {
     "Emu3-": "needs BAAI's weights",
     "movqgan": "needs SBER's weights",
     "tokenizer-270m": "needs SBER's weights",
+    "prepare-dialogues-8b": "needs BAAI's vision tokenizer, and rows with their images",
     "runs/stage2": "needs weights of the 8B model",
     "runs/samples": "needs prompts and votes; tests/alignment has them",
     "runs/pairs": "needs prompts and votes; tests/alignment has them",
