@@ -1,6 +1,6 @@
 """Asks a model the questions of prepared dialogues, and counts exact answers.
 
-python examples/dialogues/answers.py CHECKPOINT DATA [--show N]
+python examples/dialogues/answers.py CHECKPOINT DATA [--json FILE] [--show N]
 
 DATA is the `out` of a prepare recipe. Of each dialogue the last answer is left to the model, which
 sees what stands before it; it takes the likeliest token each time.
@@ -10,6 +10,7 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("checkpoint", type=Path)
     arguments.add_argument("data", type=Path)
-    arguments.add_argument("--show", type=int, default=5)
+    arguments.add_argument("--show", type=int, default=5, help="wrong answers to print")
+    arguments.add_argument("--json", type=Path, help="file to write the counts to")
     given = arguments.parse_args()
     mesh = parallel.start()
     mesh.seed(0, 0)
@@ -45,7 +47,12 @@ def main() -> None:
             (question_of(vocabulary, document), answer_of(vocabulary, document), text)
             for document, text in zip(some, map(vocabulary.decode, answers), strict=True)
         ]
-    print(json.dumps(score(found, given.show), indent=2, ensure_ascii=False))
+    counts = json.dumps(score(found), indent=2, ensure_ascii=False)
+    print(counts)
+    if given.json:
+        given.json.write_text(counts + "\n")
+    for question, right, said in [row for row in found if row[1] != row[2]][: given.show]:
+        print(f"{question!r}: {said!r}, right is {right!r}")
 
 
 def read(data: Path) -> tuple[Vocabulary, list[Document]]:
@@ -70,18 +77,16 @@ def question_of(vocabulary: Vocabulary, document: Document) -> str:
     return text.rpartition("USER: ")[2].removesuffix(". ASSISTANT:")
 
 
-def score(found: list[tuple[str, str, str]], show: int) -> dict:
-    """Share of exact answers, of all and of each question, and some that are wrong."""
+def score(found: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """Share of exact answers, of all and of each question."""
     asked = Counter(question for question, _, _ in found)
     exact = Counter(question for question, expected, said in found if said == expected)
-    wrong = [(q, expected, said) for q, expected, said in found if said != expected]
     return {
         "questions": len(found),
-        "exact": exact.total() / len(found),
-        "by_question": {question: exact[question] / asked[question] for question in asked},
-        "wrong": [
-            dict(zip(("question", "right", "said"), row, strict=True)) for row in wrong[:show]
-        ],
+        "exact": round(exact.total() / len(found), 4),
+        "by_question": {
+            question: round(exact[question] / asked[question], 4) for question in asked
+        },
     }
 
 

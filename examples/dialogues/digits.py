@@ -2,10 +2,10 @@
 
 python examples/dialogues/digits.py FOLDER
 
-Writes FOLDER/train, pictures of 8 x 8 pixels with captions, FOLDER/moved, three copies of each that
-are moved by a pixel, so that the model does not learn places by heart, and FOLDER/train.json, which
-asks about every copy in another wording. A fifth of the pictures are in FOLDER/held-out alone, and
-FOLDER/held-out.json asks about each in every wording. FOLDER/texts holds ten texts about numbers.
+Writes pictures of 8 x 8 pixels: FOLDER/train with captions, and FOLDER/held-out, a fifth of them. Of
+each one for training there are three copies that are moved by a pixel, so that the model does not
+learn places by heart; FOLDER/train.json asks about every copy in another wording, and
+FOLDER/held-out.json about each picture in every wording. FOLDER/texts holds ten lines about digits.
 """
 
 import json
@@ -30,9 +30,10 @@ WORDINGS: dict[str, Callable[[int], str]] = {
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    for name in ("train", "moved", "held-out", "texts"):
+    for name in ("train", "held-out", "texts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "texts" / "numbers.jsonl").write_text("".join(map(text, range(10))))
+    texts = [json.dumps({"text": f"The digit {caption(digit)}."}) for digit in range(10)]
+    (folder / "texts" / "digits.jsonl").write_text("\n".join(texts))
     random = np.random.default_rng(0)
     digits = load_digits()
     numbers = random.permutation(len(digits.target)).tolist()
@@ -41,27 +42,24 @@ def main() -> None:
     for number, (values, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         pixels = (values * 255 / 16).round().astype(np.uint8)
         part = "held-out" if number in held_out else "train"
-        name = f"{part}/{number:04d}.png"
-        Image.fromarray(pixels).save(folder / name)
-        if part == "train":
-            (folder / name).with_suffix(".txt").write_text(f"a {NAMES[digit]}")
         for i, (question, answer) in enumerate(WORDINGS.items()):
-            if part == "train" and i:
-                name = f"moved/{number:04d}-{i}.png"
-                Image.fromarray(moved(pixels, *random.integers(-1, 2, 2))).save(folder / name)
+            name = f"{part}/{number:04d}-{i if part == 'train' else 0}.png"
+            shown = moved(pixels, *random.integers(-1, 2, 2)) if i and part == "train" else pixels
+            Image.fromarray(shown).save(folder / name)
+            if part == "train":
+                (folder / name).with_suffix(".txt").write_text(caption(int(digit)))
             rows[part].append(row(name, question, answer(int(digit))))
     for part, found in rows.items():
         (folder / f"{part}.json").write_text(json.dumps(found, indent=1))
 
 
+def caption(digit: int) -> str:
+    return f"{digit}, {NAMES[digit]}, {'odd' if digit % 2 else 'even'}"
+
+
 def moved(pixels: np.ndarray, down: int, right: int) -> np.ndarray:
     """The picture moved by a pixel at most; what comes in is black."""
     return np.pad(pixels, 1)[1 - down : 9 - down, 1 - right : 9 - right]
-
-
-def text(digit: int) -> str:
-    kind = WORDINGS["Is this digit even or odd?\n<image>"](digit)
-    return json.dumps({"text": f"{digit} is written {NAMES[digit]}. It is {kind}."}) + "\n"
 
 
 def row(image: str, question: str, answer: str) -> dict[str, Any]:

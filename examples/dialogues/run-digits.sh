@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Questions about pictures of handwritten digits: every stage on a CPU, from files to answers.
+# Questions about handwritten digits: every stage on a CPU, from files to answers, into runs/.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+here=$(dirname "$0")
 out=runs/digits
-python examples/dialogues/digits.py "$out"
-emu3 tokenizer train examples/dialogues/tokenizer.yaml --out "$out/tokenizer"
+python "$here/digits.py" "$out"
+emu3 tokenizer train "$here/tokenizer.yaml" --out "$out/tokenizer"
 emu3 prepare all prepare-dialogues-tiny-cpu
 torchrun --nproc-per-node 2 -m emu3_megatron train image-to-text-tiny-cpu
 torchrun --nproc-per-node 2 -m emu3_megatron train instruct-tiny-cpu
-emu3 prepare dialogues prepare-dialogues-tiny-cpu --source "$out/held-out.json" --out "$out/held-out-data" 'packs=[]'
-python examples/dialogues/answers.py runs/instruct-tiny "$out/held-out-data"
+emu3 prepare dialogues prepare-dialogues-tiny-cpu --source "$out/held-out.json" \
+  --out "$out/held-out-data" 'packs=[]'
+python "$here/answers.py" runs/instruct-tiny "$out/held-out-data" --json "$out/answers.json"
