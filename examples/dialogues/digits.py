@@ -2,10 +2,10 @@
 
 python examples/dialogues/digits.py FOLDER
 
-Writes pictures of 8 x 8 pixels: FOLDER/train with captions, and FOLDER/held-out, a fifth of them. Of
-each one for training there are three copies that are moved by a pixel, so that the model does not
-learn places by heart; FOLDER/train.json asks about every copy in another wording, and
-FOLDER/held-out.json about each picture in every wording. FOLDER/texts holds ten lines about digits.
+Writes pictures of 8 x 8 pixels: FOLDER/train with captions, and FOLDER/held-out, a fifth of them.
+Of each one for training there are three copies that are moved by a pixel, so that the model does
+not learn places by heart; FOLDER/train.json asks about every copy in another wording, and
+FOLDER/held-out.json about each picture in every wording. FOLDER/texts holds lines about digits.
 """
 
 import json

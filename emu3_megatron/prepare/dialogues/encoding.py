@@ -16,10 +16,18 @@ from emu3_megatron.media.images import MAX_ASPECT, decode_image, read_image, res
 from emu3_megatron.media.videos import read_clip, read_info
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.dialogues.codes_files import read_errors, write_codes
-from emu3_megatron.prepare.dialogues.shown import Shown, read_inside, state_of
+from emu3_megatron.prepare.dialogues.shown import FileState, Shown, read_inside
 from emu3_megatron.prepare.workspace import Workspace, digest, stable_chunks
 from emu3_megatron.vision.tokenizer import TEMPORAL_FACTOR
 from emu3_megatron.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class FirstShown:
+    """Where an image or a clip is first shown, as `FILE: row NUMBER`, and its file's state."""
+
+    row: str
+    state: FileState
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def encode_shown(
     workspace: Workspace,
     config: DialoguesConfig,
     folders: tuple[Path, Path],
-    first_rows: Mapping[str, str],
+    first: Mapping[str, FirstShown],
     settings: str,
     strict: bool,
 ) -> Encoded:
@@ -136,7 +144,7 @@ def encode_shown(
 
     Args:
         folders: of the files of rows, and of the media.
-        first_rows: `FILE: row NUMBER` that shows each first, by `str(Shown)`.
+        first: what is shown, by `str(Shown)`.
         settings: hash of what decides the codes, besides the pixels.
 
     Raises:
@@ -144,9 +152,9 @@ def encode_shown(
             encoded.
     """
     recipe = workspace.recipe
-    if not first_rows:
+    if not first:
         return Encoded({}, {})
-    tasks = _tasks(workspace, folders, first_rows, settings)
+    tasks = _tasks(workspace, first, settings)
     assert recipe.tokenizer is not None
     vocabulary, device = recipe.vocabulary(), recipe.run.device
     make = partial(EncodeShown, config, folders, recipe.tokenizer, strict, vocabulary, device)
@@ -163,13 +171,12 @@ def encode_shown(
 
 
 def _tasks(
-    workspace: Workspace, folders: tuple[Path, Path], first_rows: Mapping[str, str], settings: str
+    workspace: Workspace, first: Mapping[str, FirstShown], settings: str
 ) -> list[EncodeTask]:
     folder = workspace.work("dialogues", "codes")
     tasks = []
-    for names in stable_chunks(list(first_rows), workspace.recipe.run.task_items):
+    for names in stable_chunks(list(first), workspace.recipe.run.task_items):
         shown = [Shown.parse(name) for name in names]
-        states = [state_of(one, folders) for one in shown]
-        name = digest(settings, names, states)
-        tasks.append(EncodeTask(folder / f"{name}.npz", shown, [first_rows[n] for n in names]))
+        name = digest(settings, names, [first[n].state for n in names])
+        tasks.append(EncodeTask(folder / f"{name}.npz", shown, [first[n].row for n in names]))
     return tasks

@@ -1,6 +1,6 @@
 """Data pipeline of dialogues: rows to decisions, images and clips to codes, both to shards."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -12,9 +12,9 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import find_files
 from emu3_megatron.prepare.codes import tokenizer_hash
 from emu3_megatron.prepare.dialogues.documents import DocumentsTask, RowToWrite, WriteDocuments
-from emu3_megatron.prepare.dialogues.encoding import Encoded, encode_shown
+from emu3_megatron.prepare.dialogues.encoding import Encoded, FirstShown, encode_shown
 from emu3_megatron.prepare.dialogues.rows import SUFFIXES
-from emu3_megatron.prepare.dialogues.shown import Shown, state_of
+from emu3_megatron.prepare.dialogues.shown import FileState, Shown, state_of
 from emu3_megatron.prepare.dialogues.tables import ReadRows, ReadTask, read_decisions
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
 from emu3_megatron.prepare.tables import Row, write_table
@@ -51,6 +51,7 @@ class _Run:
         self.strict = workspace.recipe.strict or not config.skip_bad
         folder = config.source if config.source.is_dir() else config.source.parent
         self.folders = (folder, config.media or folder)
+        self.states: dict[str, FileState | None] = {}  # of images and clips; None: not there
 
     def run(self) -> dict[str, Any]:
         groups = self._read()
@@ -60,7 +61,8 @@ class _Run:
         settings = self._settings(any(row["shown"] for row in rows))
         encoded = self._encode(rows, settings)
         for row in rows:
-            _set_aside(row, (encoded.errors.get(name) for name in row["shown"]))
+            for name in row["shown"]:
+                _set_aside(row, encoded.errors.get(name))
         self._refuse_odd(rows)
         refuse_nothing(KIND, rows)
         return self._write(groups, encoded, settings)
@@ -85,12 +87,12 @@ class _Run:
 
     def _find_files(self, rows: Sequence[Row]) -> None:
         """Set aside rows whose images or clips are not there."""
-        missing: dict[str, str | None] = {}
         for row in rows:
             for name in row["shown"] if row["kept"] else ():
-                if name not in missing:
-                    missing[name] = _missing(Shown.parse(name), self.folders)
-            _set_aside(row, (missing.get(name) for name in row["shown"]))
+                if name not in self.states:
+                    self.states[name] = state_of(Shown.parse(name), self.folders)
+                if self.states[name] is None:
+                    _set_aside(row, _missing(Shown.parse(name), self.folders[1]))
 
     def _refuse_odd(self, rows: Sequence[Row]) -> None:
         """Write the table; then unless odd rows are set aside, raise at the first."""
@@ -116,12 +118,15 @@ class _Run:
         return settings | tokenizer | config.model_dump(include=fields)
 
     def _encode(self, rows: Sequence[Row], settings: dict[str, Any]) -> Encoded:
-        first_rows: dict[str, str] = {}
+        first: dict[str, FirstShown] = {}
         for row in rows:
             for name in row["shown"] if row["kept"] else ():
-                first_rows.setdefault(name, str(self.folders[0] / _name(row)))
+                if name not in first:
+                    state = self.states[name]
+                    assert state is not None, "rows without their files are not kept"
+                    first[name] = FirstShown(str(self.folders[0] / _name(row)), state)
         return encode_shown(
-            self.workspace, self.config, self.folders, first_rows, digest(settings), self.strict
+            self.workspace, self.config, self.folders, first, digest(settings), self.strict
         )
 
     def _write(
@@ -140,8 +145,8 @@ class _Run:
         rows = [row for group in groups for row in group.rows]
         too_long = dict(line.rsplit(": too long: ", 1) for line in made.skipped)
         for row in rows:
-            reason = too_long.get(_name(row))
-            _set_aside(row, [reason and f"too long: {reason}"])
+            if reason := too_long.get(_name(row)):
+                _set_aside(row, f"too long: {reason}")
         self._refuse_odd(rows)
         return {
             "settings": settings,
@@ -171,9 +176,8 @@ def _name(row: Row) -> str:
     return f"{row['source']}: row {row['row']}"
 
 
-def _set_aside(row: Row, reasons: Iterable[str | None]) -> None:
-    """Set a row aside by the first of the reasons, if there is one."""
-    reason = next(filter(None, reasons), None)
+def _set_aside(row: Row, reason: str | None) -> None:
+    """Set a row aside if there is a reason; the first one stays."""
     if row["kept"] and reason:
         row["kept"], row["reason"] = False, reason
 
@@ -188,13 +192,8 @@ def _files(source: Path) -> list[Path]:
     return [source]
 
 
-def _missing(shown: Shown, folders: tuple[Path, Path]) -> str | None:
-    """Why there is no such file; None when there is."""
-    try:
-        state_of(shown, folders)
-    except (OSError, ValueError):
-        return f"no such {shown.kind}: {shown.name}{_beside(folders[1] / shown.name)}"
-    return None
+def _missing(shown: Shown, media: Path) -> str:
+    return f"no such {shown.kind}: {shown.name}{_beside(media / shown.name)}"
 
 
 def _beside(path: Path) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from emu3_megatron.prepare.dialogues.rows import read_parquet
 from emu3_megatron.prepare.workspace import file_state
 
+FileState = tuple[str, int, int]
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -30,12 +32,19 @@ class Shown:
         return cls(kind, name)
 
 
-def state_of(shown: Shown, folders: tuple[Path, Path]) -> tuple[str, int, int]:
-    """By what an image or a clip is recognised. Raises OSError or ValueError without a file."""
+def state_of(shown: Shown, folders: tuple[Path, Path]) -> FileState | None:
+    """By what an image or a clip is recognised; None when there is no such file.
+
+    Args:
+        folders: of the files of rows, and of the media.
+    """
     sources, media = folders
-    if shown.kind == "inside":
-        return file_state(sources, _parts(shown.name)[0])
-    return file_state(media, shown.name)
+    try:
+        if shown.kind == "inside":
+            return file_state(sources, _parts(shown.name)[0])
+        return file_state(media, shown.name)
+    except (OSError, ValueError):  # a name that no file can have
+        return None
 
 
 def read_inside(folder: Path, shown: Sequence[Shown]) -> Iterator[tuple[str, bytes]]:
