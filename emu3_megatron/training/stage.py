@@ -196,6 +196,7 @@ def _assemble(
     mesh.seed(recipe.run.seed, 0)
     engine = build_engine(recipe.engine, EngineSetting.of(recipe))
     tokens = recipe.batch.size * recipe.context
+    adapters = getattr(recipe.engine, "lora", None) is not None
     trainer = DecoderTrainer(
         engine,
         objective,
@@ -203,7 +204,7 @@ def _assemble(
         mesh=mesh,
         place=Placer(vocabulary, mesh.context_rank),
         seed=recipe.run.seed,
-        work=Work(tokens, tokens * flops_per_token(recipe.model, recipe.context)),
+        work=Work(tokens, tokens * flops_per_token(recipe.model, recipe.context, frozen=adapters)),
     )
     objective.prepare(engine)
     saves = SaveCheckpoints(recipe.run)
