@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from emu3_megatron.config.engines import LoraConfig
@@ -67,7 +67,8 @@ def write_adapters(folder: Path, adapters: Mapping[str, Tensor], section: LoraCo
     with replacing(folder) as beside:
         beside.mkdir()
         _peft_config(section).save_pretrained(str(beside))
-        save_file(tensors, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        data = save(tensors, metadata={"format": "pt"})
+        (beside / "adapter_model.safetensors").write_bytes(data)
 
 
 def _peft_config(section: LoraConfig) -> "peft.LoraConfig":
