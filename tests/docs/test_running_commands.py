@@ -35,7 +35,6 @@ NOT_RUN = {
     "h100x1": "needs a GPU and BAAI's weights",
     "lora-tiny-cpu": "needs DeepSpeed; tests/examples/test_lora_example.py runs it",
     "runs/lora": "needs DeepSpeed; tests/examples/test_lora_example.py runs it",
-    "engine.kind=deepspeed": "needs DeepSpeed; tests/engines has it",
     "examples/data": "reads Debian packages; tests/prepare/test_example.py runs it",
     "runs/data": "reads Debian packages; tests/prepare/test_example.py runs it",
     "examples/shapes": "trains for minutes; tests/examples/test_quality_example.py runs it",
