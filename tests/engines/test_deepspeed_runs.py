@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.engines import on_deepspeed
-from support.faults import losses, run_job
+from support.faults import events, losses, run_job, spoil
 from support.processes import run_processes
 from support.steps import start
 from support.tiny import CONTEXT, make_packs, tiny_recipe
@@ -181,3 +181,30 @@ def test_held_out_losses_are_those_of_megatron(pack, tmp_path):
     for ours, theirs in zip(*rows, strict=True):
         losses = {k: v for k, v in ours.items() if k.startswith("validation") and "time" not in k}
         assert {k: theirs[k] for k in losses} == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_key_that_deepspeed_does_not_know_is_one_line(pack, tmp_path):
+    engine = {"kind": "deepspeed", "zero": {"reduce_bucket": 5}}
+    (end,) = run_job(recipe_of(pack, tmp_path / "run", engine=engine))
+
+    assert end.code == 2
+    assert "emu3: engine.zero.reduce_bucket: Extra inputs are not permitted" in end.said
+
+
+def spike_in_step_7():
+    spoil({7}, 1000.0)
+
+
+def test_a_spike_goes_back_to_the_last_checkpoint(pack, tmp_path):
+    found = {}
+    for name, engine in (("megatron", {}), ("deepspeed", on_deepspeed(stage=3))):
+        run = {"steps": 10, "save_every": 4}
+        guard = {"spikes": "rollback", "window": 6, "threshold": 20.0}
+        recipe = recipe_of(pack, tmp_path / name, run, guard=guard, **engine)
+        for end in run_job(recipe, ranks=2, fault=spike_in_step_7):
+            assert end.code == 0, end.said
+        assert [(e["step"], e["to"]) for e in events(recipe.run.dir, "rolled back")] == [(7, 4)]
+        found[name] = losses(recipe.run.dir)
+
+    del found["megatron"][7], found["deepspeed"][7]
+    assert found["deepspeed"] == pytest.approx(found["megatron"], abs=1e-4)

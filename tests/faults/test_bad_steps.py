@@ -3,29 +3,9 @@
 import json
 import math
 
-import torch.distributed as dist
-from support.faults import events, latest, losses, run_job, steps_of, weights
+from support.faults import events, latest, losses, run_job, spoil, steps_of, weights
 
 from emu3_megatron.runs.hooks.guard import z_score
-from emu3_megatron.training.trainer import DecoderTrainer
-
-
-def spoil(number, factor, on_rank=0):
-    """Multiply one rank's loss of some steps, which multiplies its gradients."""
-    forward, step = DecoderTrainer.forward, DecoderTrainer.step
-    now = [0]
-
-    def stepping(self, current, batches, judge):
-        now[0] = current
-        return step(self, current, batches, judge)
-
-    def spoilt(self, *arguments):
-        loss, sums = forward(self, *arguments)
-        if now[0] in number and dist.get_rank() == on_rank:
-            loss, sums = loss * factor, {**sums, "loss": sums["loss"] * factor}
-        return loss, sums
-
-    DecoderTrainer.forward, DecoderTrainer.step = spoilt, stepping
 
 
 def nan_on_rank_1_in_step_5():

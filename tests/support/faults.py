@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,28 @@ from support.processes import _context
 
 def nothing() -> None:
     """The fault of a job without one."""
+
+
+def spoil(steps: Container[int], factor: float, on_rank: int = 0) -> None:
+    """Multiply one rank's loss of some steps, which multiplies its gradients."""
+    import torch
+
+    from emu3_megatron.training.trainer import DecoderTrainer
+
+    forward, step = DecoderTrainer.forward, DecoderTrainer.step
+    now = [0]
+
+    def stepping(self, current, batches, judge):
+        now[0] = current
+        return step(self, current, batches, judge)
+
+    def spoilt(self, *arguments):
+        loss, sums = forward(self, *arguments)
+        if now[0] in steps and torch.distributed.get_rank() == on_rank:
+            loss, sums = loss * factor, {**sums, "loss": sums["loss"] * factor}
+        return loss, sums
+
+    DecoderTrainer.forward, DecoderTrainer.step = spoilt, stepping
 
 
 @dataclass

@@ -35,7 +35,7 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, section: DeepSpeedConfig, setting: EngineSetting):
-        zero.require_deepspeed(lora=section.lora is not None)
+        zero.require_deepspeed(section)
         self.section, self.setting = section, setting
         self.live = _build(section, setting, recompute=setting.recompute == "full")
         self.device = _device()
@@ -139,11 +139,11 @@ class DeepSpeedEngine:
             for kind in self._kinds():
                 key = f"{kind or 'weights'}.{name}"
                 if saved:
-                    tensor = torch.empty(zero.shape_of(parameter)) if mine else None
+                    tensor = torch.empty(zero.shape_of(parameter) if mine else 0)
                 else:
-                    tensor = zero.full_state(self.optimizer, parameter, kind).cpu()
-                if mine and tensor is not None:
-                    states[key] = ShardedTensor.from_rank_offsets(f"adam.{key}", tensor)
+                    tensor = zero.full_state(self.optimizer, parameter, kind)
+                if mine:
+                    states[key] = ShardedTensor.from_rank_offsets(f"adam.{key}", tensor.cpu())
         steps = torch.tensor(zero.steps_taken(self.optimizer))
         if saved:
             self._saved = saved.path
@@ -177,7 +177,7 @@ class DeepSpeedEngine:
 
 def frozen_decoder(section: DeepSpeedConfig, setting: EngineSetting, checkpoint: Path) -> Any:
     """What `DeepSpeedEngine.frozen` returns, where nothing is trained beside it."""
-    zero.require_deepspeed(lora=False)
+    zero.require_deepspeed(section)
     decoder = _build(section, setting).requires_grad_(False).eval()
     _fill(decoder, HubWeights(setting.model, _dtype(setting)).read(checkpoint))
     # Under ZeRO 3 hooks of DeepSpeed's own gather its weights.

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -20,11 +21,11 @@ from emu3_megatron.training.interfaces import EngineSetting
 STATES = ("exp_avg", "exp_avg_sq")  # of AdamW, a value for each weight
 
 
-def require_deepspeed(lora: bool) -> None:
+def require_deepspeed(section: DeepSpeedConfig) -> None:
     """Import what the engine needs, and set it up for this machine.
 
     Raises:
-        InputError: a package is missing.
+        InputError: a package is missing, or DeepSpeed does not know a key of `engine.zero`.
     """
     # DeepSpeed reads it even where there is one process, which no launcher told.
     os.environ.setdefault("LOCAL_RANK", "0")
@@ -34,7 +35,7 @@ def require_deepspeed(lora: bool) -> None:
         import deepspeed
         import transformers  # noqa: F401
 
-        if lora:
+        if section.lora:
             import peft  # noqa: F401
     except ImportError as error:
         raise InputError(
@@ -44,6 +45,12 @@ def require_deepspeed(lora: bool) -> None:
         # It would compile a CPU all-reduce at start, which takes a C++ compiler and a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
+    try:
+        deepspeed.runtime.zero.config.DeepSpeedZeroConfig(**section.zero)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"engine.zero.{key}: {first['msg']} (DeepSpeed's answer)") from None
 
 
 def settings(section: DeepSpeedConfig, setting: EngineSetting) -> dict[str, Any]:
