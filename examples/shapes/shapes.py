@@ -30,8 +30,14 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star")
 SIZES = {"small": 0.22, "large": 0.36}  # radius as a share of the side
 SCORES = ("saturation", "contrast", "sharpness")
-# Number of pictures, and how rare the vivid ones are.
-POOLS = {"pretraining": (2000, 2), "tuning": (3000, 2), "held-out": (900, 2), "tokenizer": (800, 1)}
+# Number of pictures, how rare the vivid ones are, and the stream of random numbers: the tokenizer's
+# pictures show what those of pre-training show, the vivid ones as often as the dull.
+POOLS = {
+    "pretraining": (2000, 2, 0),
+    "tuning": (3000, 2, 1),
+    "held-out": (900, 2, 2),
+    "tokenizer": (2000, 1, 0),
+}
 _FINER = 4  # the picture is drawn so many times larger, and reduced
 
 
@@ -136,8 +142,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args()
-    for i, (name, (number, rarity)) in enumerate(POOLS.items()):
-        random = np.random.default_rng([parsed.seed, i])
+    for name, (number, rarity, stream) in POOLS.items():
+        random = np.random.default_rng([parsed.seed, stream])
         rows = list(write_pool(parsed.out / name, number, rarity, random))
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (parsed.out / f"{name}.jsonl").write_text(lines)
