@@ -144,7 +144,8 @@ def sheet(models: dict[str, Model]) -> Image.Image:
         pen.text((4, y + 20), subject.caption + unseen, fill="black")
         for column, (name, model) in enumerate(models.items()):
             x = left + column * (EACH * cell + 3 * gap)
-            pen.text((x, 4), NAMES[name], fill="black")
+            if line == 0:
+                pen.text((x, 4), NAMES[name], fill="black")
             for i, picture in enumerate(model.pictures[line]):
                 image.paste(picture, (x + i * cell, y))
     return image
