@@ -188,12 +188,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write machine, versions, rows to this file")
     parser.add_argument("--picture", type=Path, help="write the pictures to this PNG too")
     parsed = parser.parse_args()
+    about = describe_machine()  # before this leaves files in the checkout
     rows, models = measure(parsed.out, parsed.seeds)
     picture = sheet(models)
     for path in filter(None, [parsed.out / "pictures.png", parsed.picture]):
         picture.save(path)
     (parsed.out / "report.html").write_text(page(rows, picture))
-    result = {**describe_machine(), "rows": rows, "summary": summary_of(rows)}
+    result = {**about, "rows": rows, "summary": summary_of(rows)}
     if parsed.json:
         parsed.json.write_text(json.dumps(result, indent=2) + "\n")
     for row in rows:
