@@ -56,13 +56,13 @@ def build(folder: Path, out: Path, margin: float, held_out: float = 0) -> Report
     """Write pairs of a folder of samples as a shard: document 2k chosen, 2k + 1 rejected.
 
     Beside it, PREFIX.pairs.jsonl says where each pair comes from. With a held-out share a second
-    shard, PREFIX-held-out, has the pairs of so many prompts.
+    shard, PREFIX-held-out, has the pairs of that share of the prompts.
 
     Args:
         out: prefix of the shard.
         margin: least difference between the mean scores of best and worst; pairs of nearly equal
             samples make DPO worse (arXiv 2505.11070).
-        held_out: share of the pairs, from 0 up to 1.
+        held_out: share of the prompts, from 0 up to 1.
 
     Raises:
         InputError: no votes, no pair that is left, or the folder is damaged.
@@ -80,7 +80,7 @@ def build(folder: Path, out: Path, margin: float, held_out: float = 0) -> Report
     if not pairs:
         reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
         raise InputError(f"{folder}: no pair is left ({reasons}); collect more votes")
-    trained, apart = _split(pairs, held_out)
+    trained, apart = _split(samples, pairs, held_out)
     _write(samples, trained, out)
     if apart:
         _write(samples, apart, out.with_name(out.name + HELD_OUT))
@@ -128,19 +128,26 @@ def _best_against_worst(samples: Samples, votes: Votes, prompt: int, margin: flo
     return Pair(prompt, text, best, worst, scores[best], scores[worst], voters)
 
 
-def _split(pairs: list[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """Trained and held-out pairs. Which, a hash of the prompt says, whatever else there is."""
+def _split(samples: Samples, pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """Trained and held-out pairs.
+
+    Which prompts are held out, their hashes say, whether they gave a pair or not: so they are the
+    same ones after more votes, and in other folders of samples of these prompts.
+    """
     if share == 0:
-        return pairs, []
-    number = max(1, round(share * len(pairs)))
-    if number >= len(pairs):
-        raise InputError(f"--held-out {share:g}: of {len(pairs)} pairs none is left to train on")
-    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair.text.encode()).digest())
-    apart = {pair.prompt for pair in by_hash[:number]}
-    return (
-        [pair for pair in pairs if pair.prompt not in apart],
-        [pair for pair in pairs if pair.prompt in apart],
-    )
+        return list(pairs), []
+    texts = {drawn[0].text for drawn in samples.prompts}
+    by_hash = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    apart = set(by_hash[: max(1, round(share * len(texts)))])
+    trained = [pair for pair in pairs if pair.text not in apart]
+    held_out = [pair for pair in pairs if pair.text in apart]
+    for left, some in (("left to train on", trained), ("held out", held_out)):
+        if not some:
+            raise InputError(
+                f"--held-out {share:g}: of {len(pairs)} pairs none is {left}; collect more votes, "
+                "or choose another share"
+            )
+    return trained, held_out
 
 
 def _write(samples: Samples, pairs: Sequence[Pair], prefix: Path) -> None:

@@ -177,7 +177,7 @@ def build(
     ] = 1.0,
     held_out: Annotated[
         float,
-        typer.Option(metavar="SHARE", help="of the pairs, into a second shard for validation"),
+        typer.Option(metavar="SHARE", help="of the prompts, into a second shard for validation"),
     ] = 0.0,
 ) -> None:
     """Of each prompt the best sample against the worst: a shard of pairs, for emu3 pack.

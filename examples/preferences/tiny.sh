@@ -17,14 +17,14 @@ align() { # SEED FOLDER
   for round in 1 2 3 4 5 6; do
     draw $shapes/decoder "$out/seen.txt" "$out/samples-$round" $((100000 * seed + 1000 * round))
     emu3 preferences import "$out/samples-$round" "$out/samples-$round/rule.csv" --column vividness
-    emu3 preferences build "$out/samples-$round" --out "$out/pairs-$round" --margin 1 --held-out 0.1
+    emu3 preferences build "$out/samples-$round" --out "$out/pairs-$round" --margin 1 --held-out 0.15
     trained+=("$out/pairs-$round") held_out+=("$out/pairs-$round-held-out")
   done
   emu3 pack "${trained[@]}" --out "$out/pairs.pack" --context 224
   emu3 pack "${held_out[@]}" --out "$out/held-out.pack" --context 224
   local recipe=(dpo-tiny-cpu run.dir="$out/dpo" run.init_from=$shapes/decoder run.seed="$seed"
     data.context=224 "data.sources=[{pack: $out/pairs.pack}]" batch.size=8 batch.micro_size=8
-    "validation={every: 20, batches: 3, sources: [{pack: $out/held-out.pack}]}"
+    "validation={every: 20, batches: 4, sources: [{pack: $out/held-out.pack}]}"
     objective.reference.folder="$out/reference")
   emu3 reference "${recipe[@]}"
   emu3 train "${recipe[@]}"

@@ -159,6 +159,17 @@ def test_held_out_prompts_go_into_a_second_shard(tmp_path):
     assert held_out.isdisjoint(pair.prompt for pair in report.pairs)
 
 
+def test_the_others_stay_held_out_when_one_of_them_gives_no_pair(tmp_path):
+    folder = make_samples(tmp_path / "samples", prompts=10, media=False)
+    add_votes(folder, "ann", dict.fromkeys(range(10), (0, 1)))
+    before = [p.prompt for p in build(folder, tmp_path / "pairs", margin=1, held_out=0.3).held_out]
+    add_votes(folder, "ann", {before[0]: None})
+
+    after = [p.prompt for p in build(folder, tmp_path / "pairs", margin=1, held_out=0.3).held_out]
+
+    assert after == before[1:]
+
+
 def test_a_prompt_stays_held_out_when_more_votes_come(tmp_path):
     folder = make_samples(tmp_path / "samples", prompts=10, media=False)
     add_votes(folder, "ann", dict.fromkeys(range(10), (0, 1)))
@@ -216,10 +227,14 @@ def test_settings_that_make_no_sense(settings, folder, tmp_path):
     refuse(folder, tmp_path, "give", **settings)
 
 
-def test_nothing_left_to_train_on(folder, tmp_path):
-    add_votes(folder, "ann", {0: (1, 3)})
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [(1, "of 1 pairs none is left to train on"), (0, "of 1 pairs none is held out")],
+)
+def test_both_shards_need_a_pair(prompt, message, folder, tmp_path):
+    add_votes(folder, "ann", {prompt: (1, 3)})
 
-    refuse(folder, tmp_path, "of 1 pairs none is left to train on", held_out=0.5)
+    refuse(folder, tmp_path, message, held_out=0.1)
 
 
 @pytest.mark.parametrize(
