@@ -25,7 +25,7 @@ align() { # SEED FOLDER
   local recipe=(dpo-tiny-cpu run.dir="$out/dpo" run.init_from=$shapes/decoder run.seed="$seed"
     data.context=224 "data.sources=[{pack: $out/pairs.pack}]" batch.size=8 batch.micro_size=8
     "validation={every: 20, batches: 4, sources: [{pack: $out/held-out.pack}]}"
-    objective.reference.folder="$out/reference")
+    objective.reference.folder="$out/reference" objective.nll=3 optimizer.lr=3.0e-4)
   emu3 reference "${recipe[@]}"
   emu3 train "${recipe[@]}"
   draw $shapes/decoder "$out/unseen.txt" "$out/before" $((100000 * seed)) --samples 32
