@@ -47,6 +47,7 @@ NOT_RUN = {
     "tokenizer-270m": "needs SBER's weights",
     "prepare-dialogues-8b": "needs BAAI's vision tokenizer, and rows with their images",
     "runs/stage2": "needs weights of the 8B model",
+    "runs/preferences": "trains for minutes; tests/examples/test_preferences_example.py runs it",
     "runs/samples": "needs prompts and votes; tests/alignment has them",
     "runs/pairs": "needs prompts and votes; tests/alignment has them",
 }
