@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """The machine, and a row for each seed."""
+    """The machine, a row for each seed, and their spread."""
     mesh = parallel.start()
     mesh.seed(0, 0)
     tokenizer, recogniser = VisionTokenizer.load(TOKENIZER), Recogniser()
@@ -84,7 +84,15 @@ def measure(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
         **describe_machine(),
         "recognised_of_drawn": recogniser.of_drawn(tokenizer),
         "rows": rows,
+        "summary": {
+            "accuracy": _spread([row["held_out"]["rewards/accuracies"] for row in rows]),
+            "rise": _spread([row["rise"] for row in rows]),
+        },
     }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def pairs_of(run: Path) -> dict[str, int]:
