@@ -22,9 +22,8 @@ align() { # SEED FOLDER
   done
   emu3 pack "${trained[@]}" --out "$out/pairs.pack" --context 224
   emu3 pack "${held_out[@]}" --out "$out/held-out.pack" --context 224
-  local recipe=(dpo-tiny-cpu run.dir="$out/dpo" run.steps=120 run.seed="$seed"
-    run.init_from=$shapes/decoder data.context=224 "data.sources=[{pack: $out/pairs.pack}]"
-    batch.size=8 batch.micro_size=8
+  local recipe=(dpo-tiny-cpu run.dir="$out/dpo" run.init_from=$shapes/decoder run.seed="$seed"
+    data.context=224 "data.sources=[{pack: $out/pairs.pack}]" batch.size=8 batch.micro_size=8
     "validation={every: 20, batches: 4, sources: [{pack: $out/held-out.pack}]}"
     objective.reference.folder="$out/reference" objective.nll=3 optimizer.lr=3.0e-4)
   emu3 reference "${recipe[@]}"
