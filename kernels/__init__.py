@@ -1,1 +1,1 @@
-"""Attention and loss kernels, each with a plain reference; imports torch and triton only."""
+"""Attention, loss and 8-bit kernels, each with a plain reference; imports torch and triton only."""
