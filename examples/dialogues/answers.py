@@ -1,26 +1,28 @@
 """Asks a model the questions of prepared dialogues, and counts exact answers.
 
 python examples/dialogues/answers.py CHECKPOINT DATA [--json FILE] [--show N]
+    [--picture FILE --tokenizer FOLDER]
 
 DATA is the `out` of a prepare recipe. Of each dialogue the last answer is left to the model, which
-sees what stands before it; it takes the likeliest token each time.
+sees what stands before it; it takes the likeliest token each time. `--picture` draws some of the
+questions with their images, as the vision tokenizer decodes them, and answers.
 """
 
 import argparse
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from asked import Asked, draw, score
 
 from emu3_megatron import parallel
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Document, parse
+from emu3_megatron.grammar import Document, Vision, parse
 from emu3_megatron.model.opening import open_decoder
 from emu3_megatron.prepare.pipeline import manifest_vocabulary, read_manifest
+from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
 GREEDY = SamplingSettings(guidance=1.0, temperature=0.0)
@@ -33,26 +35,37 @@ def main() -> None:
     arguments.add_argument("data", type=Path)
     arguments.add_argument("--show", type=int, default=5, help="wrong answers to print")
     arguments.add_argument("--json", type=Path, help="file to write the counts to")
+    arguments.add_argument("--picture", type=Path, help="PNG to draw questions and answers to")
+    arguments.add_argument("--tokenizer", type=Path, help="of the images; --picture needs it")
     given = arguments.parse_args()
+    if given.picture and not given.tokenizer:
+        arguments.error("--picture needs --tokenizer")
+    asked = ask_all(given.checkpoint, given.data)
+    counts = json.dumps(score(asked), indent=2, ensure_ascii=False)
+    print(counts)
+    if given.json:
+        given.json.write_text(counts + "\n")
+    for one in [one for one in asked if not one.is_exact][: given.show]:
+        print(f"{one.question!r}: {one.said!r}, right is {one.right!r}")
+    if given.picture:
+        draw(asked, VisionTokenizer.load(given.tokenizer)).save(given.picture)
+
+
+def ask_all(checkpoint: Path, data: Path) -> list[Asked]:
     mesh = parallel.start()
     mesh.seed(0, 0)
-    decoder, _ = open_decoder(given.checkpoint, mesh)
-    vocabulary, documents = read(given.data)
-    found = []
+    decoder, _ = open_decoder(checkpoint, mesh)
+    vocabulary, documents = read(data)
+    asked = []
     for first in range(0, len(documents), AT_ONCE):
         some = documents[first : first + AT_ONCE]
         requests = [Request(prompt_of(document), stop=(vocabulary.eos,)) for document in some]
         answers = generate(decoder, vocabulary, requests, GREEDY, max_tokens=32)
-        found += [
-            (question_of(vocabulary, document), answer_of(vocabulary, document), text)
-            for document, text in zip(some, map(vocabulary.decode, answers), strict=True)
+        asked += [
+            asked_of(vocabulary, document, vocabulary.decode(answer))
+            for document, answer in zip(some, answers, strict=True)
         ]
-    counts = json.dumps(score(found), indent=2, ensure_ascii=False)
-    print(counts)
-    if given.json:
-        given.json.write_text(counts + "\n")
-    for question, right, said in [row for row in found if row[1] != row[2]][: given.show]:
-        print(f"{question!r}: {said!r}, right is {right!r}")
+    return asked
 
 
 def read(data: Path) -> tuple[Vocabulary, list[Document]]:
@@ -67,27 +80,13 @@ def prompt_of(document: Document) -> np.ndarray:
     return np.concatenate([span.tokens for span in document.spans[:-1]])
 
 
-def answer_of(vocabulary: Vocabulary, document: Document) -> str:
-    return vocabulary.decode(document.spans[-1].tokens)
-
-
-def question_of(vocabulary: Vocabulary, document: Document) -> str:
+def asked_of(vocabulary: Vocabulary, document: Document, said: str) -> Asked:
     parts = parse(vocabulary, prompt_of(document))
     text = "".join(part if isinstance(part, str) else "<image>" for part in parts)
-    return text.rpartition("USER: ")[2].removesuffix(". ASSISTANT:")
-
-
-def score(found: list[tuple[str, str, str]]) -> dict[str, Any]:
-    """Share of exact answers, of all and of each question."""
-    asked = Counter(question for question, _, _ in found)
-    exact = Counter(question for question, expected, said in found if said == expected)
-    return {
-        "questions": len(found),
-        "exact": round(exact.total() / len(found), 4),
-        "by_question": {
-            question: round(exact[question] / asked[question], 4) for question in asked
-        },
-    }
+    question = text.rpartition("USER: ")[2].removesuffix(". ASSISTANT:")
+    images = [part.codes[0] for part in parts if isinstance(part, Vision)]
+    right = vocabulary.decode(document.spans[-1].tokens)
+    return Asked(question, right, said, images[0] if images else None)
 
 
 if __name__ == "__main__":
