@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training")
     parser.add_argument("--picture", type=Path, help="PNG of the first seed's answers to write")
     given = parser.parse_args()
+    machine = harness.describe_machine()  # before this adds files to the working tree
     rows: list[dict[str, Any]] = []
     for seed in given.seeds:
         with tempfile.TemporaryDirectory() as folder:
@@ -31,7 +32,7 @@ def main() -> None:
             if given.picture and seed == given.seeds[0]:
                 shutil.copy(Path(folder, "runs", "digits", "answers.png"), given.picture)
         print(json.dumps(rows[-1], indent=2), flush=True)
-        text = json.dumps({**harness.describe_machine(), "rows": rows}, indent=2)
+        text = json.dumps({**machine, "rows": rows}, indent=2)
         given.json.write_text(text + "\n")
 
 
