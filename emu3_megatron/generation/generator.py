@@ -1,35 +1,317 @@
-"""Continues any prompts in one batch, each as the grammar allows."""
+"""The generator: rows that join and leave at any step, over one KV pool."""
 
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.generation.raster import Choice, Raster
-from emu3_megatron.generation.sampling import SamplingSettings, guide, sample
-from emu3_megatron.generation.stream import Stream
+from emu3_megatron.generation.forward import DecodeForward
+from emu3_megatron.generation.jobs import UNKNOWN, Job, Request, Row
+from emu3_megatron.generation.noise import noise_key
+from emu3_megatron.generation.pool import KVPool
+from emu3_megatron.generation.raster import Choice
+from emu3_megatron.generation.sampling import Sampler, SamplingSettings, guide
+from emu3_megatron.generation.weights import DecodeWeights
 from emu3_megatron.model import Decoder
 from emu3_megatron.vocabulary import Vocabulary
 
+_WIDTH = 2  # tokens of a row that a decode step reads: a code, and what is forced after it
+_PREFILL = 1024  # tokens of prompts that a step reads
+
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt to go on from.
+class Progress:
+    """What a step brought to a request.
 
     Attributes:
-        prompt: int32 [n], n > 0; may end inside an image or a clip.
-        negative: what guidance leads away from, int32 [m], m > 0; it ends like the prompt, from its
-            last BOI on. Needed where the guidance is not 1.
-        stop: tokens that end the row; they are part of the result.
+        number: of the request, from `submit`.
+        tokens: new ones, after those reported before.
+        is_done: it has left.
     """
 
-    prompt: np.ndarray
-    negative: np.ndarray | None = None
-    stop: tuple[int, ...] = ()
+    number: int
+    tokens: list[int]
+    is_done: bool
+
+
+class Generator:
+    """Continues prompts as the grammar allows.
+
+    What a request says depends on its prompts, settings and seed alone, not on what else runs.
+    Tensor parallel ranks call alike and get the same.
+
+    Args:
+        decoder: from `open_decoder`, or an engine's `decoder()`: no dropout, no sequence
+            parallelism.
+        rows: of the KV pool. A request takes one; under guidance two.
+        capacity: tokens that a row can hold, prompt and result.
+
+    Raises:
+        InputError: the decoder is split by context parallelism.
+    """
+
+    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, *, rows: int, capacity: int):
+        if decoder.config.context_parallel_size > 1:
+            raise InputError(
+                "no sampling with parallel.context > 1; load the checkpoint with context=1"
+            )
+        assert not decoder.training, "dropout would act"
+        weights = DecodeWeights.of(decoder)
+        self.vocabulary = vocabulary
+        self.device = weights.device
+        self.pool = KVPool(weights, rows, capacity)
+        self.forward = DecodeForward(weights, self.pool)
+        # A device works ahead of its host: the host reads a result while the next step runs.
+        self.runs_ahead = self.device.type != "cpu"
+        self._rows: list[Row] = []  # those in the pool, by place
+        self._running: list[Job] = []
+        self._waiting: list[Job] = []
+        self._unread: list[tuple[list[Job], Tensor]] = []  # drawn codes
+        self._changed: dict[int, Job] = {}
+        self._count = 0
+        self._hidden_rh = weights.head_vh.new_zeros(rows, weights.head_vh.shape[1])
+        self._drawn_r = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self._ids: dict[Choice, Tensor] = {}
+        self._sampler: tuple[tuple[int, ...], Sampler] | None = None
+
+    def submit(
+        self,
+        request: Request,
+        settings: SamplingSettings,
+        *,
+        max_tokens: int,
+        priority: int = 0,
+    ) -> int:
+        """Take a request in; it begins in a later step.
+
+        Args:
+            max_tokens: it ends with so many new tokens, if not before.
+            priority: the highest first; they put back running requests of lower priority, which
+                begin anew when there is place, and say the same.
+
+        Returns:
+            Its number.
+
+        Raises:
+            InputError: a prompt is empty, breaks the grammar, or is too long for the pool; or a
+                negative is missing.
+        """
+        job = Job(self._count, request, settings, self.vocabulary, max_tokens, priority)
+        if job.size > self.pool.capacity:
+            raise InputError(
+                f"a request of {job.size:,} tokens, prompt and result; a row of the KV pool holds "
+                f"{self.pool.capacity:,}"
+            )
+        if len(job.rows) > self.pool.rows:
+            raise InputError(f"guidance takes two rows of the KV pool, which has {self.pool.rows}")
+        self._count += 1
+        self._waiting.append(job)
+        return job.number
+
+    def cancel(self, number: int) -> None:
+        """Forget a request, whatever it has said; nothing happens if it has left."""
+        self._read_drawn()
+        self._waiting = [job for job in self._waiting if job.number != number]
+        for job in [job for job in self._running if job.number == number]:
+            self._leave(job)
+        self._changed.pop(number, None)
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is under way."""
+        return not (self._waiting or self._running or self._unread or self._changed)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @torch.inference_mode()
+    def step(self) -> list[Progress]:
+        """Let requests in, read prompts and drawn tokens, and draw a token for each row that can.
+
+        Returns:
+            What the host has learned of each request since the last call.
+        """
+        self._admit()
+        self._read_prompts()
+        self._read_tokens()
+        self._draw()
+        changed, self._changed = self._changed, {}
+        return [
+            Progress(job.number, job.news(), job.is_done and job.is_known)
+            for job in changed.values()
+        ]
+
+    def _admit(self) -> None:
+        """Let in who comes first, and put back who has lower priority and stands in the way."""
+        self._waiting.sort(key=lambda job: (-job.priority, job.number))
+        while self._waiting:
+            job = self._waiting[0]
+            if not self._make_place(job):
+                return
+            self._running.append(self._waiting.pop(0))
+            for row in job.rows:
+                row.place, row.num_read = len(self._rows), 0
+                self._rows.append(row)
+
+    def _make_place(self, job: Job) -> bool:
+        """Whether there are rows for a job, after lower priorities have left."""
+        lower = sorted(
+            (other for other in self._running if other.priority < job.priority),
+            key=lambda other: (-other.priority, other.number),
+        )
+        needed = len(job.rows) - (self.pool.rows - len(self._rows))
+        if needed > sum(len(other.rows) for other in lower):
+            return False
+        while needed > 0:
+            self._read_drawn()
+            last = lower.pop()
+            if last in self._running:  # else it has just ended
+                self._leave(last)
+                self._waiting.append(last)
+            needed = len(job.rows) - (self.pool.rows - len(self._rows))
+        return True
+
+    def _leave(self, job: Job) -> None:
+        """Free a job's rows; the last rows move into their places, so that none is between."""
+        self._running.remove(job)
+        for row in job.rows:
+            last = self._rows.pop()
+            if last is not row:
+                self.pool.move(last.place, row.place, last.num_read)
+                self._hidden_rh[row.place] = self._hidden_rh[last.place]
+                self._drawn_r[row.place] = self._drawn_r[last.place]
+                self._rows[row.place], last.place = last, row.place
+            row.place = None
+
+    def _read_prompts(self) -> None:
+        """Read what is too long for a decode step, in pieces, the oldest request first."""
+        left = _PREFILL
+        for row in [row for job in self._running for row in job.rows]:
+            if row.num_unread > _WIDTH and left > 0:
+                piece = row.next_tokens(min(row.num_unread, left))
+                left -= len(piece)
+                begin, end = row.num_read, row.num_read + len(piece)
+                hidden_1wh = self.forward(
+                    torch.tensor([piece], device=self.device),
+                    torch.arange(begin, end, device=self.device)[None],
+                    row.place,
+                    end,
+                    same=True,
+                )
+                row.num_read = end
+                self._hidden_rh[row.place] = hidden_1wh[0, -1]
+
+    def _read_tokens(self) -> None:
+        """A decode step: read the one or two unread tokens of all rows that have so few."""
+        counts = [row.num_unread for row in self._rows]
+        counts = [count if count <= _WIDTH else 0 for count in counts]
+        width = max(counts, default=0)
+        if not width:
+            return
+        # Rows with fewer read padding, which the next call writes over.
+        tokens_bw = self._known([
+            row.next_tokens(count) + [0] * (width - count)
+            for row, count in zip(self._rows, counts, strict=True)
+        ])
+        starts = [row.num_read for row in self._rows]
+        positions_bw = torch.tensor(
+            [range(start, start + width) for start in starts], device=self.device
+        )
+        hidden_bwh = self.forward(
+            tokens_bw, positions_bw, 0, max(starts) + width, same=len(set(starts)) == 1
+        )
+        places = [place for place, count in enumerate(counts) if count]
+        last = [counts[place] - 1 for place in places]
+        self._hidden_rh[places] = hidden_bwh[places, last]
+        for row, count in zip(self._rows, counts, strict=True):
+            row.num_read += count
+
+    def _known(self, tokens: list[list[int]]) -> Tensor:
+        """Tokens on the device, with those that the host has not read."""
+        tokens_bw = torch.tensor(tokens, device=self.device)
+        if self._unread:
+            source = [row.job.rows[0].place for row in self._rows]
+            drawn_b1 = self._drawn_r[source][:, None]
+            tokens_bw = torch.where(tokens_bw == UNKNOWN, drawn_b1, tokens_bw)
+        return tokens_bw
+
+    def _draw(self) -> None:
+        """Draw for each job that can; those that want the same kind of token together."""
+        groups: dict[Choice, list[Job]] = {}
+        for job in self._running:
+            if job.can_draw:
+                assert isinstance(job.raster.allowed, Choice)
+                groups.setdefault(job.raster.allowed, []).append(job)
+        drawn = {choice: self._draw_group(choice, jobs) for choice, jobs in groups.items()}
+        # The codes of the step before: the device is at work on this step's while the host reads.
+        self._read_drawn()
+        for choice, tokens_b in drawn.items():
+            if choice is Choice.CODE:
+                for job in groups[choice]:
+                    job.say_unknown()
+                self._unread.append((groups[choice], tokens_b))
+            else:  # What may follow a token of text, the host must know.
+                for job, token in zip(groups[choice], tokens_b.tolist(), strict=True):
+                    job.say(token)
+                    self._changed[job.number] = job
+        if not self.runs_ahead:
+            self._read_drawn()
+        for job in [job for job in self._running if job.is_done]:
+            self._leave(job)
+
+    def _draw_group(self, choice: Choice, jobs: list[Job]) -> Tensor:
+        """A token for each job, int64 [b]; it stays at the place of the job's first row too."""
+        ids_v = self._choice_ids(choice)
+        guided = [job for job in jobs if len(job.rows) > 1]
+        places = [job.rows[0].place for job in jobs] + [job.rows[1].place for job in guided]
+        logits_bv = self._logits(choice, self._hidden_rh[places])
+        sampler = self._sampler_of(jobs)
+        if guided:
+            # Where there is no guidance, its negative is the row itself: the difference is 0.
+            numbers = {job.number: len(jobs) + i for i, job in enumerate(guided)}
+            negatives = [numbers.get(job.number, i) for i, job in enumerate(jobs)]
+            logits_bv = guide(logits_bv[: len(jobs)], logits_bv[negatives], sampler.guidance_b1)
+        keys = [noise_key(job.settings.seed, len(job.said)) for job in jobs]
+        drawn_b = sampler.draw(logits_bv, ids_v, keys)
+        self._drawn_r[places[: len(jobs)]] = drawn_b
+        return drawn_b
+
+    def _logits(self, choice: Choice, hidden_bh: Tensor) -> Tensor:
+        first_code = self.vocabulary.first_code
+        if choice is Choice.CODE:
+            # The rows of codes alone: a fifth of the head at Emu3's vocabulary.
+            return self.forward.logits(hidden_bh, first_code, self.vocabulary.size)
+        return self.forward.logits(hidden_bh, 0, first_code)[:, self._choice_ids(choice)]
+
+    def _choice_ids(self, choice: Choice) -> Tensor:
+        if choice not in self._ids:
+            self._ids[choice] = torch.from_numpy(choice.ids(self.vocabulary)).to(self.device)
+        return self._ids[choice]
+
+    def _sampler_of(self, jobs: list[Job]) -> Sampler:
+        """The last one again, as long as the same jobs draw."""
+        numbers = tuple(job.number for job in jobs)
+        if self._sampler is None or self._sampler[0] != numbers:
+            sampler = Sampler([job.settings for job in jobs], self.device)
+            self._sampler = numbers, sampler
+        return self._sampler[1]
+
+    def _read_drawn(self) -> None:
+        """Read the drawn codes that the host does not know."""
+        unread, self._unread = self._unread, []
+        for jobs, tokens_b in unread:
+            for job, token in zip(jobs, tokens_b.tolist(), strict=True):
+                job.learn(token)
+                self._changed[job.number] = job
 
 
 def generate(
@@ -40,16 +322,15 @@ def generate(
     *,
     max_tokens: int,
     progress: bool = False,
+    watch: Callable[[Sequence[Sequence[int]]], None] | None = None,
 ) -> list[np.ndarray]:
     """Go on from each prompt, as the grammar allows, until a stop token or `max_tokens` of them.
 
-    All rows run in one batch, under guidance with their negatives; what a row says does not depend
-    on the others. Tensor parallel ranks call this alike and get the same.
-
     Args:
-        decoder: from `open_decoder`, or an engine's `decoder()`: no dropout, no sequence
-            parallelism.
+        decoder: see `Generator`.
+        settings: of all requests; request i draws with `settings.seed + i`.
         progress: show a bar with rate and time left.
+        watch: called after each step with the tokens said so far of each request.
 
     Returns:
         New tokens of each request, int32, without its prompt.
@@ -58,114 +339,20 @@ def generate(
         InputError: a prompt is empty or breaks the grammar, a negative is missing, or the decoder
             is split by context parallelism.
     """
-    if decoder.config.context_parallel_size > 1:
-        raise InputError(
-            "no sampling with parallel.context > 1; load the checkpoint with context=1"
-        )
-    assert not decoder.training, "dropout would act"
-    assert not decoder.config.sequence_parallel, "a single column cannot be divided"
-    prompts = _all_prompts(requests, settings)
-    rows = [
-        _Row(Raster(vocabulary, request.prompt), request.stop, max_tokens, settings.seed + i)
-        for i, request in enumerate(requests)
-    ]
+    rows = len(requests) * (1 if settings.guidance == 1 else 2)
+    prompts = [prompt for request in requests for prompt in (request.prompt, request.negative)]
+    longest = max((len(prompt) for prompt in prompts if prompt is not None), default=0)
+    generator = Generator(decoder, vocabulary, rows=rows, capacity=longest + max_tokens)
+    for i, request in enumerate(requests):
+        own = replace(settings, seed=settings.seed + i)
+        generator.submit(request, own, max_tokens=max_tokens)
+    said: list[list[int]] = [[] for _ in requests]
     # A bar under another is removed at its end.
-    bar = tqdm(total=max_tokens, unit="tok", leave=None, disable=not progress)
-    with torch.no_grad(), bar:
-        stream = Stream(decoder, vocabulary, prompts, max_tokens)
-        for longest in _fill(rows, stream, settings):
-            bar.update(longest - bar.n)
-    return [np.array(row.tokens, np.int32) for row in rows]
-
-
-def _all_prompts(requests: Sequence[Request], settings: SamplingSettings) -> list[np.ndarray]:
-    """The prompts, and after them, where there is guidance, their negatives."""
-    prompts = [request.prompt for request in requests]
-    if settings.guidance != 1:
-        negatives = [request.negative for request in requests if request.negative is not None]
-        if len(negatives) < len(requests):
-            raise InputError("guidance needs a negative for every prompt; or set guidance=1")
-        prompts += negatives
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise InputError("an empty prompt; begin with BOS")
-    return prompts
-
-
-class _Row:
-    """One request under way.
-
-    Attributes:
-        tokens: said so far.
-        is_open: whether more are to come.
-    """
-
-    def __init__(self, raster: Raster, stop: tuple[int, ...], max_tokens: int, seed: int):
-        self.raster = raster
-        self.stop = stop
-        self.max_tokens = max_tokens
-        self.random = random.Random(seed)
-        self.tokens: list[int] = []
-        self.is_open = True
-        self._fed = 0
-        self._take_forced()
-
-    def take(self, token: int) -> None:
-        """Say a drawn token, and what the grammar forces after it."""
-        self._append(token)
-        self._take_forced()
-
-    def _take_forced(self) -> None:
-        while self.is_open and isinstance(self.raster.allowed, int):
-            self._append(self.raster.allowed)
-
-    def _append(self, token: int) -> None:
-        self.tokens.append(token)
-        self.raster.feed(token)
-        self.is_open = token not in self.stop and len(self.tokens) < self.max_tokens
-
-    @property
-    def num_ready(self) -> int:
-        """Tokens said that the decoder has not read; with none, one is to be drawn."""
-        return len(self.tokens) - self._fed
-
-    def read(self, width: int) -> list[int]:
-        """The next tokens for the decoder; a closed row may run out and repeats its last."""
-        tokens = self.tokens[self._fed : self._fed + width]
-        self._fed += len(tokens)
-        return tokens + self.tokens[-1:] * (width - len(tokens))
-
-
-def _fill(rows: list[_Row], stream: Stream, settings: SamplingSettings) -> Iterator[int]:
-    """Fill the rows; yield after each step how many tokens the longest has.
-
-    A step feeds as many tokens as every open row has ready: a drawn one, and those forced after it.
-    So a forced token costs no drawing and, where rows share a grid, no call of its own either.
-    """
-    copies = 1 if settings.guidance == 1 else 2
-    while True:
-        _draw(rows, stream, settings)
-        yield max(len(row.tokens) for row in rows)
-        ready = [row.num_ready for row in rows if row.is_open]
-        if not ready:
-            return
-        width = min(ready)
-        stream.feed([row.read(width) for row in rows] * copies)
-
-
-def _draw(rows: list[_Row], stream: Stream, settings: SamplingSettings) -> None:
-    """Draw a token for each open row that has none ready."""
-    waiting: dict[Choice, list[int]] = {}
-    for i, row in enumerate(rows):
-        if row.is_open and not row.num_ready:
-            assert isinstance(row.raster.allowed, Choice)
-            waiting.setdefault(row.raster.allowed, []).append(i)
-    # Rows with the same choice are drawn together; mostly all choose a code.
-    for choice, indices in waiting.items():
-        logits_bv = stream.logits(choice, indices)
-        if settings.guidance != 1:
-            negative_bv = stream.logits(choice, [len(rows) + i for i in indices])
-            logits_bv = guide(logits_bv, negative_bv, settings.guidance)
-        uniforms_b = torch.tensor([rows[i].random.random() for i in indices], dtype=torch.float64)
-        columns_b = sample(logits_bv, uniforms_b.to(logits_bv.device), settings)
-        for i, token in zip(indices, stream.ids(choice)[columns_b].tolist(), strict=True):
-            rows[i].take(token)
+    with tqdm(total=max_tokens, unit="tok", leave=None, disable=not progress) as bar:
+        while not generator.is_idle:
+            for news in generator.step():
+                said[news.number] += news.tokens
+            bar.update(max(map(len, said)) - bar.n)
+            if watch:
+                watch(said)
+    return [np.array(tokens, np.int32) for tokens in said]

@@ -67,6 +67,12 @@ class Raster:
         else:
             self._feed_meta(token)
 
+    def pass_code(self) -> None:
+        """Read a code whose value is not known yet."""
+        assert self.allowed is Choice.CODE
+        self._read += 1
+        self.allowed = self._inside_grid()
+
     def _feed_text(self, token: int) -> None:
         if token == self.vocabulary.vision_start:
             self._meta_text = []
@@ -95,8 +101,7 @@ class Raster:
     def _feed_code(self, token: int) -> None:
         if not self.vocabulary.first_code <= token < self.vocabulary.size:
             raise GrammarError(f"token {token} where a code of a {self._meta} grid belongs")
-        self._read += 1
-        self.allowed = self._inside_grid()
+        self.pass_code()
 
     def _feed_forced(self, token: int, forced: int) -> None:
         if token != forced:

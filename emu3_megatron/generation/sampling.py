@@ -1,15 +1,17 @@
-"""Samples a token from logits: guidance, temperature, top-k, top-p."""
+"""Draws tokens from logits: guidance, temperature, top-k, top-p, keyed noise."""
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from emu3_megatron.checkpoints.folders import saw_empty_captions
 from emu3_megatron.errors import InputError
+from emu3_megatron.generation.noise import gumbel
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class SamplingSettings:
         temperature: 0 takes the likeliest token.
         top_k: draw among so many likeliest tokens; None among all.
         top_p: draw among the likeliest tokens that hold this much probability.
-        seed: row i of a batch draws as it would alone with seed + i.
+        seed: with the place of a token in what is said, and its id, it decides the draw's noise; row
+            i of a batch draws as it would alone with seed + i.
 
     Raises:
         InputError: a value makes no sense.
@@ -68,45 +71,75 @@ def warn_of_guidance(guidance: float, about: Mapping[str, Any]) -> None:
         )
 
 
-def guide(logits_bv: torch.Tensor, negative_bv: torch.Tensor, scale: float) -> torch.Tensor:
+def guide(logits_bv: Tensor, negative_bv: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance (Sanchez et al., arXiv 2306.17806), up to a constant of each row.
 
     The definition takes log_softmax of both first, over the whole vocabulary. Its normalisers shift
     all logits of a row alike, which no sampling sees; so neither they nor the columns of tokens
     that may not be drawn need to be computed.
+
+    Args:
+        scale: of all rows, or of each, [b, 1].
     """
     return negative_bv + scale * (logits_bv - negative_bv)
 
 
-def distribution(
-    logits_bv: torch.Tensor, settings: SamplingSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is drawn from: probabilities [b, k], likeliest first, and their columns [b, k].
-
-    Temperature acts before top-k, top-k before top-p. Needs a temperature above 0.
-    """
-    size = logits_bv.shape[-1]
-    kept = min(settings.top_k or size, size)
-    logits_bk, columns_bk = logits_bv.topk(kept)
-    probabilities_bk = (logits_bk.double() / settings.temperature).softmax(-1)
-    mass_before_bk = probabilities_bk.cumsum(-1) - probabilities_bk
-    probabilities_bk = probabilities_bk.masked_fill(mass_before_bk >= settings.top_p, 0)
-    return probabilities_bk / probabilities_bk.sum(-1, keepdim=True), columns_bk
-
-
-def sample(
-    logits_bv: torch.Tensor, uniforms_b: torch.Tensor, settings: SamplingSettings
-) -> torch.Tensor:
-    """Draw one column of each row, int64 [b].
+class Sampler:
+    """Draws a token for each row of a batch, by the row's own settings.
 
     Args:
-        logits_bv: float; v need not be the whole vocabulary.
-        uniforms_b: float64 in [0, 1), the draws' only randomness: one number a row makes a row
-            independent of its batch, and all tensor parallel ranks agree.
+        settings: of each row.
     """
-    if settings.temperature == 0:
-        return logits_bv.argmax(-1)
-    probabilities_bk, columns_bk = distribution(logits_bv, settings)
-    mass_bk = probabilities_bk.cumsum(-1)
-    drawn_b1 = torch.searchsorted(mass_bk, uniforms_b[:, None] * mass_bk[:, -1:], right=True)
-    return columns_bk.gather(-1, drawn_b1)[:, 0]
+
+    def __init__(self, settings: Sequence[SamplingSettings], device: torch.device):
+        column = lambda values: torch.tensor(values, device=device)[:, None]
+        self.guidance_b1 = column([row.guidance for row in settings])
+        self.is_greedy_b1 = column([row.temperature == 0 for row in settings])
+        self.temperature_b1 = column([row.temperature or 1.0 for row in settings])
+        self.top_k_b1 = column([row.top_k or sys.maxsize for row in settings])
+        self.top_p_b1 = column([row.top_p for row in settings])
+        self.all_greedy = all(row.temperature == 0 for row in settings)
+        self.any_greedy = any(row.temperature == 0 for row in settings)
+        self.largest_k = max(row.top_k or sys.maxsize for row in settings)
+        self.smallest_k = min(row.top_k or sys.maxsize for row in settings)
+        self.any_top_p = any(row.top_p < 1 for row in settings)
+
+    def draw(self, logits_bv: Tensor, ids_v: Tensor, keys: Sequence[tuple[int, int]]) -> Tensor:
+        """One token a row, int64 [b].
+
+        Args:
+            logits_bv: float32.
+            ids_v: tokens of the columns, ascending.
+            keys: of each row's noise, from `noise_key`.
+        """
+        if self.all_greedy:
+            return ids_v[logits_bv.argmax(-1)]
+        scores_bk, columns_bk = self.scores(logits_bv)
+        ids = ids_v if columns_bk is None else ids_v[columns_bk]
+        noisy_bk = scores_bk + gumbel(keys, ids)
+        if self.any_greedy:
+            noisy_bk = torch.where(self.is_greedy_b1, scores_bk, noisy_bk)
+        drawn_b1 = noisy_bk.argmax(-1, keepdim=True)
+        columns_b1 = drawn_b1 if columns_bk is None else columns_bk.gather(-1, drawn_b1)
+        return ids_v[columns_b1[:, 0]]
+
+    def scores(self, logits_bv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is drawn from: logits over temperature, -inf for tokens that top-k or top-p leave out.
+
+        Returns:
+            Scores [b, k], and their columns [b, k], likeliest first; None where they are all of
+            them in their own order.
+        """
+        # From the largest down, so that a temperature near 0 gives no infinities.
+        scaled_bv = (logits_bv - logits_bv.amax(-1, keepdim=True)) / self.temperature_b1
+        size = scaled_bv.shape[-1]
+        if self.smallest_k >= size and not self.any_top_p:
+            return scaled_bv, None
+        scores_bk, columns_bk = scaled_bv.topk(min(self.largest_k, size))
+        places_k = torch.arange(scores_bk.shape[-1], device=scores_bk.device)
+        scores_bk = scores_bk.masked_fill(places_k >= self.top_k_b1, -math.inf)
+        if self.any_top_p:
+            probabilities_bk = scores_bk.double().softmax(-1)
+            before_bk = probabilities_bk.cumsum(-1) - probabilities_bk
+            scores_bk = scores_bk.masked_fill(before_bk >= self.top_p_b1, -math.inf)
+        return scores_bk, columns_bk

@@ -1,0 +1,132 @@
+"""A decode step: plain torch operations over the decoder's weights and the KV pool."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+from emu3_megatron.generation.pool import KVPool
+from emu3_megatron.generation.weights import DecodeWeights, LayerWeights
+from emu3_megatron.parallel.groups import tensor_group, tensor_rank
+
+
+class DecodeForward:
+    """Reads tokens into the pool and computes the states behind them.
+
+    It computes what the decoder computes in evaluation, without autograd's and Megatron's module
+    calls, which cost more than the arithmetic of a single token.
+    """
+
+    def __init__(self, weights: DecodeWeights, pool: KVPool):
+        self.weights = weights
+        self.pool = pool
+        self._group = tensor_group()
+        self._cosines_pd, self._sines_pd = _rotary_tables(weights, pool.layers[0].shape[3])
+
+    def __call__(
+        self, tokens_bw: Tensor, positions_bw: Tensor, first_row: int, longest: int, same: bool
+    ) -> Tensor:
+        """Read w tokens of each of b neighbouring rows.
+
+        Args:
+            tokens_bw: int64.
+            positions_bw: int64, of each token in its row; a token sees its row up to itself.
+            first_row: of the pool.
+            longest: 1 + the largest position.
+            same: all rows read the same positions.
+
+        Returns:
+            States behind the last norm, [b, w, h].
+        """
+        weights = self.weights
+        rotation = self._cosines_pd[positions_bw], self._sines_pd[positions_bw]
+        places_n = self.pool.places(first_row, positions_bw)
+        mask = self._mask(positions_bw, longest, same)
+        hidden_bwh = self._embed(tokens_bw)
+        for number, layer in enumerate(weights.layers):
+            normed_bwh = self._norm(hidden_bwh, layer.attention_norm_h)
+            qkv_bwgnd = self._qkv(normed_bwh, layer, rotation)
+            self.pool.write(number, places_n, qkv_bwgnd[..., -2:, :].reshape(len(places_n), -1))
+            keys, values = self.pool.read(number, first_row, len(tokens_bw), longest)
+            attended_bwo = _attend(qkv_bwgnd[..., :-2, :], keys, values, mask)
+            hidden_bwh = hidden_bwh + self._sum(linear(attended_bwo, layer.projection_ho))
+            normed_bwh = self._norm(hidden_bwh, layer.mlp_norm_h)
+            gate_bwf, up_bwf = linear(normed_bwh, layer.gate_up_oh).chunk(2, -1)
+            hidden_bwh = hidden_bwh + self._sum(linear(silu(gate_bwf).mul_(up_bwf), layer.down_ho))
+        return self._norm(hidden_bwh, weights.final_norm_h)
+
+    def logits(self, hidden_bh: Tensor, begin: int, end: int) -> Tensor:
+        """fp32 logits of the tokens from `begin` to before `end`, [b, end - begin]; on all ranks."""
+        head_vh = self.weights.head_vh
+        if self._group.size() == 1:
+            return linear(hidden_bh, head_vh[begin:end]).float()
+        ours = tensor_rank() * len(head_vh)
+        first, last = (min(max(i - ours, 0), len(head_vh)) for i in (begin, end))
+        # Each rank writes the columns whose rows it holds; the sum puts them together.
+        logits_bv = hidden_bh.new_zeros(len(hidden_bh), end - begin)
+        columns = slice(first + ours - begin, last + ours - begin)
+        logits_bv[:, columns] = linear(hidden_bh, head_vh[first:last])
+        return self._sum(logits_bv).float()
+
+    def _embed(self, tokens_bw: Tensor) -> Tensor:
+        table_vh = self.weights.embedding_vh
+        if self._group.size() == 1:
+            return table_vh[tokens_bw]
+        ours_bw = tokens_bw - tensor_rank() * len(table_vh)
+        is_ours_bw = (ours_bw >= 0) & (ours_bw < len(table_vh))
+        embedded_bwh = table_vh[ours_bw.clamp(0, len(table_vh) - 1)]
+        return self._sum(embedded_bwh.mul_(is_ours_bw[..., None]))
+
+    def _norm(self, hidden_bwh: Tensor, weight_h: Tensor) -> Tensor:
+        return rms_norm(hidden_bwh, weight_h.shape, weight_h, self.weights.epsilon)
+
+    def _qkv(
+        self, normed_bwh: Tensor, layer: LayerWeights, rotation: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Rotated queries, rotated key and value of each KV head, [b, w, kv_heads, queries + 2, d]."""
+        weights = self.weights
+        shape = (weights.kv_heads, weights.queries + 2, weights.head_dim)
+        qkv_bwgnd = linear(normed_bwh, layer.qkv_oh).unflatten(-1, shape)
+        turned_bwgnd = qkv_bwgnd[..., :-1, :]
+        cosines_bw11d, sines_bw11d = rotation
+        swapped_bwgnd = turned_bwgnd.roll(weights.head_dim // 2, -1)
+        rotated_bwgnd = torch.addcmul(turned_bwgnd * cosines_bw11d, swapped_bwgnd, sines_bw11d)
+        return torch.cat([rotated_bwgnd, qkv_bwgnd[..., -1:, :]], dim=-2)
+
+    def _mask(self, positions_bw: Tensor, longest: int, same: bool) -> Tensor | None:
+        """What is added to the scores of the keys, [b, 1, 1, w, longest]; None where all are seen."""
+        b, w = positions_bw.shape
+        if same and w == 1:
+            return None
+        keys_l = torch.arange(longest, device=positions_bw.device)
+        mask_bwl = torch.zeros(b, w, longest, dtype=self.weights.dtype, device=keys_l.device)
+        mask_bwl.masked_fill_(keys_l > positions_bw[..., None], -torch.inf)
+        return mask_bwl[:, None, None]
+
+    def _sum(self, partial: Tensor) -> Tensor:
+        """The sum over tensor parallel ranks, in place."""
+        if self._group.size() > 1:
+            dist.all_reduce(partial, group=self._group)
+        return partial
+
+
+def _rotary_tables(weights: DecodeWeights, places: int) -> tuple[Tensor, Tensor]:
+    """Cosines, and sines with the sign of rotate-half, [places, 1, 1, d] in the weights' dtype."""
+    dim, device = weights.head_dim, weights.device
+    exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+    positions_p1 = torch.arange(places, device=device)[:, None]
+    angles_pd = positions_p1 * weights.rope_base**-exponents
+    cosines_pd = torch.cat([angles_pd.cos(), angles_pd.cos()], -1)
+    sines_pd = torch.cat([-angles_pd.sin(), angles_pd.sin()], -1)
+    return tuple(table[:, None, None].to(weights.dtype) for table in (cosines_pd, sines_pd))
+
+
+def _attend(query_bwgqd: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of each KV head's queries to its keys [b, g, l, d]: [b, w, g * q * d]."""
+    b, w, g, q, d = query_bwgqd.shape
+    # The queries of a KV head become rows of one product, so that no key is copied.
+    query_bgnd = query_bwgqd.permute(0, 2, 3, 1, 4).reshape(b, g, q * w, d)
+    if mask is not None:
+        mask = mask.expand(b, 1, q, w, -1).reshape(b, 1, q * w, -1)
+    out_bgnd = scaled_dot_product_attention(query_bgnd, keys, values, attn_mask=mask)
+    return out_bgnd.unflatten(2, (q, w)).permute(0, 3, 1, 2, 4).reshape(b, w, g * q * d)
