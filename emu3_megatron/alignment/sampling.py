@@ -26,8 +26,9 @@ from emu3_megatron.alignment.samples import MANIFEST, Sample, write_samples
 from emu3_megatron.data.shards.writer import Block, block_of
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
-from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.images import VisionPrompt, save_image
+from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Document, Span, Turn, Vision, dialogue, parse, vision_prefix
 from emu3_megatron.media.writers import write_clip

@@ -56,7 +56,7 @@ class DecodeForward:
         return self._norm(hidden_bwh, weights.final_norm_h)
 
     def logits(self, hidden_bh: Tensor, begin: int, end: int) -> Tensor:
-        """fp32 logits of the tokens from `begin` to before `end`, [b, end - begin]; on all ranks."""
+        """fp32 logits of the tokens from `begin` to before `end`, [b, end - begin]."""
         head_vh = self.weights.head_vh
         if self._group.size() == 1:
             return linear(hidden_bh, head_vh[begin:end]).float()
@@ -83,7 +83,7 @@ class DecodeForward:
     def _qkv(
         self, normed_bwh: Tensor, layer: LayerWeights, rotation: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Rotated queries, rotated key and value of each KV head, [b, w, kv_heads, queries + 2, d]."""
+        """Of each KV head rotated queries, rotated key, value: [b, w, kv_heads, queries + 2, d]."""
         weights = self.weights
         shape = (weights.kv_heads, weights.queries + 2, weights.head_dim)
         qkv_bwgnd = linear(normed_bwh, layer.qkv_oh).unflatten(-1, shape)
@@ -94,7 +94,7 @@ class DecodeForward:
         return torch.cat([rotated_bwgnd, qkv_bwgnd[..., -1:, :]], dim=-2)
 
     def _mask(self, positions_bw: Tensor, longest: int, same: bool) -> Tensor | None:
-        """What is added to the scores of the keys, [b, 1, 1, w, longest]; None where all are seen."""
+        """What the scores of keys get added, [b, 1, 1, w, longest]; None if all are seen."""
         b, w = positions_bw.shape
         if same and w == 1:
             return None

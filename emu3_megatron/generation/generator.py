@@ -126,8 +126,9 @@ class Generator:
         return not (self._waiting or self._running or self._unread or self._changed)
 
     @property
-    def num_running(self) -> int:
-        return len(self._running)
+    def num_rows(self) -> int:
+        """Rows of the pool in use."""
+        return len(self._rows)
 
     @property
     def num_waiting(self) -> int:
@@ -218,10 +219,12 @@ class Generator:
         if not width:
             return
         # Rows with fewer read padding, which the next call writes over.
-        tokens_bw = self._known([
-            row.next_tokens(count) + [0] * (width - count)
-            for row, count in zip(self._rows, counts, strict=True)
-        ])
+        tokens_bw = self._known(
+            [
+                row.next_tokens(count) + [0] * (width - count)
+                for row, count in zip(self._rows, counts, strict=True)
+            ]
+        )
         starts = [row.num_read for row in self._rows]
         positions_bw = torch.tensor(
             [range(start, start + width) for start in starts], device=self.device

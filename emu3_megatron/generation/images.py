@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.generator import generate
+from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import (
     Meta,

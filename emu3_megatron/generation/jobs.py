@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.generation.raster import Choice, Raster
+from emu3_megatron.generation.raster import Raster
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.vocabulary import Vocabulary
 

@@ -42,7 +42,7 @@ def gumbel(keys: Sequence[tuple[int, int]], ids: Tensor) -> Tensor:
 
 
 def _mix(words: Tensor) -> Tensor:
-    """A permutation of words of 32 bits, held as int64; written over them (lowbias32, C. Wellons)."""
+    """A permutation of words of 32 bits held as int64: lowbias32 by C. Wellons."""
     words = words.bitwise_and_(_MASK)
     words.bitwise_xor_(words >> 16).mul_(0x7FEB352D).bitwise_and_(_MASK)
     words.bitwise_xor_(words >> 15).mul_(0x846CA68B).bitwise_and_(_MASK)

@@ -23,8 +23,8 @@ class SamplingSettings:
         temperature: 0 takes the likeliest token.
         top_k: draw among so many likeliest tokens; None among all.
         top_p: draw among the likeliest tokens that hold this much probability.
-        seed: with the place of a token in what is said, and its id, it decides the draw's noise; row
-            i of a batch draws as it would alone with seed + i.
+        seed: decides the noise of the draws, with a token's id and its place in what is said; row i
+            of a batch draws as it would alone with seed + i.
 
     Raises:
         InputError: a value makes no sense.
@@ -124,7 +124,7 @@ class Sampler:
         return ids_v[columns_b1[:, 0]]
 
     def scores(self, logits_bv: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What is drawn from: logits over temperature, -inf for tokens that top-k or top-p leave out.
+        """What is drawn from: logits over temperature, -inf where top-k or top-p leave a token out.
 
         Returns:
             Scores [b, k], and their columns [b, k], likeliest first; None where they are all of

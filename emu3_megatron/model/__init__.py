@@ -2,13 +2,12 @@
 
 from emu3_megatron.model.decoder import Decoder, Want, build_decoder, count_parameters
 from emu3_megatron.model.inputs import Inputs
-from emu3_megatron.model.layout import DropoutPlace, KVCache, SequenceLayout
+from emu3_megatron.model.layout import DropoutPlace, SequenceLayout
 
 __all__ = [
     "Decoder",
     "DropoutPlace",
     "Inputs",
-    "KVCache",
     "SequenceLayout",
     "Want",
     "build_decoder",

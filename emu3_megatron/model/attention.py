@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from emu3_kernels.ring_attention import RingDropout, ring_attention
 from megatron.core.transformer import TransformerConfig
-from torch.nn.functional import scaled_dot_product_attention
 
 from emu3_megatron.model.layout import SequenceLayout
 from emu3_megatron.parallel.groups import tensor_rank
@@ -50,13 +49,11 @@ def attend(
         query_sbhd: [s, b, heads, d], this rank's tokens and heads.
         key_sbhd: [s, b, kv_heads, d]; value_sbhd likewise.
         layout: who sees whom.
-        layer_number: from 1; of dropout and of the cache.
+        layer_number: from 1; of dropout.
 
     Returns:
         [s, b, heads * d]
     """
-    if layout.cache is not None:
-        return _attend_cached(query_sbhd, key_sbhd, value_sbhd, layout, layer_number)
     assert layout.plan is not None
     s, b, heads, dim = query_sbhd.shape
     # Rows become one sequence: documents keep them apart.
@@ -87,19 +84,3 @@ def _dropout(
         first_head=tensor_rank() * heads,
         first_token=layout.dropout.first_token,
     )
-
-
-def _attend_cached(
-    query_sbhd: torch.Tensor,
-    key_sbhd: torch.Tensor,
-    value_sbhd: torch.Tensor,
-    layout: SequenceLayout,
-    layer_number: int,
-) -> torch.Tensor:
-    assert layout.cache is not None
-    key_sbhd, value_sbhd = layout.cache.append(layer_number, key_sbhd, value_sbhd)
-    query, key, value = (t.permute(1, 2, 0, 3) for t in (query_sbhd, key_sbhd, value_sbhd))
-    out_bhsd = scaled_dot_product_attention(
-        query, key, value, attn_mask=layout.visible, enable_gqa=True
-    )
-    return out_bhsd.permute(2, 0, 1, 3).flatten(2)

@@ -1,4 +1,4 @@
-"""What attention must know of a batch besides its tokens: documents, ring plan, KV cache."""
+"""What attention must know of a batch besides its tokens: documents and the ring plan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,33 +8,6 @@ import torch
 from emu3_kernels.exchange import Exchange, NoExchange
 from emu3_kernels.ring_attention import RingPlan
 from megatron.core.packed_seq_params import PackedSeqParams
-
-
-class KVCache:
-    """Keys and values of all tokens so far, by layer; grows by whole calls of the decoder."""
-
-    def __init__(self, capacity: int):
-        self.capacity = capacity  # tokens; the buffers are allocated at once
-        self.length = 0
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def append(
-        self, layer: int, key_sbhd: torch.Tensor, value_sbhd: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store one layer's new keys and values; return all of them, [length + s, b, h, d]."""
-        end = self.length + key_sbhd.shape[0]
-        assert end <= self.capacity, f"KV cache of {self.capacity} tokens is full"
-        if layer not in self._layers:
-            shape = (self.capacity, *key_sbhd.shape[1:])
-            self._layers[layer] = (key_sbhd.new_empty(shape), value_sbhd.new_empty(shape))
-        keys, values = self._layers[layer]
-        keys[self.length : end] = key_sbhd
-        values[self.length : end] = value_sbhd
-        return keys[:end], values[:end]
-
-    def advance(self, tokens: int) -> None:
-        """Every layer has stored these tokens."""
-        self.length += tokens
 
 
 @dataclass(frozen=True)
@@ -54,22 +27,16 @@ class DropoutPlace:
 class SequenceLayout(PackedSeqParams):
     """Who sees whom. Megatron hands this through its layers untouched, to our attention.
 
-    Either `plan` or `cache` is given.
-
     Attributes:
         plan: of this context parallel rank, over all rows put one behind the other.
         exchange: among the context parallel ranks; without it there is one.
         dropout: what attention dropout depends on.
-        cache: earlier keys and values, in generation.
-        visible: bool [b, 1, queries, keys], with a cache.
     """
 
     qkv_format: str = "sbhd"
     plan: RingPlan | None = None
     exchange: Exchange = field(default_factory=NoExchange)
     dropout: DropoutPlace = DropoutPlace()
-    cache: KVCache | None = None
-    visible: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> "SequenceLayout":
         """A copy whose plan is on a device; copies from pinned memory do not block."""

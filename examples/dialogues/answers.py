@@ -17,7 +17,8 @@ from asked import Asked, draw, score
 
 from emu3_megatron import parallel
 from emu3_megatron.data.shards.store import TokenStore
-from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.generator import generate
+from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Document, Vision, parse
 from emu3_megatron.model.opening import open_decoder

@@ -7,7 +7,8 @@ from support.processes import run_processes
 from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import BackendConfig, ParallelConfig
-from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.generator import generate
+from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, understanding_prompt, vision_prompt
 from emu3_megatron.model import build_decoder

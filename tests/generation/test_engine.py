@@ -7,7 +7,9 @@ from support.inputs import whole_rows
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.forward import DecodeForward
+from emu3_megatron.generation.generator import generate
+from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.raster import Choice, Raster
 from emu3_megatron.generation.sampling import SamplingSettings, guide
 from emu3_megatron.grammar import GrammarError, Meta, vision_prompt
@@ -101,19 +103,20 @@ def test_images_end_with_eoi_and_text_at_the_limit(decoder):
 
 def test_forced_tokens_share_a_call_with_the_code_before_them(decoder, monkeypatch):
     shapes = []
-    hidden = decoder._hidden
+    read = DecodeForward.__call__
 
-    def recording(inputs):
-        shapes.append(tuple(inputs.tokens_bs.shape))
-        return hidden(inputs)
+    def recording(forward, tokens_bw, *others, **named):
+        shapes.append(tuple(tokens_bw.shape))
+        return read(forward, tokens_bw, *others, **named)
 
-    monkeypatch.setattr(decoder, "_hidden", recording)
+    monkeypatch.setattr(DecodeForward, "__call__", recording)
     request = image("a cat", 2, 2)
 
     generate(decoder, VOCABULARY, [request] * 3, SamplingSettings(guidance=3), max_tokens=24)
 
-    # The prompt; code; code and EOL; code. After the last code all is forced and nothing read.
-    assert shapes == [(6, len(request.prompt)), (6, 1), (6, 2), (6, 1)]
+    # Prompts; code; code and EOL; code. After the last code all is forced and nothing read.
+    prompts = [(1, len(request.prompt)), (1, len(request.negative))] * 3
+    assert shapes == [*prompts, (6, 1), (6, 2), (6, 1)]
 
 
 def test_a_long_prompt_is_read_in_pieces(decoder, monkeypatch):

@@ -1,7 +1,8 @@
-"""Sampling against transformers' logits processors."""
+"""Sampling against transformers' logits processors, and the noise that draws."""
 
 import pytest
 import torch
+from scipy.stats import chisquare, kstest
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -11,7 +12,8 @@ from transformers.generation.logits_process import (
 )
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.generation.sampling import SamplingSettings, distribution, guide, sample
+from emu3_megatron.generation.noise import gumbel, noise_key
+from emu3_megatron.generation.sampling import Sampler, SamplingSettings, guide
 
 NO_IDS = torch.empty(5, 0, dtype=torch.int64)
 
@@ -20,10 +22,19 @@ def random_logits(seed: int, columns: int = 300) -> torch.Tensor:
     return 4 * torch.randn(5, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def probabilities(logits_bv: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """Ours, back in the order of the columns."""
-    probabilities_bk, columns_bk = distribution(logits_bv, settings)
+def probabilities(logits_bv: torch.Tensor, *settings: SamplingSettings) -> torch.Tensor:
+    """Ours, in the order of the columns; of one setting for all rows, or of one a row."""
+    rows = settings if len(settings) > 1 else settings * len(logits_bv)
+    scores_bk, columns_bk = Sampler(rows, logits_bv.device).scores(logits_bv)
+    probabilities_bk = scores_bk.double().softmax(-1)
+    if columns_bk is None:
+        return probabilities_bk
     return torch.zeros_like(logits_bv).double().scatter(-1, columns_bk, probabilities_bk)
+
+
+def keys(count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Of places 0, 1, 2 and so on."""
+    return [noise_key(seed, place) for place in range(count)]
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
@@ -63,31 +74,95 @@ def test_guidance_on_the_allowed_columns_is_that_of_transformers_on_all(scale):
     torch.testing.assert_close(ours.float(), expected[:, allowed], rtol=1e-4, atol=1e-7)
 
 
-def test_temperature_0_takes_the_likeliest():
+def test_each_row_has_its_own_settings():
+    logits_bv = random_logits(seed=5)
+    rows = [
+        SamplingSettings(top_k=None),
+        SamplingSettings(top_k=3, temperature=2),
+        SamplingSettings(top_k=None, top_p=0.5),
+        SamplingSettings(top_k=50, top_p=0.9),
+        SamplingSettings(top_k=1),
+    ]
+
+    together = probabilities(logits_bv, *rows)
+
+    for i, settings in enumerate(rows):
+        alone = probabilities(logits_bv[i : i + 1], settings)
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+def test_temperature_0_takes_the_likeliest_whatever_others_draw():
     logits_bv = random_logits(seed=3)
+    rows = [SamplingSettings(temperature=t) for t in (0, 1, 0, 1, 0)]
+    ids = torch.arange(1000, 1300)
 
-    drawn_b = sample(logits_bv, torch.rand(5).double(), SamplingSettings(temperature=0))
+    drawn_b = Sampler(rows, logits_bv.device).draw(logits_bv, ids, keys(5))
 
-    assert torch.equal(drawn_b, logits_bv.argmax(-1))
-
-
-def test_columns_are_drawn_as_often_as_they_are_likely():
-    logits_v = torch.tensor([0.1, 0.6, 0.0, 0.3]).log()
-    uniforms_b = (torch.arange(1000).double() + 0.5) / 1000
-
-    drawn_b = sample(logits_v.expand(1000, -1), uniforms_b, SamplingSettings())
-
-    assert drawn_b.bincount(minlength=4).tolist() == [100, 600, 0, 300]
+    assert torch.equal(drawn_b[::2], ids[logits_bv[::2].argmax(-1)])
 
 
-@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
-def test_the_ends_of_the_unit_interval_draw_something_likely(uniform):
-    logits_bv = random_logits(seed=4)
-    settings = SamplingSettings(top_p=0.5)
+def test_a_temperature_near_0_takes_the_likeliest():
+    logits_bv = random_logits(seed=3)
+    sampler = Sampler([SamplingSettings(temperature=1e-38)] * 5, logits_bv.device)
 
-    drawn_b = sample(logits_bv, torch.full((5,), uniform, dtype=torch.float64), settings)
+    assert torch.equal(sampler.draw(logits_bv, torch.arange(300), keys(5)), logits_bv.argmax(-1))
 
-    assert (probabilities(logits_bv, settings).gather(1, drawn_b[:, None]) > 0).all()
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(top_k=None),
+        SamplingSettings(top_k=10, temperature=1.5),
+        SamplingSettings(top_k=None, top_p=0.8, temperature=0.7),
+    ],
+    ids=["all", "top-k", "top-p"],
+)
+def test_tokens_are_drawn_as_often_as_they_are_likely(settings):
+    logits_v = 1.5 * torch.randn(40, generator=torch.Generator().manual_seed(6))
+    draws = 100_000
+    expected_v = probabilities(logits_v[None], settings)[0]
+    logits_bv = logits_v.expand(draws, -1)
+    sampler = Sampler([settings] * draws, logits_v.device)
+
+    drawn_b = sampler.draw(logits_bv, torch.arange(40), keys(draws))
+
+    counts_v = drawn_b.bincount(minlength=40).double()
+    likely = expected_v * draws >= 5
+    assert counts_v[expected_v == 0].sum() == 0
+    observed = [*counts_v[likely].tolist(), counts_v[~likely].sum().item()]
+    hoped = [*(expected_v[likely] * draws).tolist(), (expected_v[~likely] * draws).sum().item()]
+    observed, hoped = zip(
+        *[pair for pair in zip(observed, hoped, strict=True) if pair[1]], strict=True
+    )
+    assert chisquare(observed, hoped).pvalue > 1e-3
+
+
+def test_noise_is_gumbel_and_independent_over_seeds_places_and_tokens():
+    noise_spv = torch.stack([gumbel(keys(50, seed), torch.arange(200)) for seed in range(20)])
+
+    assert kstest(noise_spv.flatten().numpy(), "gumbel_r").pvalue > 1e-3
+    uniform_spv = (-(-noise_spv).exp()).exp()
+    for one, other in (
+        (uniform_spv[1:], uniform_spv[:-1]),
+        (uniform_spv[:, 1:], uniform_spv[:, :-1]),
+        (uniform_spv[..., 1:], uniform_spv[..., :-1]),
+        (uniform_spv[:, 1:, :-1], uniform_spv[:, :-1, 1:]),
+    ):
+        pair = torch.stack([one.flatten(), other.flatten()])
+        assert abs(pair.corrcoef()[0, 1]) < 4 / pair.shape[1] ** 0.5
+
+
+def test_noise_of_a_token_does_not_depend_on_which_others_are_asked_for():
+    whole_bv = gumbel(keys(3), torch.arange(100))
+    some_bk = torch.tensor([[7, 99, 0]] * 3)
+
+    assert torch.equal(gumbel(keys(3), some_bk), whole_bv.gather(1, some_bk))
+
+
+def test_keys_differ_for_seeds_of_any_size_and_sign():
+    seeds = [0, 1, -1, 2**31, 2**63, 2**64 - 2, 10**12]
+
+    assert len({noise_key(seed, place) for seed in seeds for place in range(100)}) == 700
 
 
 @pytest.mark.parametrize(

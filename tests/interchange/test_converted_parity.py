@@ -15,7 +15,8 @@ from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration, Emu3VQVA
 from emu3_megatron import parallel
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.context_parallel.dispatch import dispatch
-from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.generator import generate
+from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.interchange.exporting import export_folder

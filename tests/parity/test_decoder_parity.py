@@ -8,7 +8,8 @@ from support.inputs import whole_rows
 from transformers import Emu3ForCausalLM, Emu3TextConfig, GenerationConfig
 
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.generator import generate
+from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.model import Decoder, build_decoder
