@@ -21,7 +21,7 @@ class DecodeForward:
         self.weights = weights
         self.pool = pool
         self._group = tensor_group()
-        self._cosines_pd, self._sines_pd = _rotary_tables(weights, pool.layers[0].shape[3])
+        self._cosines_p11d, self._sines_p11d = _rotary_tables(weights, pool.layers[0].shape[3])
 
     def __call__(
         self, tokens_bw: Tensor, positions_bw: Tensor, first_row: int, longest: int, same: bool
@@ -39,7 +39,7 @@ class DecodeForward:
             States behind the last norm, [b, w, h].
         """
         weights = self.weights
-        rotation = self._cosines_pd[positions_bw], self._sines_pd[positions_bw]
+        rotation = self._cosines_p11d[positions_bw], self._sines_p11d[positions_bw]
         places_n = self.pool.places(first_row, positions_bw)
         mask = self._mask(positions_bw, longest, same)
         hidden_bwh = self._embed(tokens_bw)
@@ -118,7 +118,8 @@ def _rotary_tables(weights: DecodeWeights, places: int) -> tuple[Tensor, Tensor]
     angles_pd = positions_p1 * weights.rope_base**-exponents
     cosines_pd = torch.cat([angles_pd.cos(), angles_pd.cos()], -1)
     sines_pd = torch.cat([-angles_pd.sin(), angles_pd.sin()], -1)
-    return tuple(table[:, None, None].to(weights.dtype) for table in (cosines_pd, sines_pd))
+    shaped = lambda table_pd: table_pd[:, None, None].to(weights.dtype)
+    return shaped(cosines_pd), shaped(sines_pd)
 
 
 def _attend(query_bwgqd: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -191,7 +191,6 @@ class Generator:
                 self._hidden_rh[row.place] = self._hidden_rh[last.place]
                 self._drawn_r[row.place] = self._drawn_r[last.place]
                 self._rows[row.place], last.place = last, row.place
-            row.place = None
 
     def _read_prompts(self) -> None:
         """Read what is too long for a decode step, in pieces, the oldest request first."""

@@ -33,13 +33,13 @@ class Row:
     """A row of the KV pool: a job's prompt, or its negative, and what the job has said.
 
     Attributes:
-        place: which row of the pool; None while the job waits.
+        place: which row of the pool, while the job runs.
         num_read: tokens that are in the pool.
     """
 
     job: "Job" = field(repr=False)
     prompt: list[int]
-    place: int | None = None
+    place: int = 0
     num_read: int = 0
 
     @property
