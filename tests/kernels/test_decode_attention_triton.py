@@ -16,7 +16,7 @@ DEVICE = triton_interpreter.DEVICE
 
 @pytest.mark.parametrize("most", [1, 2, 64])
 def test_keys_in_any_number_of_parts(most, monkeypatch):
-    """A row of 300 keys fills five parts, a row of 3 keys one; the second query sees one key more."""
+    """A row of 300 keys fills five parts, a row of 3 keys one; queries are neighbours."""
     monkeypatch.setattr(triton_split, "MOST_PARTS", most)
     monkeypatch.setattr(triton_split, "_processors", lambda device: 64)
     case = DecodeCase.draw([299, 2, 64], width=2).to(torch.float32, DEVICE)

@@ -23,7 +23,7 @@ class DecodeCase:
     def draw(
         cls, last: list[int], width: int = 1, group: int = 2, dim: int = 64, kv_heads: int = 2
     ) -> "DecodeCase":
-        """In fp64: rows of a larger pool, each with neighbouring queries up to its last position."""
+        """In fp64: rows of a larger pool, neighbouring queries up to each row's last position."""
         generator = torch.Generator().manual_seed(0)
         draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
         rows = len(last)
