@@ -11,12 +11,15 @@ BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 def multiply(x_ni: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
     """See `linear`."""
-    values_oi, scales_o = weight.values_oi, weight.scales_o.to(x_ni.dtype)
-    integers = values_oi.dtype == torch.int8
-    if x_ni.device.type == "cpu" and x_ni.dtype == torch.bfloat16 and integers:
-        if len(x_ni) <= MOST_ROWS:
-            return torch.ops.aten._weight_int8pack_mm(x_ni, values_oi, scales_o)
+    if _torch_has_an_operator(x_ni, weight):
+        scales_o = weight.scales_o.to(x_ni.dtype)
+        return torch.ops.aten._weight_int8pack_mm(x_ni, weight.values_oi, scales_o)
     return _by_blocks(x_ni, weight)
+
+
+def _torch_has_an_operator(x_ni: torch.Tensor, weight: QuantizedWeight) -> bool:
+    bf16_by_int8 = (x_ni.dtype, weight.values_oi.dtype) == (torch.bfloat16, torch.int8)
+    return bf16_by_int8 and x_ni.device.type == "cpu" and len(x_ni) <= MOST_ROWS
 
 
 def _by_blocks(x_ni: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:

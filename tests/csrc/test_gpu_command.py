@@ -9,7 +9,10 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "gpu.sh"
 TESTS = ["test_one", "test_two"]
-SANITIZERS, TIMINGS = ["memcheck", "racecheck"], ["dpo", "linear_cross_entropy", "ring_attention"]
+SANITIZERS, TIMINGS = (
+    ["memcheck", "racecheck"],
+    ["dpo", "decoding_kernels", "linear_cross_entropy", "ring_attention"],
+)
 PARTS = ["build", *TESTS, *SANITIZERS, *TIMINGS]
 
 
