@@ -2,16 +2,17 @@
 
 import torch
 from emu3_kernels.decode_attention.backends import BACKENDS, Backend, choose
+from emu3_kernels.decode_attention.positions import Positions
 from emu3_kernels.decode_attention.step import Step
 
-__all__ = ["BACKENDS", "Backend", "decode_attention"]
+__all__ = ["BACKENDS", "Backend", "Positions", "decode_attention"]
 
 
 def decode_attention(
     query_bwhd: torch.Tensor,
     key_bkcd: torch.Tensor,
     value_bkcd: torch.Tensor,
-    positions_bw: torch.Tensor,
+    positions_bw: torch.Tensor | Positions,
     scale: float,
     *,
     longest: int | None = None,
@@ -29,7 +30,8 @@ def decode_attention(
             row has no effect, but must be finite.
         value_bkcd: like the keys.
         positions_bw: integers [rows, width], on the device, ascending in each row: query w of row b
-            sees keys 0 ... positions_bw[b, w].
+            sees keys 0 ... positions_bw[b, w]. The layers of a step may share them as `Positions`,
+            which saves a CPU time; a CUDA graph takes the tensor.
         scale: what the products of queries and keys are multiplied by.
         longest: no position is this large. By default the capacity; a GPU saves time with less.
         backend: "reference" is plain torch; "torch" is torch's attention function; "triton" is ours
@@ -41,6 +43,6 @@ def decode_attention(
     Raises:
         ValueError: shapes or types do not fit together, or the backend cannot take them.
     """
-    step = Step(query_bwhd, key_bkcd, value_bkcd, positions_bw, scale, longest)
-    step.check()
+    positions = positions_bw if isinstance(positions_bw, Positions) else Positions(positions_bw)
+    step = Step(query_bwhd, key_bkcd, value_bkcd, positions, scale, longest)
     return choose(backend, step)(step)

@@ -36,7 +36,7 @@ def choose(backend: str, step: Step) -> Attend:
 def unsupported_by_triton(step: Step) -> str | None:
     """Why Triton's kernels cannot take a step; None if they can."""
     query = step.query_bwhd
-    dim, queries = query.shape[3], query.shape[1] * step.group
+    dim, queries = step.dim, step.width * step.group
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not (query.is_cuda or interpreted) or not _has_triton():
         return f"runs on GPUs where triton is installed, not on {query.device.type}"

@@ -10,6 +10,5 @@ def attend(step: Step) -> torch.Tensor:
     query_bknd = step.grouped_query().to(wide)
     key_bkcd, value_bkcd = step.key_bkcd.to(wide), step.value_bkcd.to(wide)
     score_bknc = query_bknd @ key_bkcd.mT * step.scale
-    hidden_b1nc = ~step.seen(slice(None), key_bkcd.shape[2])
-    prob_bknc = score_bknc.masked_fill_(hidden_b1nc, -torch.inf).softmax(-1)
-    return step.ungrouped(prob_bknc @ value_bkcd).to(step.query_bwhd.dtype)
+    score_bknc += step.positions.mask(slice(None), key_bkcd.shape[2], step.group, wide)
+    return step.ungrouped(score_bknc.softmax(-1) @ value_bkcd).to(step.query_bwhd.dtype)

@@ -1,14 +1,12 @@
 """Decode attention by torch's attention function; the queries that share keys are its queries."""
 
-from itertools import groupby
-
 import torch
 from emu3_kernels.decode_attention.step import Step
 from torch.nn.functional import scaled_dot_product_attention
 
 # What a call costs besides reading keys, in keys of one KV head that a thread reads in that time;
 # measured on a CPU in fp32 at d 64.
-CALL, MASKED_CALL = 400, 1000
+CALL, MASKED_CALL = 500, 600
 
 
 def attend(step: Step) -> torch.Tensor:
@@ -19,12 +17,11 @@ def attend(step: Step) -> torch.Tensor:
     """
     if step.query_bwhd.device.type != "cpu":
         return step.ungrouped(_call(step, step.grouped_query(), step.bound, masked=True))
-    positions = step.positions_bw.tolist()
-    runs = [(row[-1] + 1, len(list(rows))) for row, rows in groupby(positions)]
-    longest, masked = max(runs)[0], step.positions_bw.shape[1] > 1
+    runs, masked = step.positions.runs, step.width > 1
+    longest = max(length for length, _ in runs)
     if len(runs) == 1:
         return step.ungrouped(_call(step, step.grouped_query(), longest, masked))
-    together = _cost(step, longest, len(positions), masked=True)
+    together = _cost(step, longest, step.rows, masked=True)
     if together <= sum(_cost(step, *run, masked) for run in runs):
         return step.ungrouped(_call(step, step.grouped_query(), longest, masked=True))
     return step.ungrouped(_by_runs(step, runs, masked))
@@ -32,7 +29,7 @@ def attend(step: Step) -> torch.Tensor:
 
 def _cost(step: Step, length: int, rows: int, masked: bool) -> int:
     """Of one call, in keys that a thread reads: torch deals out rows and KV heads, never keys."""
-    rounds = -(-rows * step.key_bkcd.shape[1] // torch.get_num_threads())
+    rounds = -(-rows * step.kv_heads // torch.get_num_threads())
     return rounds * length + (MASKED_CALL if masked else CALL)
 
 
@@ -49,10 +46,11 @@ def _call(
     step: Step, query_bknd: torch.Tensor, length: int, masked: bool, rows: slice = slice(None)
 ) -> torch.Tensor:
     """Attention of some rows to their first keys."""
+    mask = step.positions.mask(rows, length, step.group, query_bknd.dtype) if masked else None
     return scaled_dot_product_attention(
         query_bknd,
         step.key_bkcd[rows, :, :length],
         step.value_bkcd[rows, :, :length],
-        attn_mask=step.seen(rows, length) if masked else None,
+        attn_mask=mask,
         scale=step.scale,
     )

@@ -23,16 +23,15 @@ class Launch(NamedTuple):
 
 def attend(step: Step) -> torch.Tensor:
     """See `decode_attention`."""
-    query, positions = step.query_bwhd, step.positions_bw
-    (rows, width, heads, dim), kv_heads = query.shape, step.key_bkcd.shape[1]
-    launch = launch_of(query.dtype, dim)
-    units = rows * kv_heads
+    query, positions = step.query_bwhd, step.positions.positions_bw
+    queries, units = step.width * step.group, step.rows * step.kv_heads
+    launch = launch_of(query.dtype, step.dim)
     parts = parts_of(units, step.bound, launch.block_n, _processors(query.device))
     out_bwhd = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     results, lse = out_bwhd, positions  # of one part: lse is not written
     if parts > 1:
-        lse = query.new_empty(units, parts, width * step.group, dtype=torch.float32)
-        results = query.new_empty(*lse.shape, dim, dtype=torch.float32)
+        lse = query.new_empty(units, parts, queries, dtype=torch.float32)
+        results = query.new_empty(*lse.shape, step.dim, dtype=torch.float32)
     constants = constants_of(step, parts, launch)
     with torch.cuda.device_of(query):
         parts_kernel[(units, parts)](
@@ -40,14 +39,14 @@ def attend(step: Step) -> torch.Tensor:
             *(*query.stride()[:3], *step.key_bkcd.stride()[:3], *step.value_bkcd.stride()[:3]),
             *positions.stride(),
             step.scale * math.log2(math.e),
-            BLOCK_M=max(16, triton.next_power_of_2(width * step.group)),
+            BLOCK_M=max(16, triton.next_power_of_2(queries)),
             PRECISION="tf32x3",  # of fp32 inputs alone: three tensor core products, near fp32
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
             **constants,
         )
         if parts > 1:
-            merge_kernel[(rows * width * heads,)](
+            merge_kernel[(units * queries,)](
                 *(results, lse, positions, out_bwhd, *positions.stride()),
                 PARTS_BLOCK=triton.next_power_of_2(parts),
                 **constants,
@@ -70,10 +69,10 @@ def parts_of(units: int, bound: int, block_n: int, processors: int) -> int:
 def constants_of(step: Step, parts: int, launch: Launch) -> dict[str, Any]:
     """What both kernels are compiled for."""
     return {
-        "WIDTH": step.query_bwhd.shape[1],
+        "WIDTH": step.width,
         "GROUP": step.group,
-        "KV_HEADS": step.key_bkcd.shape[1],
-        "DIM": step.query_bwhd.shape[3],
+        "KV_HEADS": step.kv_heads,
+        "DIM": step.dim,
         "PARTS": parts,
         "BLOCK_N": launch.block_n,
     }

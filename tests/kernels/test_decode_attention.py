@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emu3_kernels.decode_attention import sdpa
+from emu3_kernels.decode_attention import Positions, sdpa
 from support.decode_steps import DecodeCase, error
 from support.triton_interpreter import DEVICE
 from torch.nn.functional import scaled_dot_product_attention
@@ -62,6 +62,18 @@ def test_a_cpu_takes_rows_together_or_alone(width, monkeypatch):
         calls.clear()
         assert error(case.attend("torch"), case.exact()) < 1e-12
         assert calls == wanted
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@every_backend
+def test_layers_may_share_positions(backend, width):
+    case = case_of(backend, [20, 150], width)
+    shared = replace(case, positions=Positions(case.positions))
+
+    assert torch.equal(shared.attend(backend), case.attend(backend))
+    other = replace(shared, key=case.value, value=case.key)
+    wanted = replace(case, key=case.value, value=case.key).attend(backend)
+    assert torch.equal(other.attend(backend), wanted)
 
 
 @every_backend
