@@ -25,7 +25,7 @@ Attend = Callable[["Step"], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Rows that each see `keys` keys of a pool with room for more."""
+    """Rows that each see `keys` keys of a pool that could hold more."""
 
     query: torch.Tensor
     key: torch.Tensor

@@ -26,6 +26,7 @@ def main() -> None:
         _head_and_loss(),
         _dpo(),
         _attention(),
+        _decoding_kernels(),
     ]
     (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n")
     dispatch_section()
@@ -149,6 +150,30 @@ def _attention() -> str:
     )
     parts = ["## Attention", _where(result), text, _timings(rows)]
     return "\n\n".join([*parts, *_on_a_gpu("ring_attention")])
+
+
+def _decoding_kernels() -> str:
+    text = (
+        "Attention of a decode step (rows x keys) and linear layers with 8-bit weights (rows x "
+        "inputs x outputs), in bf16 at Emu3-8B's sizes ([decoding-kernels.md]"
+        "(decoding-kernels.md)). GB/s is of what must be read: keys and values, or the weight as "
+        "it is stored. The error is relative to fp64, with 8-bit weights to the weight before it "
+        "was rounded."
+    )
+    parts = ["## Kernels of a decode step", text]
+    if not (RESULTS / "decoding_kernels_gpu.json").exists():
+        return "\n\n".join([*parts, "On a GPU: not measured."])
+    result = _load("decoding_kernels_gpu")
+    heads = ["case", "implementation", "us a call", "GB/s", "error"]
+    table = _table(heads, [_bandwidth(row) for row in result["rows"]])
+    return "\n\n".join([*parts, _where(result), table])
+
+
+def _bandwidth(row: dict[str, Any]) -> list[str]:
+    names = [row["case"], row["implementation"]]
+    if "reason" in row:
+        return [*names, f"did not run: {row['reason'].splitlines()[0]}", "", ""]
+    return [*names, f"{row['us_a_call']:,.1f}", f"{row['gb_s']:,.0f}", f"{row['error']:.1e}"]
 
 
 def _on_a_gpu(name: str) -> list[str]:
