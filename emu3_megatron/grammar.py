@@ -234,13 +234,13 @@ def dialogue(vocabulary: Vocabulary, turns: Sequence[Turn], system: str = SYSTEM
         assert not isinstance(turn.question, str), "a question is a sequence of parts"
         opening = " USER: " if spans else f"{system} USER: "
         before = [] if spans else [vocabulary.bos]
-        spans += _question(vocabulary, [opening, *turn.question, ". ASSISTANT:"], before)
+        spans += _spans(vocabulary, [opening, *turn.question, ". ASSISTANT:"], before)
         if turn.answer is not None:
             spans.append(Span(_text(vocabulary, turn.answer, after=[vocabulary.eos])))
     return Document(tuple(spans))
 
 
-def _question(
+def _spans(
     vocabulary: Vocabulary, parts: Sequence[str | Vision], before: Sequence[int]
 ) -> Iterator[Span]:
     """Context spans of the parts; texts side by side are one, as the text encoding sees them."""
@@ -261,10 +261,13 @@ def vision_prompt(vocabulary: Vocabulary, caption: str, meta: Meta) -> np.ndarra
     )
 
 
-def understanding_prompt(vocabulary: Vocabulary, codes_hw: np.ndarray) -> np.ndarray:
-    """BOS and the image: the model goes on with the caption."""
-    span = vision_span(vocabulary, image_meta(codes_hw), codes_hw[None])
-    return np.concatenate([np.array([vocabulary.bos], np.int32), span])
+def open_prompt(vocabulary: Vocabulary, parts: Sequence[str | Vision]) -> np.ndarray:
+    """BOS and the parts, in order: the model goes on with text.
+
+    Of an image or a clip alone that is its caption.
+    """
+    spans = _spans(vocabulary, ["", *parts], before=[vocabulary.bos])
+    return np.concatenate([span.tokens for span in spans])
 
 
 def _text(

@@ -345,7 +345,7 @@ def write_checkpoint(folder, model):
 
 
 def generate(tmp_path, out):
-    return ["generate", "--checkpoint", tmp_path, "--prompt", "a cat", "--out", tmp_path / out]
+    return ["generate", "image", tmp_path, "a cat", "--out", tmp_path / out]
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path, refused_apart):
@@ -362,7 +362,7 @@ def test_images_are_written_as_png_alone(tmp_path, refused):
 
 PREPARE = ["prepare", "images", "--source", "photos", "--tokenizer", "t"]
 PACK = ["pack", "shard", "--out", "a.pack", "--context", "64"]
-GENERATE = ["generate", "--checkpoint", "run", "--prompt", "a cat", "--out", "cat.png"]
+GENERATE = ["generate", "image", "run", "a cat", "--out", "cat.png"]
 
 
 @pytest.mark.parametrize(
@@ -374,8 +374,11 @@ GENERATE = ["generate", "--checkpoint", "run", "--prompt", "a cat", "--out", "ca
         (["train"], r"Missing argument 'RECIPE'; see emu3 train --help"),
         (["pack", "shard", "--context", "64"], r"Missing option '--out'; see emu3 pack --help"),
         ([*GENERATE, "--grid", "90"], r"'--grid': 90: write HEIGHTxWIDTH, 90x90 say; see emu3 gen"),
-        ([*GENERATE, "--seed", "new"], r"'--seed': .*valid integer.*; see emu3 generate --help"),
-        ([*GENERATE, "--sed", "1"], r"No such option.*--sed.*; see emu3 generate --help"),
+        (
+            [*GENERATE, "--seed", "new"],
+            r"'--seed': .*valid integer.*; see emu3 generate image --help",
+        ),
+        ([*GENERATE, "--sed", "1"], r"No such option.*--sed.*; see emu3 generate image --help"),
         ([*PACK, "--context", "0"], r"'--context': .*; see emu3 pack --help"),
         ([*PACK, "--context", "-5"], r"'--context': .*; see emu3 pack --help"),
         ([*PACK, "--max-documents", "0"], r"'--max-documents': .*; see emu3 pack --help"),

@@ -116,8 +116,8 @@ def test_vision_prompt_ends_where_the_first_code_follows():
     assert prompt == [BOS, *b"a cat", BOI, *b"2*3", IMG] == document[: len(prompt)]
 
 
-def test_understanding_prompt_ends_where_the_caption_follows():
-    assert grammar.understanding_prompt(V, CODES).tolist() == [BOS, *IMAGE]
+def test_the_prompt_of_an_image_ends_where_its_caption_follows():
+    assert grammar.open_prompt(V, [grammar.Vision.image(CODES)]).tolist() == [BOS, *IMAGE]
 
 
 @pytest.mark.parametrize(

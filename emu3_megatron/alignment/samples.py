@@ -16,12 +16,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.data.shards.writer import Block, write_shard
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
+from emu3_megatron.generation.files.prompts import Kind
 from emu3_megatron.grammar import Document
 from emu3_megatron.vocabulary import ByteEncoding, QwenEncoding, Vocabulary
 
@@ -30,7 +31,6 @@ MANIFEST = "manifest.json"
 RECORDS = "samples.jsonl"
 SHARD = "samples"  # prefix of the shard's files
 
-Kind = Literal["image", "clip", "text"]
 _SUFFIXES: dict[Kind, str] = {"image": ".png", "clip": ".mp4", "text": ".txt"}
 
 
@@ -42,7 +42,7 @@ class Sample:
         prompt: number of its prompt in the file of prompts, from 0.
         sample: its number among the samples of the prompt, from 0.
         text: the prompt.
-        seed: of its draws: `emu3 generate --seed` draws the same image again.
+        seed: of its draws: `emu3 generate image --seed` draws the same image again.
     """
 
     prompt: int

@@ -21,11 +21,11 @@ import torch
 from tqdm import tqdm
 
 from emu3_megatron import manifest
-from emu3_megatron.alignment.prompts import Prompt
 from emu3_megatron.alignment.samples import MANIFEST, Sample, write_samples
 from emu3_megatron.data.shards.writer import Block, block_of
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
+from emu3_megatron.generation.files.prompts import Prompt, first_seeds
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.images import VisionPrompt, save_image
 from emu3_megatron.generation.jobs import Request
@@ -56,7 +56,7 @@ def origin(checkpoint: Path, file: Path, prompts: Sequence[Prompt]) -> dict[str,
         checkpoint: its own folder.
         file: of the prompts.
     """
-    listed = json.dumps([asdict(prompt) for prompt in prompts])
+    listed = json.dumps([_described(prompt) for prompt in prompts])
     return {
         "checkpoint": str(checkpoint),
         "checkpoint_digest": manifest.describe(checkpoint / manifest.NAME)["sha256"],
@@ -65,11 +65,19 @@ def origin(checkpoint: Path, file: Path, prompts: Sequence[Prompt]) -> dict[str,
     }
 
 
+def _described(prompt: Prompt) -> dict[str, Any]:
+    """As earlier versions had it, where nothing is said of what is new, so that digests stay."""
+    new = {"negative": "", "seed": None}
+    return {n: v for n, v in asdict(prompt).items() if n not in new or v != new[n]}
+
+
 def jobs_of(prompts: Sequence[Prompt], each: int, seed: int) -> list[Job]:
     """Samples in order: all of the first prompt, then those of the next. Each has a seed."""
     return [
-        Job(Sample(number, i, prompt.text, prompt.kind, seed + number * each + i), prompt)
-        for number, prompt in enumerate(prompts)
+        Job(Sample(number, i, prompt.text, prompt.kind, first + i), prompt)
+        for number, (prompt, first) in enumerate(
+            zip(prompts, first_seeds(prompts, each, seed), strict=True)
+        )
         for i in range(each)
     ]
 
@@ -78,10 +86,16 @@ def batches_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
     """Jobs in order, up to `size` a batch; in one batch all have one grid, or all are answers."""
     batches: list[list[Job]] = []
     for job in jobs:
-        if not batches or len(batches[-1]) == size or batches[-1][0].prompt.meta != job.prompt.meta:
+        if not batches or len(batches[-1]) == size or not _go_together(batches[-1][-1], job):
             batches.append([])
         batches[-1].append(job)
     return batches
+
+
+def _go_together(before: Job, job: Job) -> bool:
+    """Whether a job may follow another in a batch, which counts its seeds upwards."""
+    same = before.prompt.meta == job.prompt.meta
+    return same and before.sample.seed + 1 == job.sample.seed
 
 
 @dataclass
@@ -198,7 +212,7 @@ class Sampler:
 
 def _request(vocabulary: Vocabulary, prompt: Prompt) -> Request:
     if prompt.meta is not None:
-        return VisionPrompt(prompt.text, prompt.meta).request(vocabulary)
+        return VisionPrompt(prompt.text, prompt.meta, prompt.negative).request(vocabulary)
     if prompt.chat:
         tokens = dialogue(vocabulary, [Turn([prompt.text], None)]).tokens
     else:

@@ -45,7 +45,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "train": train.train,
     "status": status.status,
     "inspect": inspect.group,
-    "generate": generate.generate,
+    "generate": generate.group,
     "preferences": preferences.group,
     "convert": convert.group,
     "check": check.check,

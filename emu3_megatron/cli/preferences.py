@@ -1,14 +1,24 @@
 """`emu3 preferences`: samples of a checkpoint, votes on them, and pairs for DPO."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from emu3_megatron.cli.arguments import new_group
-from emu3_megatron.cli.generate import Grid, known_grid, parse_grid, recipes_tokenizer
+from emu3_megatron.cli.sampling import (
+    Batch,
+    Checkpoint,
+    CheckpointFolder,
+    GridOption,
+    Guidance,
+    Seed,
+    Temperature,
+    TokenizerFolder,
+    TopK,
+    TopP,
+)
 
 group = new_group(
     help="Samples of a checkpoint, votes on them, pairs for DPO.\n\n"
@@ -23,45 +33,25 @@ Folder = Annotated[
 
 @group.command()
 def sample(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="run or checkpoint folder")
-    ],
+    checkpoint: CheckpointFolder,
     prompts: Annotated[
         Path,
         typer.Argument(
             metavar="PROMPTS",
             help="a .txt file with a prompt a line, or a .jsonl file: prompt, kind (image, clip, "
-            "text or chat), height, width, frames, fps, seconds",
+            "text or chat), negative, seed, height, width, frames, fps, seconds",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder of samples to write")],
     samples: Annotated[int, typer.Option(min=2, help="samples a prompt")] = 8,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="of the vision tokenizer (default: the recipe's)"),
-    ] = None,
-    grid: Annotated[
-        Grid | None,
-        typer.Option(
-            parser=parse_grid,
-            metavar="HEIGHTxWIDTH",
-            help="rows and columns of codes, where a prompt names none (default: as emu3 generate)",
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="scale of classifier-free guidance of images and clips; 1 is without "
-            "(default: as emu3 generate)"
-        ),
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="draw among the K likeliest tokens")] = 2048,
-    top_p: Annotated[
-        float, typer.Option(help="draw among the likeliest tokens that make up this probability")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="of the first sample; the next has one more")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="samples drawn at once")] = 8,
+    tokenizer: TokenizerFolder = None,
+    grid: GridOption = None,
+    guidance: Guidance = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 2048,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    batch: Batch = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 512,
 ) -> None:
     """Several images, clips or answers a prompt, as tokens and as files to look at.
@@ -69,38 +59,25 @@ def sample(
     The same command goes on after an interruption. Several processes share the decoder:
     torchrun --nproc-per-node N -m emu3_megatron preferences sample ...
     """
-    from emu3_megatron import parallel
-    from emu3_megatron.alignment.prompts import read_prompts
+    source = Checkpoint.read(checkpoint)
     from emu3_megatron.alignment.sampling import Sampler, jobs_of, origin
-    from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
-    from emu3_megatron.generation.sampling import (
-        SamplingSettings,
-        default_guidance,
-        warn_of_guidance,
-    )
-    from emu3_megatron.model.opening import open_decoder
-    from emu3_megatron.vision.tokenizer import VisionTokenizer
+    from emu3_megatron.checkpoints.folders import find_checkpoint
+    from emu3_megatron.generation.files.prompts import Defaults, read_prompts
 
-    mesh = parallel.start(tensor=int(os.environ.get("WORLD_SIZE", 1)))
-    mesh.seed(0, 0)
-    decoder, recipe = open_decoder(checkpoint, mesh)
-    about = read_checkpoint(find_checkpoint(checkpoint))
-    wanted = read_prompts(prompts, lambda text: grid or known_grid(recipe, about, text))
-    network = None
-    if any(prompt.meta for prompt in wanted):
-        network = VisionTokenizer.load(tokenizer or recipes_tokenizer(recipe, checkpoint))
-        network.to(mesh.device if mesh.is_first else "cpu")  # the first rank writes the media
-    if guidance is None:
-        guidance = default_guidance(about)
-    elif mesh.is_first:
-        warn_of_guidance(guidance, about)
-    settings = SamplingSettings(guidance, temperature, top_k, top_p, seed)
-    sampler = Sampler(decoder, recipe.model.vocabulary(), network, settings, max_tokens)
+    settings = source.settings(guidance, temperature, top_k, top_p, seed)
+    wanted = read_prompts(prompts, Defaults(lambda text: grid or source.grid(text)))
+    network = source.tokenizer(tokenizer) if any(prompt.meta for prompt in wanted) else None
+    mesh = source.start()
+    sampler = Sampler(source.open(mesh), source.vocabulary, network, settings, max_tokens)
     described = {**origin(find_checkpoint(checkpoint), prompts, wanted), "each": samples}
     drawn = sampler.draw(out, jobs_of(wanted, samples, seed), batch, described)
     if mesh.is_first:
         number = f"{samples} samples for each of {len(wanted):,} prompts"
-        print(f"{out}: {number}, guidance {guidance:g}" if drawn else f"{out}: holds {number}")
+        print(
+            f"{out}: {number}, guidance {settings.guidance:g}"
+            if drawn
+            else f"{out}: holds {number}"
+        )
 
 
 @group.command()

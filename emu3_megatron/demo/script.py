@@ -25,7 +25,8 @@ from emu3_megatron.demo.material import PHOTOS, lay_out
 from emu3_megatron.demo.report import Generated, Trained, mean_psnr, read_metrics, write_report
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
-from emu3_megatron.generation.images import VisionPrompt, caption_images, draw
+from emu3_megatron.generation.answers import describe
+from emu3_megatron.generation.images import VisionPrompt, draw
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Vision, parse
 from emu3_megatron.model.opening import open_decoder
@@ -150,8 +151,7 @@ def _generate(out: Path, data: dict[str, Any]) -> Generated:
     images = _trained(out, data, "images")
     prompts = [VisionPrompt(t.caption, t.vision.meta) for t in images]
     drawn = draw(decoder, vocabulary, prompts, GREEDY, progress=True)
-    codes = [t.vision.codes[0] for t in images]
-    captions = caption_images(decoder, vocabulary, codes, GREEDY, max_tokens=80)
+    captions = describe(decoder, vocabulary, [t.vision for t in images], GREEDY, max_tokens=80)
     clip = _trained(out, data, "clips")[0]
     beginning = clip.vision.codes[: clip.vision.meta.frames // 2]
     prompt = VisionPrompt(clip.caption, clip.vision.meta, first_frames=beginning)

@@ -1,7 +1,7 @@
-"""Draws images and clips from captions, and describes images."""
+"""Draws images, and clips beside them, from captions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from emu3_megatron.grammar import (
     Meta,
     Vision,
     parse,
-    understanding_prompt,
     vision_prompt,
     vision_span,
 )
@@ -24,6 +23,9 @@ from emu3_megatron.media.writers import write_png
 from emu3_megatron.model import Decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
+
+Watch = Callable[[Sequence[Sequence[int]]], None]
+"""Is given the tokens said so far of each request, after each step of `generate`."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ def draw(
     settings: SamplingSettings,
     *,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> list[np.ndarray]:
     """Draw images and clips, of any grids, in one batch.
+
+    Image i is drawn with `settings.seed + i`; `progress` and `watch` are those of `generate`.
 
     Returns:
         Codes of each, int64 [frames, height, width]; a clip begins with its first frames.
@@ -84,7 +89,15 @@ def draw(
     """
     requests = [prompt.request(vocabulary) for prompt in prompts]
     longest = max((prompt.meta.num_tokens + 1 for prompt in prompts), default=0)
-    drawn = generate(decoder, vocabulary, requests, settings, max_tokens=longest, progress=progress)
+    drawn = generate(
+        decoder,
+        vocabulary,
+        requests,
+        settings,
+        max_tokens=longest,
+        progress=progress,
+        watch=watch,
+    )
     return [
         _codes(vocabulary, np.append(request.prompt, tokens))
         for request, tokens in zip(requests, drawn, strict=True)
@@ -115,25 +128,6 @@ def generate_images(
     prompts = [VisionPrompt(caption, Meta(height, width)) for caption in captions]
     codes_fhw = draw(decoder, vocabulary, prompts, settings, progress=progress)
     return np.concatenate(codes_fhw)
-
-
-def caption_images(
-    decoder: Decoder,
-    vocabulary: Vocabulary,
-    codes_nhw: np.ndarray | Sequence[np.ndarray],
-    settings: SamplingSettings,
-    *,
-    max_tokens: int = 512,
-) -> list[str]:
-    """Describe images, given as codes [height, width] each. There is no guidance of captions."""
-    # A caption that goes over into another image is complete.
-    stop = (vocabulary.eos, vocabulary.vision_start)
-    requests = [
-        Request(understanding_prompt(vocabulary, codes_hw), stop=stop) for codes_hw in codes_nhw
-    ]
-    unguided = replace(settings, guidance=1.0)
-    said = generate(decoder, vocabulary, requests, unguided, max_tokens=max_tokens)
-    return [vocabulary.decode(tokens) for tokens in said]
 
 
 def save_image(tokenizer: VisionTokenizer, codes_hw: np.ndarray, path: str | Path) -> None:

@@ -144,6 +144,22 @@ def read_clip(
     return pixels_tchw
 
 
+def read_overview(
+    path: str | Path, *, area: int, fps: float, max_frames: int
+) -> tuple[Tensor, float]:
+    """A whole video, at fewer frames a second where it would have more than `max_frames`.
+
+    Returns:
+        Pixels as `read_clip` gives them, and their frames a second, rounded to thousandths.
+
+    Raises:
+        InputError: as `read_clip`.
+    """
+    seconds = read_info(path).seconds
+    fps = min(fps, max_frames / seconds if seconds else fps)
+    return read_clip(path, area=area, fps=fps, num_frames=max_frames), round(fps, 3)
+
+
 def _not_narrow(frames: Iterable[Frame]) -> Iterator[Image.Image]:
     for frame in frames:
         image = frame.image()

@@ -10,5 +10,5 @@ emu3 prepare images prepare-tiny-cpu --source "$photos" --out "$out/data" \
   --tokenizer "$out/tokenizer/tokenizer"
 torchrun --nproc-per-node 2 -m emu3_megatron train stage1-tiny-cpu parallel.tensor=2 \
   "run.dir=$out/decoder" "data.sources=[{pack: $out/data/packs/stage1.pack}]"
-emu3 generate --checkpoint "$out/decoder" --tokenizer "$out/tokenizer/tokenizer" \
-  --prompt "$prompt" --guidance 1 --temperature 0 --out "$out/image.png"
+emu3 generate image "$out/decoder" "$prompt" --tokenizer "$out/tokenizer/tokenizer" \
+  --guidance 1 --temperature 0 --out "$out/image.png"

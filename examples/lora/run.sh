@@ -12,6 +12,6 @@ shapes=runs/shapes quality=runs/quality out=runs/lora
 [ -d $out/base ] || emu3 convert export --from $shapes/decoder --to $out/base
 torchrun --nproc-per-node 2 -m emu3_megatron train lora-tiny-cpu "$@"
 for run in $shapes/decoder $out/run; do
-  emu3 generate --checkpoint $run --tokenizer $shapes/tokenizer/tokenizer \
-    --prompt "A large red circle." --grid 8x8 --guidance 1 --out $out/${run##*/}.png
+  emu3 generate image $run "A large red circle." --tokenizer $shapes/tokenizer/tokenizer \
+    --grid 8x8 --guidance 1 --out $out/${run##*/}.png
 done

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu3_megatron.alignment.prompts import Prompt, read_prompts
 from emu3_megatron.alignment.samples import Samples
 from emu3_megatron.alignment.sampling import Sampler, batches_of, jobs_of
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
+from emu3_megatron.generation.files.prompts import Prompt
 from emu3_megatron.generation.images import VisionPrompt, draw
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, Vision, captioned_clip, captioned_image, parse
@@ -246,64 +246,6 @@ def test_a_tokenizer_of_another_codebook(sampler, tokenizer):
 
     with pytest.raises(InputError, match="the vision tokenizer has 64 codes, the model 128"):
         Sampler(sampler.decoder, vocabulary, tokenizer, SETTINGS, 12)
-
-
-# Files of prompts
-
-
-def grid(text):
-    return (4, 5)
-
-
-def test_a_prompt_a_line(tmp_path):
-    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs \n")
-
-    prompts = read_prompts(tmp_path / "prompts.txt", grid)
-
-    assert prompts == [
-        Prompt("a cat", "image", meta=Meta(4, 5)),
-        Prompt("two dogs", "image", meta=Meta(4, 5)),
-    ]
-
-
-def test_records_of_every_kind(tmp_path):
-    records = [
-        {"prompt": "a cat", "height": 2, "width": 3},
-        {"prompt": "waves", "frames": 6, "fps": 8},
-        {"prompt": "once", "kind": "text"},
-        {"prompt": "why", "kind": "chat"},
-    ]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
-
-    assert read_prompts(tmp_path / "prompts.jsonl", grid) == [
-        Prompt("a cat", "image", meta=Meta(2, 3)),
-        Prompt("waves", "clip", meta=Meta(4, 5, 6, 8, 3.0)),
-        Prompt("once", "text"),
-        Prompt("why", "text", chat=True),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("p.txt", "a cat\n\na dog\n", "line 2: empty; leave it out"),
-        ("p.txt", "a cat\na dog\na cat\n", "line 3: the same prompt as line 1"),
-        ("p.txt", "", "no prompts"),
-        ("p.csv", "a cat\n", "prompts are read from .txt and .jsonl"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "line 2: not JSON"),
-        ("p.jsonl", '{"caption": "a cat"}\n', "line 1: no record with a text `prompt`"),
-        ("p.jsonl", '{"prompt": " "}\n', "line 1: an empty prompt"),
-        ("p.jsonl", '{"prompt": "a", "grid": 3}\n', "line 1: unknown field grid"),
-        ("p.jsonl", '{"prompt": "a", "kind": "audio"}\n', "line 1: kind 'audio'"),
-        ("p.jsonl", '{"prompt": "a", "height": 0}\n', "line 1: height=0"),
-        ("p.jsonl", '{"prompt": "a", "frames": 2}\n', "line 1: fps=None"),
-    ],
-)
-def test_prompts_that_cannot_be_used(name, content, message, tmp_path):
-    (tmp_path / name).write_text(content)
-
-    with pytest.raises(InputError, match=message):
-        read_prompts(tmp_path / name, grid)
 
 
 def test_the_stored_vision_is_a_whole_span(folder):

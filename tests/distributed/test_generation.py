@@ -10,7 +10,7 @@ from emu3_megatron.config.training import BackendConfig, ParallelConfig
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta, understanding_prompt, vision_prompt
+from emu3_megatron.grammar import Meta, Vision, open_prompt, vision_prompt
 from emu3_megatron.model import build_decoder
 from emu3_megatron.model.decoder import view_for_inference
 
@@ -27,7 +27,7 @@ def say(layout: ParallelConfig) -> list[list[int]]:
     vocabulary = SMALL.vocabulary()
     prompt, negative = (vision_prompt(vocabulary, text, Meta(3, 4)) for text in ("a cat", ""))
     image = Request(prompt, negative, stop=(vocabulary.vision_end,))
-    shown = understanding_prompt(vocabulary, np.arange(4).reshape(2, 2))
+    shown = open_prompt(vocabulary, [Vision.image(np.arange(4).reshape(2, 2))])
     caption = Request(shown, shown[:1], stop=(vocabulary.eos, vocabulary.vision_start))
 
     said = generate(decoder, vocabulary, [image, caption], SamplingSettings(), max_tokens=20)

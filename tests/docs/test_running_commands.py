@@ -150,11 +150,11 @@ def test_commands_that_cannot_run_here(reason: str) -> None:
 
 @pytest.mark.slow
 def test_the_readme_draws_the_trained_picture(folder: Path) -> None:
-    (words,) = (words for words in runnable(README) if words[:2] == ["emu3", "generate"])
+    (words,) = (words for words in runnable(README) if words[:3] == ["emu3", "generate", "image"])
     run(folder, words)
 
     tokenizer = VisionTokenizer.load(folder / "demo" / "tokenizer-run" / "tokenizer")
-    codes = trained_codes(folder / "demo" / "data", words[words.index("--prompt") + 1])
+    codes = trained_codes(folder / "demo" / "data", words[4])
     trained = as_written(tokenizer.decode_images(codes))
     drawn = read_png(folder / words[words.index("--out") + 1])
 

@@ -10,7 +10,6 @@ from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
 from emu3_megatron.generation.images import (
     VisionPrompt,
-    caption_images,
     draw,
     generate_images,
     save_image,
@@ -89,14 +88,6 @@ def test_first_frames_that_leave_nothing_to_draw(decoder, frames):
 
     with pytest.raises(InputError, match="first frames"):
         draw(decoder, VOCABULARY, [VisionPrompt("", meta, first_frames=first_frames)], SETTINGS)
-
-
-def test_images_of_any_sizes_are_captioned_in_text(decoder):
-    images = [random_codes(2, 3), random_codes(4, 4)]
-
-    captions = caption_images(decoder, VOCABULARY, images, SETTINGS, max_tokens=12)
-
-    assert [len(caption) > 0 for caption in captions] == [True, True]
 
 
 def test_a_saved_image_holds_what_the_tokenizer_decodes(tmp_path):

@@ -13,7 +13,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Vision
 from emu3_megatron.media.files import UnreadableError
 from emu3_megatron.media.images import MAX_ASPECT, decode_image, read_image, resize_within
-from emu3_megatron.media.videos import read_clip, read_info
+from emu3_megatron.media.videos import read_overview
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.dialogues.codes_files import read_errors, write_codes
 from emu3_megatron.prepare.dialogues.shown import FileState, Shown, read_inside
@@ -97,11 +97,9 @@ class EncodeShown:
 
     def _clip(self, name: str) -> Vision:
         config, path = self._config, self._media / name
-        seconds = read_info(path).seconds
-        fps = min(config.clip_fps, config.clip_frames / seconds if seconds else config.clip_fps)
         try:
-            pixels_tchw = read_clip(
-                path, area=config.clip_area, fps=fps, num_frames=config.clip_frames
+            pixels_tchw, fps = read_overview(
+                path, area=config.clip_area, fps=config.clip_fps, max_frames=config.clip_frames
             )
         except UnreadableError:
             raise
@@ -110,7 +108,6 @@ class EncodeShown:
         if len(pixels_tchw) < TEMPORAL_FACTOR:
             raise UnreadableError(path, f"{len(pixels_tchw)} frames at {fps:g} a second, too short")
         codes_fhw = self._coder.clip(pixels_tchw)
-        fps = round(fps, 3)
         return Vision.clip(codes_fhw, fps, round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3))
 
 

@@ -45,10 +45,11 @@ class Question:
 
     Attributes:
         parts: texts, and the places of images and clips among those of the row, in order.
+        answer: None when it is to be generated.
     """
 
     parts: list[str | int]
-    answer: str
+    answer: str | None
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,27 @@ class Dialogue:
     system: str | None = None
 
 
-def parse_row(row: Any) -> Dialogue:
-    """Raises OddRowError, which says why the row cannot be used."""
+def parse_row(row: Any, *, is_open: bool = False) -> Dialogue:
+    """The dialogue of a row.
+
+    Args:
+        is_open: the last question waits for its answer.
+
+    Raises:
+        OddRowError: it says why the row cannot be used.
+    """
     if isinstance(row, NotJson):
         raise OddRowError(f"not JSON: {row.reason}")
     if not isinstance(row, dict):
         raise OddRowError(f"no dialogue: a {type(row).__name__} and no row")
     messages = _messages(row)
-    _check_order([role for role, _ in messages])
+    _check_order([role for role, _ in messages], is_open)
     media = [*_media(row, "image"), *_media(row, "video")]
     questions = [text for role, text in messages if role == "user"]
     answers = [text.strip() for role, text in messages if role == "assistant"]
     placed = _place(questions, answers, [medium.kind for medium in media])
-    turns = [Question(parts, answer) for parts, answer in zip(placed, answers, strict=True)]
+    given = [*answers, None] if is_open else answers
+    turns = [Question(parts, answer) for parts, answer in zip(placed, given, strict=True)]
     _check_content(turns)
     system = next((text.strip() for role, text in messages if role == "system"), None)
     return Dialogue(turns, media, system or None)
@@ -127,8 +136,11 @@ def _text(content: Any) -> str | None:
     return "".join(parts)
 
 
-def _check_order(roles: Sequence[str]) -> None:
-    """User and assistant take turns; the user begins, the assistant has the last word."""
+def _check_order(roles: Sequence[str], is_open: bool) -> None:
+    """User and assistant take turns; the user begins, the assistant has the last word.
+
+    In an open dialogue the user has it.
+    """
     first = 1 + ("system" in roles)  # number of the first message that is no system text
     roles = [role for role in roles if role != "system"]
     if not roles:
@@ -138,8 +150,10 @@ def _check_order(roles: Sequence[str]) -> None:
     for number, (before, role) in enumerate(pairwise(roles), first + 1):
         if role == before:
             raise OddRowError(f"two turns running: both of the {role}, at message {number}")
-    if roles[-1] == "user":
+    if roles[-1] == "user" and not is_open:
         raise OddRowError("no answer: the last turn is the user's")
+    if roles[-1] != "user" and is_open:
+        raise OddRowError("no open question: the last turn is the assistant's")
 
 
 def _media(row: dict[str, Any], kind: Kind) -> list[Medium]:
@@ -209,5 +223,5 @@ def _check_content(turns: Sequence[Question]) -> None:
     for number, turn in enumerate(turns, 1):
         if not turn.parts:
             raise OddRowError(f"empty question: of turn {number}")
-        if not turn.answer:
+        if turn.answer == "":
             raise OddRowError(f"empty answer: of turn {number}")

@@ -1,0 +1,133 @@
+"""`emu3 generate clip`: draws clips from captions, and continues clips."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emu3_megatron.cli.generate.drawing import (
+    Caption,
+    Negative,
+    Number,
+    PromptsFile,
+    check_or_estimate,
+    read_captions,
+)
+from emu3_megatron.cli.sampling import (
+    Batch,
+    Checkpoint,
+    CheckpointFolder,
+    Context,
+    EstimateOnly,
+    GridOption,
+    Guidance,
+    Seed,
+    Temperature,
+    TokenizerFolder,
+    TopK,
+    TopP,
+)
+from emu3_megatron.errors import InputError
+
+if TYPE_CHECKING:
+    from emu3_megatron.generation.clips import Clip
+
+
+def clip(
+    checkpoint: CheckpointFolder,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE.mp4|FOLDER", help="clip to write, .mp4 or .gif; of several, a folder"
+        ),
+    ],
+    caption: Caption = None,
+    prompts: PromptsFile = None,
+    negative: Negative = "",
+    number: Number = 1,
+    grid: GridOption = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="that are drawn at first")] = 5.0,
+    fps: Annotated[float, typer.Option(min=0.01, help="frames a second")] = 24.0,
+    first: Annotated[
+        Path | None,
+        typer.Option(metavar="VIDEO", help="continue this clip, instead of drawing one at first"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help="continue so often (default: 0, with --first 1)")
+    ] = None,
+    seen: Annotated[
+        float, typer.Option(min=0.01, help="seconds that each continuation goes on from")
+    ] = 2.0,
+    more: Annotated[
+        float, typer.Option(min=0.01, help="seconds that each continuation adds")
+    ] = 2.0,
+    tokenizer: TokenizerFolder = None,
+    guidance: Guidance = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 2048,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    batch: Batch = 1,
+    context: Context = None,
+    estimate: EstimateOnly = False,
+) -> None:
+    """Draw clips from captions, or continue a clip.
+
+    A continuation sees the last seconds of the clip and adds some more; several follow one another.
+    """
+    source = Checkpoint.read(checkpoint)
+    from emu3_megatron.generation.clips import Continuation, latent_frames
+    from emu3_megatron.generation.files.drawing import Drawer, works_of_clips
+    from emu3_megatron.generation.files.outputs import batches_of, jobs_of
+    from emu3_megatron.generation.files.prompts import Defaults
+
+    settings = source.settings(guidance, temperature, top_k, top_p, seed)
+    limits = source.limits(context)
+    how = Continuation(seen, more)
+    steps = (1 if first else 0) if steps is None else steps
+    defaults = Defaults(
+        lambda text: grid or source.grid(text), "clip", latent_frames(seconds, fps), fps, negative
+    )
+    wanted = read_captions(caption, prompts, defaults)
+    limits.check_count(len(wanted) * number, "clips")
+    if first and not steps:
+        raise InputError("--steps 0 with --first: nothing to draw; give 1 or more")
+    begun = _read(first, fps, defaults.grid(wanted[0].text)) if first else None
+    jobs = jobs_of(wanted, number, seed, out, [".mp4", ".gif"])
+    batches = batches_of(jobs, batch)
+    works = [
+        work
+        for some in batches
+        for work in works_of_clips(source.vocabulary, some, settings.guidance, begun, steps, how)
+    ]
+    check_or_estimate(source, works, limits, estimate)
+    network = source.tokenizer(tokenizer)
+    mesh = source.start()
+    drawer = Drawer(
+        source.open(mesh),
+        source.vocabulary,
+        network,
+        settings,
+        str(checkpoint),
+        quiet=not mesh.is_first,
+    )
+    for some in batches:
+        if begun:
+            drawer.continued(some, [begun] * len(some), steps, how)
+        else:
+            drawer.clips(some, steps, how)
+    if mesh.is_first:
+        frames = len(begun.pixels_tchw) if begun else 4 * jobs[0].meta.frames
+        length = (frames + 4 * steps * latent_frames(more, fps)) / fps
+        what = f"{len(jobs):,} clips" if jobs[0].in_folder else "a clip"
+        print(f"{out}: {what} of {length:g} s, guidance {settings.guidance:g}")
+
+
+def _read(path: Path, fps: float, grid: tuple[int, int]) -> "Clip":
+    """A video at the size of a grid, its own aspect kept."""
+    from emu3_megatron.generation.clips import Clip
+    from emu3_megatron.media.videos import read_clip
+    from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR
+
+    area = SPATIAL_FACTOR**2 * grid[0] * grid[1]
+    return Clip(read_clip(path, area=area, fps=fps), fps)

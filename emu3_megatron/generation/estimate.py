@@ -1,0 +1,183 @@
+"""Tokens, memory and the least time of generation, computed without any of it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from emu3_megatron.config import ModelConfig
+from emu3_megatron.grammar import Meta
+
+BYTES = {"fp32": 4, "bf16": 2}  # a number of weights and activations, by the recipe's precision
+_PREFILL_COLUMNS = 1024  # of a prompt that go through the layers at once
+# Of each row, for every id: fp32 logits, those under guidance, fp64 noise and scores, ids.
+_BYTES_AN_ID = 4 + 4 + 8 + 8 + 8
+_COPIED = 64 << 20  # bytes that are copied to measure a bandwidth; more than caches hold
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request.
+
+    Attributes:
+        prompt: tokens that are given; of the longer of prompt and negative.
+        tokens: tokens to come at most, with those that the grammar forces.
+        drawn: of these, tokens that need a step of their own.
+        rows: of the KV pool that it takes: two with guidance.
+        codes_only: whether all that is drawn are codes, so that the head's other ids are not read.
+        what: is asked for, in messages.
+    """
+
+    prompt: int
+    tokens: int
+    drawn: int
+    rows: int = 1
+    codes_only: bool = True
+    what: str = "the prompt"
+
+    @classmethod
+    def of_vision(
+        cls, prompt: int, meta: Meta, given: int = 0, guided: bool = False, what: str = ""
+    ) -> "Work":
+        """An image or a clip.
+
+        Args:
+            prompt: tokens up to IMG and of the frames that are given.
+            given: latent frames that are given.
+        """
+        frames = meta.frames - given
+        tokens = frames * (meta.num_tokens // meta.frames) + 1
+        drawn = frames * meta.height * meta.width
+        return cls(prompt, tokens, drawn, 1 + guided, what=what or str(meta))
+
+    @classmethod
+    def of_text(cls, prompt: int, tokens: int, what: str = "the prompt") -> "Work":
+        return cls(prompt, tokens, tokens, codes_only=False, what=what)
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.tokens
+
+
+def weight_bytes(model: ModelConfig, precision: str, tensor: int = 1) -> int:
+    """Of the decoder, on one of `tensor` ranks."""
+    ids = model.vocabulary().padded_size(tensor) // tensor
+    return BYTES[precision] * (_layer_weights(model, tensor) + 2 * ids * model.hidden)
+
+
+def _layer_weights(model: ModelConfig, tensor: int) -> int:
+    """Numbers in all layers and the last norm, on one rank."""
+    attention = (2 * model.heads + 2 * model.kv_heads) * model.head_dim * model.hidden
+    mlp = 3 * model.ffn * model.hidden
+    norms = 2 * model.hidden
+    return model.layers * ((attention + mlp) // tensor + norms) + model.hidden
+
+
+def token_bytes(model: ModelConfig, precision: str, tensor: int = 1) -> int:
+    """Keys and values of one token in one row, on one rank."""
+    return 2 * model.layers * model.kv_heads // tensor * model.head_dim * BYTES[precision]
+
+
+def pool_bytes(
+    model: ModelConfig, precision: str, rows: int, capacity: int, tensor: int = 1
+) -> int:
+    """The KV pool: `rows` rows of `capacity` tokens, on one rank."""
+    return rows * capacity * token_bytes(model, precision, tensor)
+
+
+def buffer_bytes(model: ModelConfig, precision: str, rows: int, tensor: int = 1) -> int:
+    """Hidden states, logits, noise and scores of a step, and activations of a piece of a prompt."""
+    ids = model.vocabulary().padded_size(tensor)
+    step = rows * (ids * _BYTES_AN_ID + model.hidden * BYTES[precision])
+    width = 4 * model.hidden + 3 * (model.ffn + model.heads * model.head_dim) // tensor
+    return step + rows * _PREFILL_COLUMNS * width * BYTES[precision]
+
+
+def step_bytes(
+    model: ModelConfig, precision: str, held: int, tensor: int = 1, codes_only: bool = True
+) -> int:
+    """What a step reads on one rank at least: the weights that it uses, and keys and values.
+
+    Args:
+        held: tokens that all rows together hold.
+        codes_only: the head's rows of codes alone are read.
+    """
+    ids = model.codes if codes_only else model.vocabulary().size
+    read = _layer_weights(model, tensor) + ids * model.hidden // tensor
+    return read * BYTES[precision] + held * token_bytes(model, precision, tensor)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What some batches of requests take, on each of the ranks.
+
+    Attributes:
+        tokens, drawn: of all requests.
+        rows, capacity: of the KV pool.
+        weights, pool, buffers: bytes.
+        read: bytes that all steps together read at least.
+    """
+
+    tokens: int
+    drawn: int
+    rows: int
+    capacity: int
+    weights: int
+    pool: int
+    buffers: int
+    read: int
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.pool + self.buffers
+
+
+def estimate(
+    model: ModelConfig, precision: str, batches: Sequence[Sequence[Work]], tensor: int = 1
+) -> Estimate:
+    """What the batches take, one after another over one decoder."""
+    works = [work for batch in batches for work in batch]
+    rows = max(sum(work.rows for work in batch) for batch in batches)
+    capacity = max(work.length for work in works)
+    return Estimate(
+        tokens=sum(work.tokens for work in works),
+        drawn=sum(work.drawn for work in works),
+        rows=rows,
+        capacity=capacity,
+        weights=weight_bytes(model, precision, tensor),
+        pool=pool_bytes(model, precision, rows, capacity, tensor),
+        buffers=buffer_bytes(model, precision, rows, tensor),
+        read=sum(_read_by(model, precision, batch, tensor) for batch in batches),
+    )
+
+
+def _read_by(model: ModelConfig, precision: str, batch: Sequence[Work], tensor: int) -> int:
+    """Bytes that the steps of a batch read: weights once a step, each row's tokens as it grows."""
+    steps = max(work.drawn for work in batch)
+    only_codes = all(work.codes_only for work in batch)
+    held = sum(work.rows * work.drawn * (work.prompt + work.tokens // 2) for work in batch)
+    weights = step_bytes(model, precision, 0, tensor, only_codes)
+    return steps * weights + held * token_bytes(model, precision, tensor)
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes a second that copying moves on a device, reads and writes together; the best of five.
+
+    Takes well under a second.
+    """
+    source = torch.ones(_COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(6):  # the first warms up
+        _finish(device)
+        begun = time.perf_counter()
+        target.copy_(source)
+        _finish(device)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * _COPIED / min(seconds[1:])
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""From files of prompts, images and clips to files of what was drawn."""

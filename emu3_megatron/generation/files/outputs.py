@@ -1,0 +1,103 @@
+"""What is to be drawn, its file names, and the record of a folder of drawings."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emu3_megatron.errors import InputError
+from emu3_megatron.files import replacing
+from emu3_megatron.generation.files.prompts import Prompt, first_seeds
+from emu3_megatron.grammar import Meta
+
+RECORD = "generated.jsonl"
+_NAMED = 40  # characters of a prompt in a file name
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image or clip to draw.
+
+    Attributes:
+        seed: of its draws.
+        path: of its file.
+        in_folder: among others, with a record of all.
+    """
+
+    prompt: Prompt
+    seed: int
+    path: Path
+    in_folder: bool = True
+
+    @property
+    def meta(self) -> Meta:
+        """Its grid."""
+        assert self.prompt.meta is not None, "an answer is no drawing"
+        return self.prompt.meta
+
+
+def jobs_of(
+    prompts: Sequence[Prompt], each: int, seed: int, out: Path, suffixes: Sequence[str]
+) -> list[Job]:
+    """Each prompt `each` times, with seeds one after another.
+
+    Args:
+        out: the file of the only job, else a folder.
+        suffixes: that a file may have; those in a folder have the first.
+
+    Raises:
+        InputError: a file is named for several, or one of another kind.
+    """
+    seeds = [
+        (number, prompt, first + i)
+        for number, (prompt, first) in enumerate(
+            zip(prompts, first_seeds(prompts, each, seed), strict=True)
+        )
+        for i in range(each)
+    ]
+    if out.suffix and out.suffix not in suffixes and not out.is_dir():
+        known = " or ".join(suffixes)
+        raise InputError(f"--out {out}: name a file that ends in {known}, or a folder")
+    if out.suffix in suffixes:
+        if len(seeds) > 1:
+            raise InputError(f"--out {out}: one file for {len(seeds):,}; name a folder")
+        return [Job(prompt, seed, out, in_folder=False) for _, prompt, seed in seeds]
+    digits = max(3, len(str(len(prompts) - 1)))
+    name = lambda number, text, seed: f"{number:0{digits}}-{_slug(text)}-seed-{seed}{suffixes[0]}"
+    return [Job(p, s, out / name(number, p.text, s)) for number, p, s in seeds]
+
+
+def _slug(text: str) -> str:
+    """A prompt as a part of a file name."""
+    words = re.findall(r"\w+", text.lower())
+    return "-".join(words)[:_NAMED].strip("-") or "no-words"
+
+
+def batches_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Jobs in order, up to `size` a batch, in which seeds count upwards."""
+    batches: list[list[Job]] = []
+    for job in jobs:
+        follows = batches and batches[-1][-1].seed + 1 == job.seed
+        if not follows or len(batches[-1]) == size:
+            batches.append([])
+        batches[-1].append(job)
+    return batches
+
+
+def write_record(jobs: Sequence[Job], about: Callable[[Job], dict[str, Any]]) -> None:
+    """Add jobs to the record of their folder, a line of JSON for each file.
+
+    Args:
+        about: what is said of a job besides its file, prompt and seed.
+    """
+    path = jobs[0].path.parent / RECORD
+    lines = {}
+    if path.is_file():
+        lines = {json.loads(line)["file"]: line for line in path.read_text().splitlines()}
+    for job in jobs:
+        said = {"file": job.path.name, "prompt": job.prompt.text, "seed": job.seed, **about(job)}
+        lines[job.path.name] = json.dumps(said, ensure_ascii=False)
+    with replacing(path) as beside:
+        beside.write_text("".join(f"{line}\n" for line in lines.values()), encoding="utf-8")
