@@ -376,7 +376,7 @@ GENERATE = ["generate", "image", "run", "a cat", "--out", "cat.png"]
         ([*GENERATE, "--grid", "90"], r"'--grid': 90: write HEIGHTxWIDTH, 90x90 say; see emu3 gen"),
         (
             [*GENERATE, "--seed", "new"],
-            r"'--seed': .*valid integer.*; see emu3 generate image --help",
+            r"'--seed': .*valid integer.*; see emu3 generate image",
         ),
         ([*GENERATE, "--sed", "1"], r"No such option.*--sed.*; see emu3 generate image --help"),
         ([*PACK, "--context", "0"], r"'--context': .*; see emu3 pack --help"),

@@ -248,7 +248,7 @@ class Recipe(Config):
         if self.sample:
             raise ValueError(
                 "sample: the engine deepspeed draws no images; leave it out, and draw from the "
-                "checkpoints with emu3 generate"
+                "checkpoints with emu3 generate image"
             )
         if self.recompute == "selective":
             raise ValueError(

@@ -75,12 +75,13 @@ def clip(
 
     A continuation sees the last seconds of the clip and adds some more; several follow one another.
     """
-    source = Checkpoint.read(checkpoint)
     from emu3_megatron.generation.clips import Continuation, latent_frames
     from emu3_megatron.generation.files.drawing import Drawer, works_of_clips
-    from emu3_megatron.generation.files.outputs import batches_of, jobs_of
+    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, jobs_of
     from emu3_megatron.generation.files.prompts import Defaults
 
+    check_suffix(out, [".mp4", ".gif"])
+    source = Checkpoint.read(checkpoint)
     settings = source.settings(guidance, temperature, top_k, top_p, seed)
     limits = source.limits(context)
     how = Continuation(seen, more)

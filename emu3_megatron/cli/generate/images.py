@@ -54,11 +54,12 @@ def image(
     estimate: EstimateOnly = False,
 ) -> None:
     """Draw images from captions."""
-    source = Checkpoint.read(checkpoint)
     from emu3_megatron.generation.files.drawing import Drawer, work_of
-    from emu3_megatron.generation.files.outputs import batches_of, jobs_of
+    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, jobs_of
     from emu3_megatron.generation.files.prompts import Defaults
 
+    check_suffix(out, [".png"])
+    source = Checkpoint.read(checkpoint)
     settings = source.settings(guidance, temperature, top_k, top_p, seed)
     limits = source.limits(context)
     defaults = Defaults(lambda text: grid or source.grid(text), "image", negative=negative)

@@ -120,7 +120,10 @@ def dialogue(
     context: Context = None,
     estimate: EstimateOnly = False,
 ) -> None:
-    """Answer questions about images and videos, in Emu3-Chat's template."""
+    """Answer questions about images and videos.
+
+    The template is Emu3-Chat's.
+    """
     asked = _asked(question, show or [], rows, media)
     source = Checkpoint.read(checkpoint)
     settings = source.settings(1.0, temperature, top_k, top_p, seed)
@@ -167,7 +170,10 @@ def text(
     context: Context = None,
     estimate: EstimateOnly = False,
 ) -> None:
-    """Continue text, images and videos, with images among the text that follows."""
+    """Continue text, with images in it.
+
+    Images and videos may stand in the prompt, and with --out images in the text that follows.
+    """
     source = Checkpoint.read(checkpoint)
     settings = source.settings(1.0, temperature, top_k, top_p, seed)
     from emu3_megatron.generation.interleaved import continue_documents, write_markdown

@@ -11,6 +11,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 from emu3_megatron.generation.files.prompts import Prompt, first_seeds
 from emu3_megatron.grammar import Meta
+from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 RECORD = "generated.jsonl"
 _NAMED = 40  # characters of a prompt in a file name
@@ -48,7 +49,7 @@ def jobs_of(
         suffixes: that a file may have; those in a folder have the first.
 
     Raises:
-        InputError: a file is named for several, or one of another kind.
+        InputError: a file is named for several.
     """
     seeds = [
         (number, prompt, first + i)
@@ -57,9 +58,6 @@ def jobs_of(
         )
         for i in range(each)
     ]
-    if out.suffix and out.suffix not in suffixes and not out.is_dir():
-        known = " or ".join(suffixes)
-        raise InputError(f"--out {out}: name a file that ends in {known}, or a folder")
     if out.suffix in suffixes:
         if len(seeds) > 1:
             raise InputError(f"--out {out}: one file for {len(seeds):,}; name a folder")
@@ -67,6 +65,14 @@ def jobs_of(
     digits = max(3, len(str(len(prompts) - 1)))
     name = lambda number, text, seed: f"{number:0{digits}}-{_slug(text)}-seed-{seed}{suffixes[0]}"
     return [Job(p, s, out / name(number, p.text, s)) for number, p, s in seeds]
+
+
+def check_suffix(out: Path, suffixes: Sequence[str]) -> None:
+    """Raises InputError when a file is named that holds something else by its suffix."""
+    others = (IMAGE_SUFFIXES | VIDEO_SUFFIXES) - {*suffixes}
+    if out.suffix.lower() in others and not out.is_dir():
+        known = " or ".join(suffixes)
+        raise InputError(f"--out {out}: name a file that ends in {known}, or a folder")
 
 
 def _slug(text: str) -> str:
