@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from emu3_megatron.config import ModelConfig
+from emu3_megatron.generation.pool import SPARE
 from emu3_megatron.grammar import Meta
 
 BYTES = {"fp32": 4, "bf16": 2}  # a number of weights and activations, by the recipe's precision
-_PREFILL_COLUMNS = 1024  # of a prompt that go through the layers at once
+PREFILL = 1024  # tokens of prompts that a step reads
 # Of each row, for every id: fp32 logits, those under guidance, fp64 noise and scores, ids.
 _BYTES_AN_ID = 4 + 4 + 8 + 8 + 8
 _COPIED = 64 << 20  # bytes that are copied to measure a bandwidth; more than caches hold
@@ -83,15 +84,24 @@ def pool_bytes(
     model: ModelConfig, precision: str, rows: int, capacity: int, tensor: int = 1
 ) -> int:
     """The KV pool: `rows` rows of `capacity` tokens, on one rank."""
-    return rows * capacity * token_bytes(model, precision, tensor)
+    return rows * (capacity + SPARE) * token_bytes(model, precision, tensor)
 
 
-def buffer_bytes(model: ModelConfig, precision: str, rows: int, tensor: int = 1) -> int:
-    """Hidden states, logits, noise and scores of a step, and activations of a piece of a prompt."""
+def buffer_bytes(
+    model: ModelConfig, precision: str, rows: int, capacity: int, tensor: int = 1
+) -> int:
+    """What a step needs besides weights and pool, on one rank.
+
+    Rotary tables of all places; of each row hidden states, logits, noise and scores; and of a piece
+    of a prompt its activations and its mask over the places.
+    """
+    size, places = BYTES[precision], capacity + SPARE
+    rotary = 2 * places * model.head_dim * (size + 4)
     ids = model.vocabulary().padded_size(tensor)
-    step = rows * (ids * _BYTES_AN_ID + model.hidden * BYTES[precision])
+    step = rows * (ids * _BYTES_AN_ID + 4 * model.hidden * size + 2 * places * size)
     width = 4 * model.hidden + 3 * (model.ffn + model.heads * model.head_dim) // tensor
-    return step + rows * _PREFILL_COLUMNS * width * BYTES[precision]
+    piece = min(PREFILL, places) * (width + (model.heads // model.kv_heads + 2) * places) * size
+    return rotary + step + piece
 
 
 def step_bytes(
@@ -147,7 +157,7 @@ def estimate(
         capacity=capacity,
         weights=weight_bytes(model, precision, tensor),
         pool=pool_bytes(model, precision, rows, capacity, tensor),
-        buffers=buffer_bytes(model, precision, rows, tensor),
+        buffers=buffer_bytes(model, precision, rows, capacity, tensor),
         read=sum(_read_by(model, precision, batch, tensor) for batch in batches),
     )
 

@@ -10,7 +10,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.generation.generator import Generator, generate
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta, understanding_prompt, vision_prompt
+from emu3_megatron.grammar import Meta, vision_prompt
 from emu3_megatron.model import Decoder, build_decoder
 
 SMALL = ModelConfig(

@@ -14,6 +14,8 @@ from emu3_megatron.generation.estimate import (
     token_bytes,
     weight_bytes,
 )
+from emu3_megatron.generation.pool import SPARE, KVPool
+from emu3_megatron.generation.weights import DecodeWeights
 from emu3_megatron.grammar import Meta
 from emu3_megatron.model import build_decoder
 
@@ -38,7 +40,14 @@ def test_emu3_has_8_5_billion_weights_and_128_kib_of_keys_and_values_a_token():
 
     assert weight_bytes(EMU3, "bf16") - padding == 2 * 8_492_011_520
     assert token_bytes(EMU3, "bf16") == 128 * 1024
-    assert pool_bytes(EMU3, "bf16", rows=2, capacity=8192, tensor=2) == 2**30
+    assert pool_bytes(EMU3, "bf16", rows=2, capacity=8192 - SPARE, tensor=2) == 2**30
+
+
+def test_the_pool_is_what_the_engine_allocates(mesh):
+    pool = KVPool(DecodeWeights.of(build_decoder(TINY)), rows=3, capacity=50)
+
+    allocated = sum(layer.numel() * layer.element_size() for layer in pool.layers)
+    assert pool_bytes(TINY, "fp32", 3, 50) == allocated
 
 
 def test_an_image_draws_codes_alone_and_guidance_takes_a_second_row():

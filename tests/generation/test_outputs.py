@@ -12,7 +12,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.generation.files.outputs import (
     batches_of,
     check_suffix,
-    jobs_of,
+    outputs_of,
     write_record,
 )
 from emu3_megatron.generation.files.progress import Previews, RowProgress, rows_in
@@ -28,9 +28,9 @@ PNG = [".png"]
 
 
 def test_files_say_prompt_and_seed():
-    jobs = jobs_of([CAT, DOG], 2, 10, Path("out"), PNG)
+    outputs = outputs_of([CAT, DOG], 2, 10, Path("out"), PNG)
 
-    assert [str(job.path) for job in jobs] == [
+    assert [str(output.path) for output in outputs] == [
         "out/000-a-tabby-cat-über-alles-seed-10.png",
         "out/000-a-tabby-cat-über-alles-seed-11.png",
         "out/001-a-dog-seed-12.png",
@@ -39,20 +39,20 @@ def test_files_say_prompt_and_seed():
 
 
 def test_a_prompt_without_words_has_a_name_too():
-    (job,) = jobs_of([Prompt("!?", "image", meta=META)], 1, 0, Path("out"), PNG)
+    (output,) = outputs_of([Prompt("!?", "image", meta=META)], 1, 0, Path("out"), PNG)
 
-    assert job.path.name == "000-no-words-seed-0.png"
+    assert output.path.name == "000-no-words-seed-0.png"
 
 
 def test_one_drawing_has_the_name_that_it_was_given():
-    (job,) = jobs_of([CAT], 1, 10, Path("cat.png"), PNG)
+    (output,) = outputs_of([CAT], 1, 10, Path("cat.png"), PNG)
 
-    assert (job.path, job.seed, job.in_folder) == (Path("cat.png"), 10, False)
+    assert (output.path, output.seed, output.in_folder) == (Path("cat.png"), 10, False)
 
 
 def test_one_file_for_several():
     with pytest.raises(InputError, match=r"--out cat\.png: one file for 2; name a folder"):
-        jobs_of([CAT], 2, 10, Path("cat.png"), PNG)
+        outputs_of([CAT], 2, 10, Path("cat.png"), PNG)
 
 
 def test_folders_may_have_dots_and_files_of_other_kinds_are_refused():
@@ -64,16 +64,20 @@ def test_folders_may_have_dots_and_files_of_other_kinds_are_refused():
 def test_seeds_of_a_batch_count_upwards():
     own = Prompt("a fox", "image", meta=META, seed=50)
 
-    batches = batches_of(jobs_of([CAT, own, DOG], 2, 10, Path("out"), PNG), 3)
+    batches = batches_of(outputs_of([CAT, own, DOG], 2, 10, Path("out"), PNG), 3)
 
-    assert [[job.seed for job in batch] for batch in batches] == [[10, 11], [50, 51], [14, 15]]
+    assert [[output.seed for output in batch] for batch in batches] == [
+        [10, 11],
+        [50, 51],
+        [14, 15],
+    ]
 
 
 def test_the_record_of_a_folder_grows_and_repeats_no_file(tmp_path):
-    first, second = jobs_of([CAT], 2, 10, tmp_path, PNG)
+    first, second = outputs_of([CAT], 2, 10, tmp_path, PNG)
 
-    write_record([first, second], lambda job: {"guidance": 1})
-    write_record([second], lambda job: {"guidance": 3})
+    write_record([first, second], lambda output: {"guidance": 1})
+    write_record([second], lambda output: {"guidance": 3})
 
     lines = [json.loads(line) for line in (tmp_path / "generated.jsonl").read_text().splitlines()]
     assert [line["guidance"] for line in lines] == [1, 3]

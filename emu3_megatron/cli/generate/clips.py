@@ -77,7 +77,7 @@ def clip(
     """
     from emu3_megatron.generation.clips import Continuation, latent_frames
     from emu3_megatron.generation.files.drawing import Drawer, works_of_clips
-    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, jobs_of
+    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, outputs_of
     from emu3_megatron.generation.files.prompts import Defaults
 
     check_suffix(out, [".mp4", ".gif"])
@@ -94,8 +94,8 @@ def clip(
     if first and not steps:
         raise InputError("--steps 0 with --first: nothing to draw; give 1 or more")
     begun = _read(first, fps, defaults.grid(wanted[0].text)) if first else None
-    jobs = jobs_of(wanted, number, seed, out, [".mp4", ".gif"])
-    batches = batches_of(jobs, batch)
+    outputs = outputs_of(wanted, number, seed, out, [".mp4", ".gif"])
+    batches = batches_of(outputs, batch)
     works = [
         work
         for some in batches
@@ -118,9 +118,9 @@ def clip(
         else:
             drawer.clips(some, steps, how)
     if mesh.is_first:
-        frames = len(begun.pixels_tchw) if begun else 4 * jobs[0].meta.frames
+        frames = len(begun.pixels_tchw) if begun else 4 * outputs[0].meta.frames
         length = (frames + 4 * steps * latent_frames(more, fps)) / fps
-        what = f"{len(jobs):,} clips" if jobs[0].in_folder else "a clip"
+        what = f"{len(outputs):,} clips" if outputs[0].in_folder else "a clip"
         print(f"{out}: {what} of {length:g} s, guidance {settings.guidance:g}")
 
 

@@ -55,7 +55,7 @@ def image(
 ) -> None:
     """Draw images from captions."""
     from emu3_megatron.generation.files.drawing import Drawer, work_of
-    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, jobs_of
+    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, outputs_of
     from emu3_megatron.generation.files.prompts import Defaults
 
     check_suffix(out, [".png"])
@@ -65,8 +65,8 @@ def image(
     defaults = Defaults(lambda text: grid or source.grid(text), "image", negative=negative)
     wanted = read_captions(caption, prompts, defaults)
     limits.check_count(len(wanted) * number, "images")
-    jobs = jobs_of(wanted, number, seed, out, [".png"])
-    batches = batches_of(jobs, batch)
+    outputs = outputs_of(wanted, number, seed, out, [".png"])
+    batches = batches_of(outputs, batch)
     works = [[work_of(source.vocabulary, j, settings.guidance) for j in some] for some in batches]
     check_or_estimate(source, works, limits, estimate)
     network = source.tokenizer(tokenizer)
@@ -82,6 +82,6 @@ def image(
     for some in batches:
         drawer.images(some, preview)
     if mesh.is_first:
-        size = f"{8 * jobs[0].meta.width} x {8 * jobs[0].meta.height} pixels, "
-        what = f"{len(jobs):,} images" if jobs[0].in_folder else size.removesuffix(", ")
+        size = f"{8 * outputs[0].meta.width} x {8 * outputs[0].meta.height} pixels, "
+        what = f"{len(outputs):,} images" if outputs[0].in_folder else size.removesuffix(", ")
         print(f"{out}: {what}, guidance {settings.guidance:g}")

@@ -1,4 +1,4 @@
-"""Draws jobs batch by batch and writes their files: images, clips, and clips that go on."""
+"""Draws outputs batch by batch and writes their files: images, clips, and clips that go on."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +16,7 @@ from emu3_megatron.generation.clips import (
     save_clip,
 )
 from emu3_megatron.generation.estimate import Work
-from emu3_megatron.generation.files.outputs import Job, write_record
+from emu3_megatron.generation.files.outputs import Output, write_record
 from emu3_megatron.generation.files.progress import Previews, RowProgress
 from emu3_megatron.generation.images import VisionPrompt, draw, save_image
 from emu3_megatron.generation.sampling import SamplingSettings
@@ -28,24 +28,26 @@ from emu3_megatron.vocabulary import Vocabulary
 
 
 def work_of(
-    vocabulary: Vocabulary, job: Job, guidance: float, window: tuple[Meta, int] | None = None
+    vocabulary: Vocabulary, output: Output, guidance: float, window: tuple[Meta, int] | None = None
 ) -> Work:
-    """What a job asks of the decoder.
+    """What a output asks of the decoder.
 
     Args:
         window: of a continuation, the grid that is drawn, and how many latent frames are seen.
     """
-    meta, seen = window or (job.meta, 0)
-    captions = [job.prompt.text] if guidance == 1 else [job.prompt.text, job.prompt.negative]
+    meta, seen = window or (output.meta, 0)
+    captions = (
+        [output.prompt.text] if guidance == 1 else [output.prompt.text, output.prompt.negative]
+    )
     longest = max(len(vision_prompt(vocabulary, caption, meta)) for caption in captions)
     given = seen * (meta.num_tokens // meta.frames)
-    what = f"{job.prompt.text[:40]!r} on {meta}"
+    what = f"{output.prompt.text[:40]!r} on {meta}"
     return Work.of_vision(longest + given, meta, seen, guidance != 1, what)
 
 
 def works_of_clips(
     vocabulary: Vocabulary,
-    jobs: Sequence[Job],
+    outputs: Sequence[Output],
     guidance: float,
     begun: Clip | None,
     steps: int,
@@ -54,20 +56,20 @@ def works_of_clips(
     """What a batch of clips asks of the decoder: the clips at first, then each continuation.
 
     Args:
-        begun: the clip that is continued; None: each job's own is drawn at first.
+        begun: the clip that is continued; None: each output's own is drawn at first.
     """
-    works = [] if begun else [[work_of(vocabulary, job, guidance) for job in jobs]]
+    works = [] if begun else [[work_of(vocabulary, output, guidance) for output in outputs]]
     for step in range(steps):
-        windows = [how.window(begun or job.meta, step) for job in jobs]
+        windows = [how.window(begun or output.meta, step) for output in outputs]
         works.append(
-            [work_of(vocabulary, j, guidance, w) for j, w in zip(jobs, windows, strict=True)]
+            [work_of(vocabulary, j, guidance, w) for j, w in zip(outputs, windows, strict=True)]
         )
     return works
 
 
 @dataclass
 class Drawer:
-    """Draws jobs and writes files. All tensor parallel ranks call it alike; the first writes.
+    """Draws outputs and writes files. All tensor parallel ranks call it alike; the first writes.
 
     Attributes:
         checkpoint: for the record of a folder.
@@ -81,37 +83,37 @@ class Drawer:
     checkpoint: str
     quiet: bool = False
 
-    def images(self, batch: Sequence[Job], preview: bool = False) -> None:
+    def images(self, batch: Sequence[Output], preview: bool = False) -> None:
         """Draw a batch of images, with seeds one after another.
 
         Args:
             preview: write FILE.preview.png while they grow.
         """
-        paths = [job.path.with_suffix(".preview.png") for job in batch]
-        metas = [job.meta for job in batch]
+        paths = [output.path.with_suffix(".preview.png") for output in batch]
+        metas = [output.meta for output in batch]
         previews = Previews(self.tokenizer, self.vocabulary, metas, paths)
         shows = preview and not self.quiet
         drawn = self._draw(batch, previews if shows else None)
 
         def save() -> None:
-            for job, codes_fhw in zip(batch, drawn, strict=True):
-                save_image(self.tokenizer, codes_fhw[0], job.path)
+            for output, codes_fhw in zip(batch, drawn, strict=True):
+                save_image(self.tokenizer, codes_fhw[0], output.path)
             self._record(batch)
             previews.remove()
 
         on_first_rank(save)
 
-    def clips(self, batch: Sequence[Job], steps: int, how: Continuation) -> None:
+    def clips(self, batch: Sequence[Output], steps: int, how: Continuation) -> None:
         """Draw a batch of clips, and continue each so many times."""
         drawn = self._draw(batch, None)
         clips = [
-            on_first_rank(partial(decode_clip, self.tokenizer, codes_fhw, fps_of(job.meta)))
-            for job, codes_fhw in zip(batch, drawn, strict=True)
+            on_first_rank(partial(decode_clip, self.tokenizer, codes_fhw, fps_of(output.meta)))
+            for output, codes_fhw in zip(batch, drawn, strict=True)
         ]
         self.continued(batch, clips, steps, how)
 
     def continued(
-        self, batch: Sequence[Job], clips: Sequence[Clip], steps: int, how: Continuation
+        self, batch: Sequence[Output], clips: Sequence[Clip], steps: int, how: Continuation
     ) -> None:
         """Continue clips so many times, step k with seeds that are k higher; write them."""
         for step in range(steps):
@@ -122,17 +124,20 @@ class Drawer:
                     self.vocabulary,
                     self.tokenizer,
                     clips,
-                    [job.prompt.text for job in batch],
+                    [output.prompt.text for output in batch],
                     replace(self.settings, seed=batch[0].seed + step),
                     how,
-                    negatives=[job.prompt.negative for job in batch],
+                    negatives=[output.prompt.negative for output in batch],
                     watch=watch,
                 )
         on_first_rank(partial(self._save_clips, batch, clips))
 
-    def _draw(self, batch: Sequence[Job], previews: Previews | None) -> list[np.ndarray]:
-        prompts = [VisionPrompt(job.prompt.text, job.meta, job.prompt.negative) for job in batch]
-        with RowProgress([(job.meta, 0) for job in batch], self.quiet) as rows:
+    def _draw(self, batch: Sequence[Output], previews: Previews | None) -> list[np.ndarray]:
+        prompts = [
+            VisionPrompt(output.prompt.text, output.meta, output.prompt.negative)
+            for output in batch
+        ]
+        with RowProgress([(output.meta, 0) for output in batch], self.quiet) as rows:
 
             def watch(said: Sequence[Sequence[int]]) -> None:
                 rows(said)
@@ -142,16 +147,16 @@ class Drawer:
             settings = replace(self.settings, seed=batch[0].seed)
             return draw(self.decoder, self.vocabulary, prompts, settings, watch=watch)
 
-    def _save_clips(self, batch: Sequence[Job], clips: Sequence[Clip]) -> None:
-        for job, clip in zip(batch, clips, strict=True):
-            save_clip(clip, job.path)
+    def _save_clips(self, batch: Sequence[Output], clips: Sequence[Clip]) -> None:
+        for output, clip in zip(batch, clips, strict=True):
+            save_clip(clip, output.path)
         self._record(batch)
 
-    def _record(self, batch: Sequence[Job]) -> None:
+    def _record(self, batch: Sequence[Output]) -> None:
         if batch[0].in_folder:
             write_record(batch, self._described)
 
-    def _described(self, job: Job) -> dict[str, Any]:
+    def _described(self, output: Output) -> dict[str, Any]:
         settings = {n: v for n, v in asdict(self.settings).items() if n != "seed"}
-        about = {"negative": job.prompt.negative, "grid": str(job.meta)}
+        about = {"negative": output.prompt.negative, "grid": str(output.meta)}
         return {**about, **settings, "checkpoint": self.checkpoint}

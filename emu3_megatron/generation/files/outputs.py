@@ -18,7 +18,7 @@ _NAMED = 40  # characters of a prompt in a file name
 
 
 @dataclass(frozen=True)
-class Job:
+class Output:
     """One image or clip to draw.
 
     Attributes:
@@ -39,13 +39,13 @@ class Job:
         return self.prompt.meta
 
 
-def jobs_of(
+def outputs_of(
     prompts: Sequence[Prompt], each: int, seed: int, out: Path, suffixes: Sequence[str]
-) -> list[Job]:
+) -> list[Output]:
     """Each prompt `each` times, with seeds one after another.
 
     Args:
-        out: the file of the only job, else a folder.
+        out: the file of the only output, else a folder.
         suffixes: that a file may have; those in a folder have the first.
 
     Raises:
@@ -61,10 +61,10 @@ def jobs_of(
     if out.suffix in suffixes:
         if len(seeds) > 1:
             raise InputError(f"--out {out}: one file for {len(seeds):,}; name a folder")
-        return [Job(prompt, seed, out, in_folder=False) for _, prompt, seed in seeds]
+        return [Output(prompt, seed, out, in_folder=False) for _, prompt, seed in seeds]
     digits = max(3, len(str(len(prompts) - 1)))
     name = lambda number, text, seed: f"{number:0{digits}}-{_slug(text)}-seed-{seed}{suffixes[0]}"
-    return [Job(p, s, out / name(number, p.text, s)) for number, p, s in seeds]
+    return [Output(p, s, out / name(number, p.text, s)) for number, p, s in seeds]
 
 
 def check_suffix(out: Path, suffixes: Sequence[str]) -> None:
@@ -81,29 +81,34 @@ def _slug(text: str) -> str:
     return "-".join(words)[:_NAMED].strip("-") or "no-words"
 
 
-def batches_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Jobs in order, up to `size` a batch, in which seeds count upwards."""
-    batches: list[list[Job]] = []
-    for job in jobs:
-        follows = batches and batches[-1][-1].seed + 1 == job.seed
+def batches_of(outputs: Sequence[Output], size: int) -> list[list[Output]]:
+    """Outputs in order, up to `size` a batch, in which seeds count upwards."""
+    batches: list[list[Output]] = []
+    for output in outputs:
+        follows = batches and batches[-1][-1].seed + 1 == output.seed
         if not follows or len(batches[-1]) == size:
             batches.append([])
-        batches[-1].append(job)
+        batches[-1].append(output)
     return batches
 
 
-def write_record(jobs: Sequence[Job], about: Callable[[Job], dict[str, Any]]) -> None:
-    """Add jobs to the record of their folder, a line of JSON for each file.
+def write_record(outputs: Sequence[Output], about: Callable[[Output], dict[str, Any]]) -> None:
+    """Add outputs to the record of their folder, a line of JSON for each file.
 
     Args:
-        about: what is said of a job besides its file, prompt and seed.
+        about: what is said of a output besides its file, prompt and seed.
     """
-    path = jobs[0].path.parent / RECORD
+    path = outputs[0].path.parent / RECORD
     lines = {}
     if path.is_file():
         lines = {json.loads(line)["file"]: line for line in path.read_text().splitlines()}
-    for job in jobs:
-        said = {"file": job.path.name, "prompt": job.prompt.text, "seed": job.seed, **about(job)}
-        lines[job.path.name] = json.dumps(said, ensure_ascii=False)
+    for output in outputs:
+        said = {
+            "file": output.path.name,
+            "prompt": output.prompt.text,
+            "seed": output.seed,
+            **about(output),
+        }
+        lines[output.path.name] = json.dumps(said, ensure_ascii=False)
     with replacing(path) as beside:
         beside.write_text("".join(f"{line}\n" for line in lines.values()), encoding="utf-8")
