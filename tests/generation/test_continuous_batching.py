@@ -10,7 +10,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.generation.generator import Generator, generate
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta, vision_prompt
+from emu3_megatron.grammar import Meta, Vision, open_prompt, vision_prompt
 from emu3_megatron.model import Decoder, build_decoder
 
 SMALL = ModelConfig(
@@ -42,7 +42,7 @@ def image(caption: str, height: int, width: int) -> Request:
 def answer(height: int, width: int) -> Request:
     """Text about a picture."""
     codes = np.arange(height * width).reshape(height, width)
-    prompt = understanding_prompt(VOCABULARY, codes)
+    prompt = open_prompt(VOCABULARY, [Vision.image(codes)])
     return Request(prompt, prompt[:1], stop=(VOCABULARY.eos, VOCABULARY.vision_start))
 
 
