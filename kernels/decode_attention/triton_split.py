@@ -56,8 +56,7 @@ def attend(step: Step) -> torch.Tensor:
 
 def launch_of(dtype: torch.dtype, dim: int) -> Launch:
     """For Hopper's shared memory, so that `PROGRAMS` fit; chosen by arithmetic, not by timings."""
-    bytes_a_key = dtype.itemsize * dim
-    return Launch(64 if bytes_a_key <= 256 else 32 if bytes_a_key <= 512 else 16, 4, 3)
+    return Launch(64 if dtype.itemsize * dim <= 256 else 32, 4, 3)
 
 
 def parts_of(units: int, bound: int, block_n: int, processors: int) -> int:
