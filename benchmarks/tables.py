@@ -32,6 +32,7 @@ def main() -> None:
     dispatch_section()
     reliability_section()
     preparing_section()
+    digits_section()
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -219,6 +220,11 @@ def preparing_section() -> None:
     _replace("data", "preparing table", _preparing())
 
 
+def digits_section() -> None:
+    """Rewrite the measured table in docs/tuning.md."""
+    _replace("tuning", "digits table", _digits())
+
+
 def _replace(document: str, name: str, table: str) -> None:
     path = ROOT / "docs" / f"{document}.md"
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -284,6 +290,25 @@ def _rates(row: dict[str, Any]) -> list[str]:
         f"{amount / row['cpu_min_ms'] * 1e3:,.1f} {unit}" if alone else "",
         " / ".join(f"{row[f'{name}_ms']:,.0f}" for name in ("min", "median", "max")),
     ]
+
+
+def _digits() -> str:
+    result = _load("digits")
+    runs = result["rows"]
+    lines = [
+        [
+            " ".join(question.replace("<image>", " (image) ").split()),
+            *(f"{run['by_question'][question]['exact']:.1%}" for run in runs),
+            f"{runs[0]['by_question'][question]['another_image']:.1%}",
+        ]
+        for question in runs[0]["by_question"]
+    ]
+    total = [f"all {runs[0]['questions']:,}", *(f"**{run['exact']:.1%}**" for run in runs)]
+    seconds = ["seconds", *(f"{run['seconds']:,.0f}" for run in runs), ""]
+    cpu = ["CPU seconds", *(f"{run['cpu_seconds']:,.0f}" for run in runs), ""]
+    heads = ["question", *(f"seed {run['seed']}" for run in runs), "another image"]
+    rows = [*lines, [*total, f"{runs[0]['another_image']:.1%}"], seconds, cpu]
+    return "\n\n".join([_where(result), _table(heads, rows)])
 
 
 def _dispatch() -> str:

@@ -46,35 +46,28 @@ def score(asked: Sequence[Asked]) -> dict[str, Any]:
     by_question: dict[str, list[Asked]] = {}
     for one in asked:
         by_question.setdefault(one.question, []).append(one)
-    alone = {question: _with_another_image(of) for question, of in by_question.items()}
+    blind = {question: _with_another_image(of) for question, of in by_question.items()}
     return {
-        "questions": len(asked),
-        "exact": _exact(asked),
-        "another_image": round(
-            sum(alone[question] * len(of) for question, of in by_question.items()) / len(asked), 4
-        ),
-        "by_question": {
-            question: {
-                "questions": len(of),
-                "exact": _exact(of),
-                "another_image": round(alone[question], 4),
-            }
-            for question, of in by_question.items()
-        },
+        **_shares(asked, sum(blind[one.question] for one in asked) / len(asked)),
+        "by_question": {name: _shares(of, blind[name]) for name, of in by_question.items()},
     }
 
 
-def _exact(asked: Sequence[Asked]) -> float:
-    return round(sum(one.is_exact for one in asked) / len(asked), 4)
+def _shares(asked: Sequence[Asked], another_image: float) -> dict[str, float]:
+    exact = sum(one.is_exact for one in asked) / len(asked)
+    return {
+        "questions": len(asked),
+        "exact": round(exact, 4),
+        "another_image": round(another_image, 4),
+    }
 
 
 def _with_another_image(asked: Sequence[Asked]) -> float:
     """Over all pairs of two dialogues of one question: said to the one, and right for the other."""
     said, right = (Counter(getattr(one, name) for one in asked) for name in ("said", "right"))
-    equal = sum(said[answer] * right[answer] for answer in right) - sum(
-        one.is_exact for one in asked
-    )
-    return equal / max(1, len(asked) * (len(asked) - 1))
+    equal = sum(said[answer] * right[answer] for answer in right)
+    exact = sum(one.is_exact for one in asked)
+    return (equal - exact) / max(1, len(asked) * (len(asked) - 1))
 
 
 def draw(asked: Sequence[Asked], tokenizer: VisionTokenizer) -> Image.Image:
@@ -82,26 +75,27 @@ def draw(asked: Sequence[Asked], tokenizer: VisionTokenizer) -> Image.Image:
 
     Images are shown as the tokenizer decodes them.
     """
-    seen = [one for one in asked if one.codes_hw is not None]
-    random = np.random.default_rng(0)
-    groups = {
-        "chosen at random": _chosen(random, seen, 12),
-        "chosen at random among the wrong answers": _chosen(
-            random, [one for one in seen if not one.is_exact], 6
-        ),
-    }
-    rows = {title: -(-len(some) // _COLUMNS) for title, some in groups.items()}
-    height = sum(_TITLE + count * _HEIGHT for count in rows.values())
-    sheet = Image.new("RGB", (_COLUMNS * _WIDTH + _GAP, height), "white")
-    top = 0
-    for title, some in groups.items():
+    groups = _groups([one for one in asked if one.codes_hw is not None])
+    heights = [_TITLE + -(-len(some) // _COLUMNS) * _HEIGHT for some in groups.values()]
+    sheet = Image.new("RGB", (_COLUMNS * _WIDTH + _GAP, sum(heights)), "white")
+    for number, (title, some) in enumerate(groups.items()):
+        top = sum(heights[:number])
         _write(sheet, (_GAP, top + 8), title, "black")
         for i, one in enumerate(some):
             row, column = divmod(i, _COLUMNS)
             corner = _GAP + column * _WIDTH, top + _TITLE + row * _HEIGHT
             _draw_one(sheet, corner, one, tokenizer)
-        top += _TITLE + rows[title] * _HEIGHT
     return sheet
+
+
+def _groups(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
+    """What the picture shows, under its titles."""
+    random = np.random.default_rng(0)
+    wrong = [one for one in asked if not one.is_exact]
+    return {
+        "chosen at random": _chosen(random, asked, 12),
+        "chosen at random among the wrong answers": _chosen(random, wrong, 6),
+    }
 
 
 def _chosen(random: np.random.Generator, asked: Sequence[Asked], number: int) -> list[Asked]:

@@ -48,6 +48,7 @@ NOT_RUN = {
     "prepare-dialogues-8b": "needs BAAI's vision tokenizer, and rows with their images",
     "runs/stage2": "needs weights of the 8B model",
     "runs/preferences": "trains for minutes; tests/examples/test_preferences_example.py runs it",
+    "benchmarks/digits.py": "trains for minutes; test_digits_example.py trains less",
     "runs/samples": "needs prompts and votes; tests/alignment has them",
     "runs/pairs": "needs prompts and votes; tests/alignment has them",
 }
