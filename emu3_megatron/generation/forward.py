@@ -2,8 +2,9 @@
 
 import torch
 import torch.distributed as dist
+from emu3_kernels.decode_attention import decode_attention
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 from emu3_megatron.generation.pool import KVPool
 from emu3_megatron.generation.weights import DecodeWeights, LayerWeights
@@ -24,7 +25,7 @@ class DecodeForward:
         self._cosines_p11d, self._sines_p11d = _rotary_tables(weights, pool.layers[0].shape[3])
 
     def __call__(
-        self, tokens_bw: Tensor, positions_bw: Tensor, first_row: int, longest: int, same: bool
+        self, tokens_bw: Tensor, positions_bw: Tensor, first_row: int, longest: int
     ) -> Tensor:
         """Read w tokens of each of b neighbouring rows.
 
@@ -33,7 +34,6 @@ class DecodeForward:
             positions_bw: int64, of each token in its row; a token sees its row up to itself.
             first_row: of the pool.
             longest: 1 + the largest position.
-            same: all rows read the same positions.
 
         Returns:
             States behind the last norm, [b, w, h].
@@ -41,14 +41,21 @@ class DecodeForward:
         weights = self.weights
         rotation = self._cosines_p11d[positions_bw], self._sines_p11d[positions_bw]
         places_n = self.pool.places(first_row, positions_bw)
-        mask = self._mask(positions_bw, longest, same)
         hidden_bwh = self._embed(tokens_bw)
         for number, layer in enumerate(weights.layers):
             normed_bwh = self._norm(hidden_bwh, layer.attention_norm_h)
             qkv_bwgnd = self._qkv(normed_bwh, layer, rotation)
             self.pool.write(number, places_n, qkv_bwgnd[..., -2:, :].reshape(len(places_n), -1))
-            keys, values = self.pool.read(number, first_row, len(tokens_bw), longest)
-            attended_bwo = _attend(qkv_bwgnd[..., :-2, :], keys, values, mask)
+            keys, values = self.pool.read(number, first_row, len(tokens_bw))
+            attended_bwhd = decode_attention(
+                qkv_bwgnd[..., :-2, :].flatten(2, 3),
+                keys,
+                values,
+                positions_bw,
+                weights.head_dim**-0.5,
+                longest=longest,
+            )
+            attended_bwo = attended_bwhd.flatten(2)
             hidden_bwh = hidden_bwh + self._sum(linear(attended_bwo, layer.projection_ho))
             normed_bwh = self._norm(hidden_bwh, layer.mlp_norm_h)
             gate_bwf, up_bwf = linear(normed_bwh, layer.gate_up_oh).chunk(2, -1)
@@ -93,16 +100,6 @@ class DecodeForward:
         rotated_bwgnd = torch.addcmul(turned_bwgnd * cosines_bw11d, swapped_bwgnd, sines_bw11d)
         return torch.cat([rotated_bwgnd, qkv_bwgnd[..., -1:, :]], dim=-2)
 
-    def _mask(self, positions_bw: Tensor, longest: int, same: bool) -> Tensor | None:
-        """What the scores of keys get added, [b, 1, 1, w, longest]; None if all are seen."""
-        b, w = positions_bw.shape
-        if same and w == 1:
-            return None
-        keys_l = torch.arange(longest, device=positions_bw.device)
-        mask_bwl = torch.zeros(b, w, longest, dtype=self.weights.dtype, device=keys_l.device)
-        mask_bwl.masked_fill_(keys_l > positions_bw[..., None], -torch.inf)
-        return mask_bwl[:, None, None]
-
     def _sum(self, partial: Tensor) -> Tensor:
         """The sum over tensor parallel ranks, in place."""
         if self._group.size() > 1:
@@ -120,14 +117,3 @@ def _rotary_tables(weights: DecodeWeights, places: int) -> tuple[Tensor, Tensor]
     sines_pd = torch.cat([-angles_pd.sin(), angles_pd.sin()], -1)
     shaped = lambda table_pd: table_pd[:, None, None].to(weights.dtype)
     return shaped(cosines_pd), shaped(sines_pd)
-
-
-def _attend(query_bwgqd: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of each KV head's queries to its keys [b, g, l, d]: [b, w, g * q * d]."""
-    b, w, g, q, d = query_bwgqd.shape
-    # The queries of a KV head become rows of one product, so that no key is copied.
-    query_bgnd = query_bwgqd.permute(0, 2, 3, 1, 4).reshape(b, g, q * w, d)
-    if mask is not None:
-        mask = mask.expand(b, 1, q, w, -1).reshape(b, 1, q * w, -1)
-    out_bgnd = scaled_dot_product_attention(query_bgnd, keys, values, attn_mask=mask)
-    return out_bgnd.unflatten(2, (q, w)).permute(0, 3, 1, 2, 4).reshape(b, w, g * q * d)

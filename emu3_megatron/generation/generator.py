@@ -205,7 +205,6 @@ class Generator:
                     torch.arange(begin, end, device=self.device)[None],
                     row.place,
                     end,
-                    same=True,
                 )
                 row.num_read = end
                 self._hidden_rh[row.place] = hidden_1wh[0, -1]
@@ -228,9 +227,7 @@ class Generator:
         positions_bw = torch.tensor(
             [range(start, start + width) for start in starts], device=self.device
         )
-        hidden_bwh = self.forward(
-            tokens_bw, positions_bw, 0, max(starts) + width, same=len(set(starts)) == 1
-        )
+        hidden_bwh = self.forward(tokens_bw, positions_bw, 0, max(starts) + width)
         places = [place for place, count in enumerate(counts) if count]
         last = [counts[place] - 1 for place in places]
         self._hidden_rh[places] = hidden_bwh[places, last]

@@ -47,9 +47,9 @@ class KVPool:
         flat = self.layers[layer].view(-1, keys_values_nd.shape[-1])
         flat.index_copy_(0, places_n, keys_values_nd)
 
-    def read(self, layer: int, first_row: int, rows: int, longest: int) -> tuple[Tensor, Tensor]:
-        """Views of the first `longest` keys and values: [rows, kv_heads, longest, head_dim]."""
-        keys, values = self.layers[layer][:, first_row : first_row + rows, :, :longest]
+    def read(self, layer: int, first_row: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Views of the keys and values of rows: [rows, kv_heads, capacity + SPARE, head_dim]."""
+        keys, values = self.layers[layer][:, first_row : first_row + rows]
         return keys, values
 
     def move(self, source: int, target: int, length: int) -> None:
