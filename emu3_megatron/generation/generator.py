@@ -9,12 +9,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.generation.drawing import Drawing
 from emu3_megatron.generation.forward import DecodeForward
+from emu3_megatron.generation.graphs import GraphedForward
 from emu3_megatron.generation.jobs import UNKNOWN, Job, Request, Row
-from emu3_megatron.generation.noise import noise_key
 from emu3_megatron.generation.pool import KVPool
 from emu3_megatron.generation.raster import Choice
-from emu3_megatron.generation.sampling import Sampler, SamplingSettings, guide
+from emu3_megatron.generation.sampling import SamplingSettings
+from emu3_megatron.generation.transfers import ToHost, to_device
 from emu3_megatron.generation.weights import DecodeWeights
 from emu3_megatron.model import Decoder
 from emu3_megatron.vocabulary import Vocabulary
@@ -65,18 +67,18 @@ class Generator:
         self.device = weights.device
         self.pool = KVPool(weights, rows, capacity)
         self.forward = DecodeForward(weights, self.pool)
-        # A device works ahead of its host: the host reads a result while the next step runs.
-        self.runs_ahead = self.device.type != "cpu"
+        # The host reads what a GPU has drawn while the GPU is at work on the next step.
+        self.runs_ahead = self.device.type == "cuda"
+        self._graphed = GraphedForward(self.forward) if self.device.type == "cuda" else None
         self._rows: list[Row] = []  # those in the pool, by place
         self._running: list[Job] = []
         self._waiting: list[Job] = []
-        self._unread: list[tuple[list[Job], Tensor]] = []  # drawn codes
+        self._unread: list[tuple[list[Job], ToHost]] = []  # drawn codes
         self._changed: dict[int, Job] = {}
         self._count = 0
         self._hidden_rh = weights.head_vh.new_zeros(rows, weights.head_vh.shape[1])
         self._drawn_r = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self._ids: dict[Choice, Tensor] = {}
-        self._sampler: tuple[tuple[int, ...], Sampler] | None = None
+        self._drawing = Drawing(self.forward, vocabulary)
 
     def submit(
         self,
@@ -200,12 +202,9 @@ class Generator:
                 piece = row.next_tokens(min(row.num_unread, left))
                 left -= len(piece)
                 begin, end = row.num_read, row.num_read + len(piece)
-                hidden_1wh = self.forward(
-                    torch.tensor([piece], device=self.device),
-                    torch.arange(begin, end, device=self.device)[None],
-                    row.place,
-                    end,
-                )
+                positions_1w = torch.arange(begin, end, device=self.device)[None]
+                tokens_1w = to_device([piece], self.device)
+                hidden_1wh = self.forward(tokens_1w, positions_1w, row.place, longest=end)
                 row.num_read = end
                 self._hidden_rh[row.place] = hidden_1wh[0, -1]
 
@@ -224,22 +223,23 @@ class Generator:
             ]
         )
         starts = [row.num_read for row in self._rows]
-        positions_bw = torch.tensor(
-            [range(start, start + width) for start in starts], device=self.device
-        )
-        hidden_bwh = self.forward(tokens_bw, positions_bw, 0, max(starts) + width)
-        places = [place for place, count in enumerate(counts) if count]
-        last = [counts[place] - 1 for place in places]
-        self._hidden_rh[places] = hidden_bwh[places, last]
+        positions_bw = to_device([[*range(i, i + width)] for i in starts], self.device)
+        if self._graphed:
+            hidden_bwh = self._graphed(tokens_bw, positions_bw)
+        else:
+            hidden_bwh = self.forward(tokens_bw, positions_bw, 0, longest=max(starts) + width)
+        read = [(place, count - 1) for place, count in enumerate(counts) if count]
+        places_n, last_n = to_device([*zip(*read, strict=True)], self.device)
+        self._hidden_rh[places_n] = hidden_bwh[places_n, last_n]
         for row, count in zip(self._rows, counts, strict=True):
             row.num_read += count
 
     def _known(self, tokens: list[list[int]]) -> Tensor:
         """Tokens on the device, with those that the host has not read."""
-        tokens_bw = torch.tensor(tokens, device=self.device)
+        tokens_bw = to_device(tokens, self.device)
         if self._unread:
-            source = [row.job.rows[0].place for row in self._rows]
-            drawn_b1 = self._drawn_r[source][:, None]
+            source_b = to_device([row.job.rows[0].place for row in self._rows], self.device)
+            drawn_b1 = self._drawn_r[source_b][:, None]
             tokens_bw = torch.where(tokens_bw == UNKNOWN, drawn_b1, tokens_bw)
         return tokens_bw
 
@@ -250,7 +250,7 @@ class Generator:
             if job.can_draw:
                 assert isinstance(job.raster.allowed, Choice)
                 groups.setdefault(job.raster.allowed, []).append(job)
-        drawn = {choice: self._draw_group(choice, jobs) for choice, jobs in groups.items()}
+        drawn = {choice: ToHost(self._draw_group(choice, jobs)) for choice, jobs in groups.items()}
         # The codes of the step before: the device is at work on this step's while the host reads.
         self._read_drawn()
         for choice, tokens_b in drawn.items():
@@ -269,40 +269,12 @@ class Generator:
 
     def _draw_group(self, choice: Choice, jobs: list[Job]) -> Tensor:
         """A token for each job, int64 [b]; it stays at the place of the job's first row too."""
-        ids_v = self._choice_ids(choice)
-        guided = [job for job in jobs if len(job.rows) > 1]
-        places = [job.rows[0].place for job in jobs] + [job.rows[1].place for job in guided]
-        logits_bv = self._logits(choice, self._hidden_rh[places])
-        sampler = self._sampler_of(jobs)
-        if guided:
-            # Where there is no guidance, its negative is the row itself: the difference is 0.
-            numbers = {job.number: len(jobs) + i for i, job in enumerate(guided)}
-            negatives = [numbers.get(job.number, i) for i, job in enumerate(jobs)]
-            logits_bv = guide(logits_bv[: len(jobs)], logits_bv[negatives], sampler.guidance_b1)
-        keys = [noise_key(job.settings.seed, len(job.said)) for job in jobs]
-        drawn_b = sampler.draw(logits_bv, ids_v, keys)
-        self._drawn_r[places[: len(jobs)]] = drawn_b
+        places_r = to_device([row.place for job in jobs for row in job.rows], self.device)
+        drawn_b = self._drawing.draw(choice, jobs, self._hidden_rh[places_r])
+        if self.runs_ahead:
+            firsts_b = to_device([job.rows[0].place for job in jobs], self.device)
+            self._drawn_r[firsts_b] = drawn_b
         return drawn_b
-
-    def _logits(self, choice: Choice, hidden_bh: Tensor) -> Tensor:
-        first_code = self.vocabulary.first_code
-        if choice is Choice.CODE:
-            # The rows of codes alone: a fifth of the head at Emu3's vocabulary.
-            return self.forward.logits(hidden_bh, first_code, self.vocabulary.size)
-        return self.forward.logits(hidden_bh, 0, first_code)[:, self._choice_ids(choice)]
-
-    def _choice_ids(self, choice: Choice) -> Tensor:
-        if choice not in self._ids:
-            self._ids[choice] = torch.from_numpy(choice.ids(self.vocabulary)).to(self.device)
-        return self._ids[choice]
-
-    def _sampler_of(self, jobs: list[Job]) -> Sampler:
-        """The last one again, as long as the same jobs draw."""
-        numbers = tuple(job.number for job in jobs)
-        if self._sampler is None or self._sampler[0] != numbers:
-            sampler = Sampler([job.settings for job in jobs], self.device)
-            self._sampler = numbers, sampler
-        return self._sampler[1]
 
     def _read_drawn(self) -> None:
         """Read the drawn codes that the host does not know."""

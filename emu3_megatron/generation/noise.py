@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from emu3_megatron.generation.transfers import to_device
 
 _MASK = (1 << 32) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -33,7 +34,7 @@ def gumbel(keys: Sequence[tuple[int, int]], ids: Tensor) -> Tensor:
     Returns:
         float64 [b, v]; the same on every device, to rounding.
     """
-    keys_b2 = torch.tensor(keys, dtype=torch.int64, device=ids.device)
+    keys_b2 = to_device(keys, ids.device)
     words_bv = _mix(ids * (_GOLDEN & _MASK) + keys_b2[:, :1])
     words_bv = _mix(words_bv.bitwise_xor_(keys_b2[:, 1:]))
     # The middles of 2^32 equal parts of the unit interval: the logarithms are finite.
