@@ -1,6 +1,7 @@
 """From the states behind rows to drawn tokens: head, guidance and sampler of each kind of token."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -26,11 +27,14 @@ class Drawing:
         }
         self._groups: dict[Choice, _Group] = {}
 
-    def draw(self, choice: Choice, jobs: Sequence[Job], hidden_rh: Tensor) -> Tensor:
-        """A token for each job, int64 [jobs].
+    def draw(
+        self, choice: Choice, jobs: Sequence[Job], hidden_rh: Tensor, ahead: Sequence[int]
+    ) -> Tensor:
+        """A token for each job, int64 [jobs]; a job may come several times.
 
         Args:
             hidden_rh: behind the last token of each of the jobs' rows, in order.
+            ahead: how many tokens after the next one each of them comes.
         """
         group = self._groups.get(choice)
         if group is None or group.numbers != [job.number for job in jobs]:
@@ -40,7 +44,10 @@ class Drawing:
         if group.negatives_b is not None:
             negative_bv = logits_rv[group.negatives_b]
             logits_bv = guide(logits_bv, negative_bv, group.sampler.guidance_b1)
-        keys = [noise_key(job.settings.seed, len(job.said)) for job in jobs]
+        keys = [
+            noise_key(job.settings.seed, len(job.said) + i)
+            for job, i in zip(jobs, ahead, strict=True)
+        ]
         return group.sampler.draw(logits_bv, self._ids[choice], keys)
 
     def _logits(self, choice: Choice, hidden_rh: Tensor) -> Tensor:
@@ -63,8 +70,8 @@ class _Group:
     def __init__(self, jobs: Sequence[Job], device: torch.device):
         self.numbers = [job.number for job in jobs]
         self.sampler = Sampler([job.settings for job in jobs], device)
-        owners = [i for i, job in enumerate(jobs) for _ in job.rows]
-        prompts = [owners.index(i) for i in range(len(jobs))]
+        ends = accumulate(len(job.rows) for job in jobs)
+        prompts = [end - len(job.rows) for end, job in zip(ends, jobs, strict=True)]
         negatives = [row + len(job.rows) - 1 for row, job in zip(prompts, jobs, strict=True)]
         self.prompts_b = to_device(prompts, device)
         self.negatives_b = to_device(negatives, device) if negatives != prompts else None

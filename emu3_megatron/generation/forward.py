@@ -2,7 +2,9 @@
 
 import torch
 import torch.distributed as dist
-from emu3_kernels.decode_attention import decode_attention
+from emu3_kernels.decode_attention import Positions, decode_attention
+from emu3_kernels.weight_only import QuantizedWeight
+from emu3_kernels.weight_only import linear as eight_bit_linear
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
@@ -39,6 +41,8 @@ class DecodeForward:
             States behind the last norm, [b, w, h].
         """
         weights = self.weights
+        on_gpu = positions_bw.device.type == "cuda"
+        positions = positions_bw if on_gpu else Positions(positions_bw)
         rotation = self._cosines_p11d[positions_bw], self._sines_p11d[positions_bw]
         places_n = self.pool.places(first_row, positions_bw)
         hidden_bwh = self._embed(tokens_bw)
@@ -51,15 +55,17 @@ class DecodeForward:
                 qkv_bwgnd[..., :-2, :].flatten(2, 3),
                 keys,
                 values,
-                positions_bw,
+                positions,
                 weights.head_dim**-0.5,
                 longest=longest,
             )
             attended_bwo = attended_bwhd.flatten(2)
-            hidden_bwh = hidden_bwh + self._sum(linear(attended_bwo, layer.projection_ho))
+            hidden_bwh = hidden_bwh + self._sum(_multiply(attended_bwo, layer.projection_ho))
             normed_bwh = self._norm(hidden_bwh, layer.mlp_norm_h)
-            gate_bwf, up_bwf = linear(normed_bwh, layer.gate_up_oh).chunk(2, -1)
-            hidden_bwh = hidden_bwh + self._sum(linear(silu(gate_bwf).mul_(up_bwf), layer.down_ho))
+            gate_bwf, up_bwf = _multiply(normed_bwh, layer.gate_up_oh).chunk(2, -1)
+            hidden_bwh = hidden_bwh + self._sum(
+                _multiply(silu(gate_bwf).mul_(up_bwf), layer.down_ho)
+            )
         return self._norm(hidden_bwh, weights.final_norm_h)
 
     def logits(self, hidden_bh: Tensor, begin: int, end: int) -> Tensor:
@@ -93,7 +99,7 @@ class DecodeForward:
         """Of each KV head rotated queries, rotated key, value: [b, w, kv_heads, queries + 2, d]."""
         weights = self.weights
         shape = (weights.kv_heads, weights.queries + 2, weights.head_dim)
-        qkv_bwgnd = linear(normed_bwh, layer.qkv_oh).unflatten(-1, shape)
+        qkv_bwgnd = _multiply(normed_bwh, layer.qkv_oh).unflatten(-1, shape)
         turned_bwgnd = qkv_bwgnd[..., :-1, :]
         cosines_bw11d, sines_bw11d = rotation
         swapped_bwgnd = turned_bwgnd.roll(weights.head_dim // 2, -1)
@@ -117,3 +123,9 @@ def _rotary_tables(weights: DecodeWeights, places: int) -> tuple[Tensor, Tensor]
     sines_pd = torch.cat([-angles_pd.sin(), angles_pd.sin()], -1)
     shaped = lambda table_pd: table_pd[:, None, None].to(weights.dtype)
     return shaped(cosines_pd), shaped(sines_pd)
+
+
+def _multiply(x: Tensor, weight_oi: Tensor | QuantizedWeight) -> Tensor:
+    if isinstance(weight_oi, QuantizedWeight):
+        return eight_bit_linear(x, weight_oi)
+    return linear(x, weight_oi)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from emu3_megatron.generation.jobs import UNKNOWN, Job, Request, Row
 from emu3_megatron.generation.pool import KVPool
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
+from emu3_megatron.generation.speculation import Speculation
 from emu3_megatron.generation.transfers import ToHost, to_device
 from emu3_megatron.generation.weights import DecodeWeights
 from emu3_megatron.model import Decoder
 from emu3_megatron.vocabulary import Vocabulary
 
 _WIDTH = 2  # tokens of a row that a decode step reads: a code, and what is forced after it
+_FORCED = 4  # unread tokens at the end of a grid: a code, EOL, EOF, EOI
 _PREFILL = 1024  # tokens of prompts that a step reads
 
 
@@ -51,18 +54,34 @@ class Generator:
             parallelism.
         rows: of the KV pool. A request takes one; under guidance two.
         capacity: tokens that a row can hold, prompt and result.
+        eight_bit: multiply by a copy of the layers' weights in 8 bits. Faster where reading weights
+            is what takes time, and not the same tokens.
+        speculate: tokens of a row that a step reads at most, where those that come next are guessed
+            and checked; the same tokens. 1 is none. Steps without guesses take over while they are
+            faster.
 
     Raises:
-        InputError: the decoder is split by context parallelism.
+        InputError: the decoder is split by context parallelism, or `speculate` is too large.
     """
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, *, rows: int, capacity: int):
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        *,
+        rows: int,
+        capacity: int,
+        eight_bit: bool = False,
+        speculate: int = 1,
+    ):
         if decoder.config.context_parallel_size > 1:
             raise InputError(
                 "no sampling with parallel.context > 1; load the checkpoint with context=1"
             )
         assert not decoder.training, "dropout would act"
         weights = DecodeWeights.of(decoder)
+        if eight_bit:
+            weights = weights.in_eight_bits()
         self.vocabulary = vocabulary
         self.device = weights.device
         self.pool = KVPool(weights, rows, capacity)
@@ -79,6 +98,8 @@ class Generator:
         self._hidden_rh = weights.head_vh.new_zeros(rows, weights.head_vh.shape[1])
         self._drawn_r = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self._drawing = Drawing(self.forward, vocabulary)
+        self._last_bwh: Tensor | None = None  # the states of the last decode step
+        self.speculation = Speculation(speculate, self.device)
 
     def submit(
         self,
@@ -193,12 +214,13 @@ class Generator:
                 self._hidden_rh[row.place] = self._hidden_rh[last.place]
                 self._drawn_r[row.place] = self._drawn_r[last.place]
                 self._rows[row.place], last.place = last, row.place
+        job.draft = []
 
     def _read_prompts(self) -> None:
         """Read what is too long for a decode step, in pieces, the oldest request first."""
         left = _PREFILL
         for row in [row for job in self._running for row in job.rows]:
-            if row.num_unread > _WIDTH and left > 0:
+            if row.num_unread > _FORCED and left > 0:
                 piece = row.next_tokens(min(row.num_unread, left))
                 left -= len(piece)
                 begin, end = row.num_read, row.num_read + len(piece)
@@ -209,12 +231,14 @@ class Generator:
                 self._hidden_rh[row.place] = hidden_1wh[0, -1]
 
     def _read_tokens(self) -> None:
-        """A decode step: read the one or two unread tokens of all rows that have so few."""
-        counts = [row.num_unread for row in self._rows]
-        counts = [count if count <= _WIDTH else 0 for count in counts]
+        """A decode step: read some unread tokens of all rows that have few, and guesses."""
+        counts = [self._num_to_read(row) for row in self._rows]
         width = max(counts, default=0)
+        self._last_bwh = None
         if not width:
             return
+        if width > _WIDTH:  # CUDA graphs are captured for few widths
+            width = max(width, self.speculation.window)
         # Rows with fewer read padding, which the next call writes over.
         tokens_bw = self._known(
             [
@@ -228,11 +252,24 @@ class Generator:
             hidden_bwh = self._graphed(tokens_bw, positions_bw)
         else:
             hidden_bwh = self.forward(tokens_bw, positions_bw, 0, longest=max(starts) + width)
-        read = [(place, count - 1) for place, count in enumerate(counts) if count]
-        places_n, last_n = to_device([*zip(*read, strict=True)], self.device)
+        last = [
+            (row.place, min(count, row.num_unread) - 1)
+            for row, count in zip(self._rows, counts, strict=True)
+            if count
+        ]
+        places_n, last_n = to_device([*zip(*last, strict=True)], self.device)
         self._hidden_rh[places_n] = hidden_bwh[places_n, last_n]
-        for row, count in zip(self._rows, counts, strict=True):
-            row.num_read += count
+        for place, index in last:
+            self._rows[place].num_read += index + 1
+            self._rows[place].behind = index
+        self._last_bwh = hidden_bwh
+
+    def _num_to_read(self, row: Row) -> int:
+        if not 0 < row.num_unread <= _FORCED:
+            return 0
+        if row.job.draft:
+            return row.num_unread + len(row.job.draft)
+        return min(row.num_unread, _WIDTH)
 
     def _known(self, tokens: list[list[int]]) -> Tensor:
         """Tokens on the device, with those that the host has not read."""
@@ -250,31 +287,69 @@ class Generator:
             if job.can_draw:
                 assert isinstance(job.raster.allowed, Choice)
                 groups.setdefault(job.raster.allowed, []).append(job)
+        codes = groups.pop(Choice.CODE, [])
         drawn = {choice: ToHost(self._draw_group(choice, jobs)) for choice, jobs in groups.items()}
-        # The codes of the step before: the device is at work on this step's while the host reads.
-        self._read_drawn()
+        if codes:
+            self._draw_codes(codes)
         for choice, tokens_b in drawn.items():
-            if choice is Choice.CODE:
-                for job in groups[choice]:
-                    job.say_unknown()
-                self._unread.append((groups[choice], tokens_b))
-            else:  # What may follow a token of text, the host must know.
-                for job, token in zip(groups[choice], tokens_b.tolist(), strict=True):
-                    job.say(token)
-                    self._changed[job.number] = job
+            # What may follow a token of text, the host must know.
+            for job, token in zip(groups[choice], tokens_b.tolist(), strict=True):
+                job.say(token)
+                self._changed[job.number] = job
         if not self.runs_ahead:
             self._read_drawn()
         for job in [job for job in self._running if job.is_done]:
             self._leave(job)
 
+    def _draw_codes(self, jobs: list[Job]) -> None:
+        before = self.speculation.tokens
+        if self.speculation.is_on:
+            self._read_drawn()
+            self._draw_ahead(jobs)
+        else:
+            drawn = ToHost(self._draw_group(Choice.CODE, jobs))
+            # Those of the step before: the device is at work on these while the host reads.
+            self._read_drawn()
+            for job in jobs:
+                job.say_unknown()
+            self._unread.append((jobs, drawn))
+        self.speculation.count(self.speculation.tokens - before or len(jobs))
+
     def _draw_group(self, choice: Choice, jobs: list[Job]) -> Tensor:
         """A token for each job, int64 [b]; it stays at the place of the job's first row too."""
         places_r = to_device([row.place for job in jobs for row in job.rows], self.device)
-        drawn_b = self._drawing.draw(choice, jobs, self._hidden_rh[places_r])
+        drawn_b = self._drawing.draw(choice, jobs, self._hidden_rh[places_r], [0] * len(jobs))
         if self.runs_ahead:
             firsts_b = to_device([job.rows[0].place for job in jobs], self.device)
             self._drawn_r[firsts_b] = drawn_b
         return drawn_b
+
+    def _draw_ahead(self, jobs: list[Job]) -> None:
+        """Draw behind guesses too, and say what that proves."""
+        plans = [self.speculation.places(job) for job in jobs]
+        repeated = [job for job, (ahead, _) in zip(jobs, plans, strict=True) for _ in ahead]
+        sources = [
+            self._state_behind(row, guesses)
+            for job, (_, behind) in zip(jobs, plans, strict=True)
+            for guesses in behind
+            for row in job.rows
+        ]
+        states_nh = self._hidden_rh
+        if self._last_bwh is not None:
+            states_nh = torch.cat([states_nh, self._last_bwh.flatten(0, 1)])
+        hidden_rh = states_nh[to_device(sources, self.device)]
+        places = [i for ahead, _ in plans for i in ahead]
+        tokens = iter(self._drawing.draw(Choice.CODE, repeated, hidden_rh, places).tolist())
+        for job, (ahead, _) in zip(jobs, plans, strict=True):
+            self.speculation.accept(job, ahead, [*islice(tokens, len(ahead))])
+            self._changed[job.number] = job
+
+    def _state_behind(self, row: Row, guesses: int) -> int:
+        """Which state it is: those of all rows come first, then the last step's."""
+        if not guesses:
+            return row.place
+        assert self._last_bwh is not None
+        return self.pool.rows + row.place * self._last_bwh.shape[1] + row.behind + guesses
 
     def _read_drawn(self) -> None:
         """Read the drawn codes that the host does not know."""

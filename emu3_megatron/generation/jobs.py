@@ -35,22 +35,29 @@ class Row:
     Attributes:
         place: which row of the pool, while the job runs.
         num_read: tokens that are in the pool.
+        behind: among the tokens of the step that read it last, which is the last that is known; the
+            others were guesses.
     """
 
     job: "Job" = field(repr=False)
     prompt: list[int]
     place: int = 0
     num_read: int = 0
+    behind: int = 0
 
     @property
     def num_unread(self) -> int:
         return len(self.prompt) + len(self.job.said) - self.num_read
 
     def next_tokens(self, count: int) -> list[int]:
-        """The first `count` unread tokens."""
+        """The first `count` unread tokens, and guesses behind them."""
         begin, end = self.num_read, self.num_read + count
-        said = len(self.prompt)
-        return self.prompt[begin:end] + self.job.said[max(begin - said, 0) : max(end - said, 0)]
+        if begin < len(self.prompt):
+            known = self.prompt[begin:end]
+            return known + self.job.said[: end - begin - len(known)]
+        begin, end = begin - len(self.prompt), end - len(self.prompt)
+        known = self.job.said[begin:end]
+        return known + self.job.draft[: end - begin - len(known)]
 
 
 class Job:
@@ -59,6 +66,7 @@ class Job:
     Attributes:
         said: new tokens so far; UNKNOWN where the host has not read one.
         rows: of the prompt, and with guidance of the negative.
+        draft: guesses of the tokens to come, with those that are forced between them.
         is_done: nothing more is to be said.
 
     Raises:
@@ -82,6 +90,7 @@ class Job:
         self.rows = [Row(self, prompt.tolist()) for prompt in _prompts(request, settings)]
         self.raster = Raster(vocabulary, request.prompt)
         self.said: list[int] = []
+        self.draft: list[int] = []
         self.is_done = max_tokens == 0
         self._unknown: list[int] = []  # places of UNKNOWN in `said`
         self._num_reported = 0
@@ -109,6 +118,7 @@ class Job:
 
     def say_unknown(self) -> None:
         """Say a code that the host has not read, and what the grammar forces after it."""
+        self.draft = []
         self._unknown.append(len(self.said))
         self.said.append(UNKNOWN)
         self.raster.pass_code()

@@ -67,11 +67,23 @@ class Raster:
         else:
             self._feed_meta(token)
 
+    def ahead(self, count: int) -> list[int | None]:
+        """The next tokens inside a grid, at most `count`, to its EOI: those that must come, or None
+        for a code.
+        """
+        upcoming: list[int | None] = []
+        for read in range(self._read, self._read + count):
+            allowed = self._inside_grid(read)
+            upcoming.append(allowed if isinstance(allowed, int) else None)
+            if allowed == self.vocabulary.vision_end:
+                break
+        return upcoming
+
     def pass_code(self) -> None:
         """Read a code whose value is not known yet."""
         assert self.allowed is Choice.CODE
         self._read += 1
-        self.allowed = self._inside_grid()
+        self.allowed = self._inside_grid(self._read)
 
     def _feed_text(self, token: int) -> None:
         if token == self.vocabulary.vision_start:
@@ -108,13 +120,13 @@ class Raster:
             raise GrammarError(f"token {token} where a {self._meta} grid has token {forced}")
         self._read += 1
         ended = token == self.vocabulary.vision_end
-        self.allowed = Choice.TEXT if ended else self._inside_grid()
+        self.allowed = Choice.TEXT if ended else self._inside_grid(self._read)
 
-    def _inside_grid(self) -> Choice | int:
-        """What follows `_read` tokens after IMG."""
+    def _inside_grid(self, read: int) -> Choice | int:
+        """What follows `read` tokens after IMG."""
         row = self._meta.width + 1
         frame = self._meta.height * row + 1
-        frames_read, offset = divmod(self._read, frame)
+        frames_read, offset = divmod(read, frame)
         if frames_read == self._meta.frames:
             return self.vocabulary.vision_end
         if offset == frame - 1:

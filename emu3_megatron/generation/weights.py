@@ -1,8 +1,9 @@
 """The decoder's weights as a decode step reads them: views of what Megatron's modules hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from emu3_kernels.weight_only import QuantizedWeight, quantize
 from torch import Tensor
 
 from emu3_megatron.model import Decoder
@@ -23,11 +24,11 @@ class LayerWeights:
     """
 
     attention_norm_h: Tensor
-    qkv_oh: Tensor
-    projection_ho: Tensor
+    qkv_oh: Tensor | QuantizedWeight
+    projection_ho: Tensor | QuantizedWeight
     mlp_norm_h: Tensor
-    gate_up_oh: Tensor
-    down_ho: Tensor
+    gate_up_oh: Tensor | QuantizedWeight
+    down_ho: Tensor | QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ class DecodeWeights:
             rope_base=decoder.rope_base,
             epsilon=config.layernorm_epsilon,
         )
+
+    def in_eight_bits(self) -> "DecodeWeights":
+        """A copy whose layers hold their linear weights in 8 bits; embedding and head stay."""
+        names = ("qkv_oh", "projection_ho", "gate_up_oh", "down_ho")
+        layers = (
+            replace(layer, **{name: quantize(getattr(layer, name)) for name in names})
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
 
     @property
     def device(self) -> torch.device:

@@ -35,7 +35,11 @@ class NoFreeRows(Generator):
 
 
 def image(caption: str, height: int, width: int) -> Request:
-    prompts = [vision_prompt(VOCABULARY, text, Meta(height, width)) for text in (caption, "")]
+    return vision(caption, Meta(height, width))
+
+
+def vision(caption: str, meta: Meta) -> Request:
+    prompts = [vision_prompt(VOCABULARY, text, meta) for text in (caption, "")]
     return Request(*prompts, stop=(VOCABULARY.vision_end,))
 
 
@@ -67,6 +71,8 @@ def test_64_mixed_requests_with_open_arrivals(decoder, runs_ahead):
     requests = [
         image(f"picture {i}" * random_.randint(1, 6), random_.randint(1, 5), random_.randint(1, 6))
         if i % 3
+        else vision("clip", Meta(2, 2, frames=random_.randint(2, 4), fps=6, seconds=2))
+        if i % 2
         else answer(random_.randint(1, 4), random_.randint(1, 4))
         for i in range(64)
     ]

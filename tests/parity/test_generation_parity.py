@@ -16,7 +16,7 @@ from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.raster import Choice, Raster
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta, understanding_prompt, vision_prompt
+from emu3_megatron.grammar import Meta, Vision, open_prompt, vision_prompt
 from emu3_megatron.model import Decoder
 
 EOI = VOCABULARY.vision_end
@@ -40,9 +40,9 @@ def vision(meta: Meta, negative: str = "") -> Request:
 def text() -> Request:
     """An answer to pictures."""
     codes = np.arange(6).reshape(2, 3)
-    prompt = understanding_prompt(VOCABULARY, codes)
-    two = np.concatenate([prompt, understanding_prompt(VOCABULARY, codes[::-1].copy())[1:]])
-    return Request(two, prompt, stop=(VOCABULARY.eos,))
+    one, other = Vision.image(codes), Vision.image(codes[::-1])
+    prompts = [open_prompt(VOCABULARY, parts) for parts in ([one, "and", other], [one])]
+    return Request(*prompts, stop=(VOCABULARY.eos,))
 
 
 @torch.no_grad()
