@@ -289,8 +289,7 @@ class Generator:
                 groups.setdefault(job.raster.allowed, []).append(job)
         codes = groups.pop(Choice.CODE, [])
         drawn = {choice: ToHost(self._draw_group(choice, jobs)) for choice, jobs in groups.items()}
-        if codes:
-            self._draw_codes(codes)
+        self._draw_codes(codes)
         for choice, tokens_b in drawn.items():
             # What may follow a token of text, the host must know.
             for job, token in zip(groups[choice], tokens_b.tolist(), strict=True):
@@ -302,6 +301,9 @@ class Generator:
             self._leave(job)
 
     def _draw_codes(self, jobs: list[Job]) -> None:
+        if not jobs:
+            self._read_drawn()
+            return
         before = self.speculation.tokens
         if self.speculation.is_on:
             self._read_drawn()
@@ -312,7 +314,7 @@ class Generator:
             self._read_drawn()
             for job in jobs:
                 job.say_unknown()
-            self._unread.append((jobs, drawn))
+            self._unread = [(jobs, drawn)]
         self.speculation.count(self.speculation.tokens - before or len(jobs))
 
     def _draw_group(self, choice: Choice, jobs: list[Job]) -> Tensor:
