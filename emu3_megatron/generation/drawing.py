@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emu3_megatron.generation.forward import DecodeForward
-from emu3_megatron.generation.jobs import Job
+from emu3_megatron.generation.jobs import NOT_FINITE, Job
 from emu3_megatron.generation.noise import noise_key
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import Sampler, guide
@@ -30,7 +30,7 @@ class Drawing:
     def draw(
         self, choice: Choice, jobs: Sequence[Job], hidden_rh: Tensor, ahead: Sequence[int]
     ) -> Tensor:
-        """A token for each job, int64 [jobs]; a job may come several times.
+        """A token for each job, int64 [jobs], or NOT_FINITE; a job may come several times.
 
         Args:
             hidden_rh: behind the last token of each of the jobs' rows, in order.
@@ -48,7 +48,8 @@ class Drawing:
             noise_key(job.settings.seed, len(job.said) + i)
             for job, i in zip(jobs, ahead, strict=True)
         ]
-        return group.sampler.draw(logits_bv, self._ids[choice], keys)
+        drawn_b = group.sampler.draw(logits_bv, self._ids[choice], keys)
+        return drawn_b.where(logits_bv.amax(-1).isfinite(), NOT_FINITE)
 
     def _logits(self, choice: Choice, hidden_rh: Tensor) -> Tensor:
         first_code = self.vocabulary.first_code

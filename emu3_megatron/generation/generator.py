@@ -163,6 +163,9 @@ class Generator:
 
         Returns:
             What the host has learned of each request since the last call.
+
+        Raises:
+            FloatingPointError: logits are not finite; the generator is of no further use.
         """
         self._admit()
         self._read_prompts()
@@ -277,7 +280,7 @@ class Generator:
         if self._unread:
             source_b = to_device([row.job.rows[0].place for row in self._rows], self.device)
             drawn_b1 = self._drawn_r[source_b][:, None]
-            tokens_bw = torch.where(tokens_bw == UNKNOWN, drawn_b1, tokens_bw)
+            tokens_bw = torch.where(tokens_bw == UNKNOWN, drawn_b1, tokens_bw).clamp_(min=0)
         return tokens_bw
 
     def _draw(self) -> None:

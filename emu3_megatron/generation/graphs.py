@@ -1,5 +1,7 @@
 """Decode steps as CUDA graphs: a step is one launch in place of hundreds."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class GraphedForward:
     def __init__(self, forward: DecodeForward):
         self.forward = forward
         self._captured: dict[tuple[int, int], _Captured] = {}
-        self._memory = torch.cuda.graph_pool_handle()
+        self._memory: Any = torch.cuda.graph_pool_handle()
 
     def __call__(self, tokens_bw: Tensor, positions_bw: Tensor) -> Tensor:
         """See `DecodeForward`; rows from the pool's first. The result lasts until the next call."""
@@ -29,7 +31,7 @@ class GraphedForward:
 
 
 class _Captured:
-    def __init__(self, forward: DecodeForward, rows: int, width: int, memory: tuple[int, int]):
+    def __init__(self, forward: DecodeForward, rows: int, width: int, memory: Any):
         device = forward.weights.device
         self._tokens_bw = torch.zeros(rows, width, dtype=torch.int64, device=device)
         # Behind the capacity, where no row has tokens: warming up must not write over them.

@@ -10,6 +10,7 @@ from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.vocabulary import Vocabulary
 
 UNKNOWN = -1  # a token that the device has drawn and the host has not read
+NOT_FINITE = -2  # drawn in place of a token where the logits are not numbers
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,12 @@ class Job:
         return not self._unknown
 
     def say(self, token: int) -> None:
-        """Say a drawn token, and what the grammar forces after it."""
-        self._append(token)
+        """Say a drawn token, and what the grammar forces after it.
+
+        Raises:
+            FloatingPointError: the logits that it was drawn from were not finite.
+        """
+        self._append(_checked(token))
         self._say_forced()
 
     def say_unknown(self) -> None:
@@ -126,8 +131,8 @@ class Job:
         self._say_forced()
 
     def learn(self, token: int) -> None:
-        """The value of the first unknown token."""
-        self.said[self._unknown.pop(0)] = token
+        """The value of the first unknown token; see `say`."""
+        self.said[self._unknown.pop(0)] = _checked(token)
 
     def news(self) -> list[int]:
         """Known tokens that were not reported yet."""
@@ -143,6 +148,12 @@ class Job:
         self.said.append(token)
         self.raster.feed(token)
         self.is_done = token in self.stop or len(self.said) >= self.max_tokens
+
+
+def _checked(token: int) -> int:
+    if token == NOT_FINITE:
+        raise FloatingPointError("the decoder's logits are not finite: its weights are damaged")
+    return token
 
 
 def _prompts(request: Request, settings: SamplingSettings) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from support.inputs import whole_rows
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.generation.forward import DecodeForward
-from emu3_megatron.generation.generator import generate
+from emu3_megatron.generation.generator import Generator, generate
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.raster import Choice, Raster
 from emu3_megatron.generation.sampling import SamplingSettings, guide
@@ -174,3 +174,23 @@ def test_context_parallelism(decoder, monkeypatch):
 
     with pytest.raises(InputError, match=r"parallel\.context"):
         generate(decoder, VOCABULARY, MIXED, GREEDY, max_tokens=1)
+
+
+def test_weights_that_are_not_numbers(mesh):
+    broken = build_decoder(SMALL).eval()
+    broken.head.weight.data.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        generate(broken, VOCABULARY, MIXED[:1], SamplingSettings(), max_tokens=24)
+
+
+def test_eight_bit_weights_say_nearly_the_same(decoder):
+    generator = Generator(decoder, VOCABULARY, rows=2, capacity=60, eight_bit=True)
+    generator.submit(MIXED[0], GREEDY, max_tokens=24)
+    said = []
+    while not generator.is_idle:
+        said += [token for news in generator.step() for token in news.tokens]
+
+    (expected,) = generate(decoder, VOCABULARY, MIXED[:1], GREEDY, max_tokens=24)
+    assert len(said) == len(expected)
+    assert np.mean(said == expected) > 0.5
