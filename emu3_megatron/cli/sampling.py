@@ -157,6 +157,15 @@ class Checkpoint:
 
         return open_decoder(self.path, mesh)[0]
 
+    def _own_tokenizer(self) -> Path:
+        """The one that the recipe names, else the one that was imported with the decoder."""
+        if self.recipe.sample is not None:
+            return self.recipe.sample.tokenizer
+        imported = self.path / "tokenizer"
+        if (imported / "config.json").is_file():
+            return imported
+        raise InputError(f"{self.path}: its recipe names no vision tokenizer; give --tokenizer")
+
     def tokenizer(self, folder: Path | None) -> "VisionTokenizer":
         """The vision tokenizer, on the CPU but for the first rank, which codes and writes.
 
@@ -165,9 +174,7 @@ class Checkpoint:
         """
         from emu3_megatron.vision.tokenizer import VisionTokenizer
 
-        if folder is None and self.recipe.sample is None:
-            raise InputError(f"{self.path}: its recipe names no vision tokenizer; give --tokenizer")
-        found = folder or self.recipe.sample.tokenizer  # type: ignore[union-attr]
+        found = folder or self._own_tokenizer()
         network = VisionTokenizer.load(found)
         codes = network.network.codebook_size
         if codes != self.recipe.model.codes:

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emu3_megatron.errors import InputError
 from emu3_megatron.generation.images import VisionPrompt, Watch, draw
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta
+from emu3_megatron.grammar import Meta, Vision
 from emu3_megatron.media.writers import write_clip
 from emu3_megatron.model import Decoder
-from emu3_megatron.parallel.votes import on_first_rank
-from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR, VisionTokenizer
+from emu3_megatron.vision.tokenizer import TEMPORAL_FACTOR, VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
 # As Emu3 was trained, and as its paper continues clips.
@@ -39,32 +37,11 @@ def fps_of(meta: Meta) -> float:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A clip in pixels.
-
-    Attributes:
-        pixels_tchw: float in [-1, 1], on the CPU.
-        fps: frames a second.
-    """
-
-    pixels_tchw: Tensor
-    fps: float
-
-    @property
-    def meta(self) -> Meta:
-        """The grid on which its whole latent frames are encoded."""
-        frames, _, height, width = self.pixels_tchw.shape
-        grid = (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
-        seconds = round(frames / self.fps, 3)
-        return Meta(*grid, frames // TEMPORAL_FACTOR, self.fps, seconds)
-
-
-@dataclass(frozen=True)
 class Continuation:
     """How a clip goes on.
 
-    The last seconds of what is there are encoded as a clip of their own, and the model draws the
-    rest of one that is `more` seconds longer.
+    The codes of its last seconds begin a clip that is `more` seconds longer, of which the model
+    draws the rest. They are taken as they are: decoding and encoding them again would change many.
 
     Attributes:
         seen, more: seconds.
@@ -73,84 +50,73 @@ class Continuation:
     seen: float = SEEN_SECONDS
     more: float = MORE_SECONDS
 
-    def window(self, clip: Clip | Meta, step: int = 0) -> tuple[Meta, int]:
+    def window(self, clip: Meta, step: int = 0) -> tuple[Meta, int]:
         """The grid of the clip that is drawn, and how many latent frames of it are seen.
 
         Args:
-            clip: what is there, or the grid that it was drawn on.
-            step: how often it was continued before.
-
-        Raises:
-            InputError: it has fewer than four frames.
+            clip: the grid of what is there.
+            step: how often it was continued since.
         """
-        meta = clip if isinstance(clip, Meta) else clip.meta
-        if not meta.frames:
-            raise InputError(f"a clip of fewer than {TEMPORAL_FACTOR} frames: too short to go on")
-        fps = fps_of(meta)
+        fps = fps_of(clip)
         more = latent_frames(self.more, fps)
-        seen = min(latent_frames(self.seen, fps), meta.frames + step * more)
-        seconds = (seen + more) * TEMPORAL_FACTOR / fps
-        return clip_meta(meta.height, meta.width, seconds, fps), seen
-
-
-def decode_clip(tokenizer: VisionTokenizer, codes_fhw: np.ndarray, fps: float) -> Clip:
-    """Pixels of codes [f, h, w], four frames of each latent one."""
-    device = next(tokenizer.parameters()).device
-    codes_1fhw = torch.from_numpy(codes_fhw)[None].to(device)
-    return Clip(tokenizer.decode_clips(codes_1fhw)[0].float().cpu(), fps)
+        seen = min(latent_frames(self.seen, fps), clip.frames + step * more)
+        return clip_meta(clip.height, clip.width, (seen + more) * TEMPORAL_FACTOR / fps, fps), seen
 
 
 def continue_clips(
     decoder: Decoder,
     vocabulary: Vocabulary,
-    tokenizer: VisionTokenizer,
-    clips: Sequence[Clip],
+    clips: Sequence[Vision],
     captions: Sequence[str],
     settings: SamplingSettings,
     how: Continuation | None = None,
     *,
     negatives: Sequence[str] | None = None,
     watch: Watch | None = None,
-) -> list[Clip]:
-    """The clips with one step more each, all in one batch; their frames so far stay as they are.
+) -> list[Vision]:
+    """The clips with one step more each, all in one batch.
 
-    Clip i goes on with `settings.seed + i`. Tensor parallel ranks call this alike; the first
-    encodes and decodes.
+    Clip i goes on with `settings.seed + i`.
     """
     how = how or Continuation()
+    windows = [how.window(clip.meta) for clip in clips]
+    negatives = negatives or [""] * len(clips)
     prompts = [
-        _prompt(tokenizer, clip, caption, negative, how)
-        for clip, caption, negative in zip(
-            clips, captions, negatives or [""] * len(clips), strict=True
+        VisionPrompt(caption, meta, negative, clip.codes[-seen:])
+        for clip, caption, negative, (meta, seen) in zip(
+            clips, captions, negatives, windows, strict=True
         )
     ]
     drawn = draw(decoder, vocabulary, prompts, settings, watch=watch)
     return [
-        _longer(tokenizer, clip, codes_fhw, how.window(clip)[1])
-        for clip, codes_fhw in zip(clips, drawn, strict=True)
+        clip_of(np.concatenate([clip.codes, codes_fhw[seen:]]), fps_of(clip.meta))
+        for clip, codes_fhw, (_, seen) in zip(clips, drawn, windows, strict=True)
     ]
 
 
-def _prompt(
-    tokenizer: VisionTokenizer, clip: Clip, caption: str, negative: str, how: Continuation
-) -> VisionPrompt:
-    meta, seen = how.window(clip)
-    last_tchw = clip.pixels_tchw[-seen * TEMPORAL_FACTOR :]
-    codes_fhw = on_first_rank(lambda: _encode(tokenizer, last_tchw))
-    return VisionPrompt(caption, meta, negative, codes_fhw)
+def clip_of(codes_fhw: np.ndarray, fps: float) -> Vision:
+    """Codes as a clip of frames at this rate."""
+    return Vision.clip(codes_fhw, fps, round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3))
 
 
-def _encode(tokenizer: VisionTokenizer, pixels_tchw: Tensor) -> np.ndarray:
+def encode_clip(tokenizer: VisionTokenizer, pixels_tchw: Tensor, fps: float) -> Vision:
+    """A clip of pixels [t, 3, h, w]; frames after the last whole four are left out."""
     device = next(tokenizer.parameters()).device
-    return tokenizer.encode_clips(pixels_tchw[None].to(device))[0].cpu().numpy()
+    codes_1fhw = tokenizer.encode_clips(pixels_tchw[None].to(device))
+    return clip_of(codes_1fhw[0].cpu().numpy(), fps)
 
 
-def _longer(tokenizer: VisionTokenizer, clip: Clip, codes_fhw: np.ndarray, seen: int) -> Clip:
-    """The clip with what was drawn behind it, decoded together with what the model saw."""
-    decoded = on_first_rank(lambda: decode_clip(tokenizer, codes_fhw, clip.fps).pixels_tchw)
-    return Clip(torch.cat([clip.pixels_tchw, decoded[seen * TEMPORAL_FACTOR :]]), clip.fps)
+def save_clip(
+    tokenizer: VisionTokenizer, clip: Vision, path: str | Path, first_tchw: Tensor | None = None
+) -> None:
+    """Decode a clip in one call and write it as an .mp4 or a .gif, by the path's suffix.
 
-
-def save_clip(clip: Clip, path: str | Path) -> None:
-    """Write an .mp4 or a .gif, by the path's suffix."""
-    write_clip(path, clip.pixels_tchw, clip.fps)
+    Args:
+        first_tchw: frames with which it began, which are written as they are.
+    """
+    device = next(tokenizer.parameters()).device
+    pixels_tchw = tokenizer.decode_clips(torch.from_numpy(clip.codes)[None].to(device))[0]
+    if first_tchw is not None:
+        given = len(first_tchw) // TEMPORAL_FACTOR * TEMPORAL_FACTOR
+        pixels_tchw[:given] = first_tchw[:given].to(pixels_tchw)
+    write_clip(path, pixels_tchw, fps_of(clip.meta))

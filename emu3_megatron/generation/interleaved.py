@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from emu3_megatron.files import replacing
-from emu3_megatron.generation.clips import decode_clip, save_clip
+from emu3_megatron.generation.clips import save_clip
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.images import save_image
 from emu3_megatron.generation.jobs import Request
@@ -86,4 +86,4 @@ def _save(tokenizer: VisionTokenizer, vision: Vision, path: Path) -> None:
     if vision.meta.fps is None:
         save_image(tokenizer, vision.codes[0], path)
     else:
-        save_clip(decode_clip(tokenizer, vision.codes, vision.meta.fps), path)
+        save_clip(tokenizer, vision, path)

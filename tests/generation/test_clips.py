@@ -4,21 +4,21 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.tokenizer import TokenizerNetwork
-from emu3_megatron.errors import InputError
-from emu3_megatron.generation import clips
 from emu3_megatron.generation.clips import (
-    Clip,
     Continuation,
     clip_meta,
+    clip_of,
     continue_clips,
-    decode_clip,
+    encode_clip,
     save_clip,
 )
+from emu3_megatron.generation.images import VisionPrompt, draw
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta
+from emu3_megatron.grammar import Meta, Vision
 from emu3_megatron.media.videos import read_info
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.vision.tokenizer import VisionTokenizer
@@ -44,9 +44,9 @@ def tokenizer() -> VisionTokenizer:
     return VisionTokenizer(network).eval()
 
 
-def noise(frames: int) -> Clip:
-    generator = torch.Generator().manual_seed(0)
-    return Clip(torch.rand(frames, 3, 16, 24, generator=generator) * 2 - 1, fps=8)
+def random_clip(frames: int, seed: int = 0) -> Vision:
+    codes_fhw = np.random.default_rng(seed).integers(SMALL.codes, size=(frames, 2, 3))
+    return clip_of(codes_fhw, fps=8)
 
 
 def test_a_clip_has_whole_latent_frames():
@@ -67,50 +67,53 @@ def test_a_short_clip_is_seen_whole_and_more_of_it_after_a_step():
     assert seen == [1, 2, 2]
 
 
-def test_three_frames_do_not_go_on():
-    with pytest.raises(InputError, match="fewer than 4 frames"):
-        SECOND.window(noise(3))
+def test_clips_go_on_behind_what_is_there(decoder):
+    begun = [random_clip(4), random_clip(1, seed=1)]
 
+    longer = continue_clips(decoder, VOCABULARY, begun, ["waves", "snow"], SETTINGS, SECOND)
 
-def test_a_clip_goes_on_and_stays_as_it_was(decoder, tokenizer):
-    begun = [noise(16), noise(10)]
-
-    longer = continue_clips(
-        decoder, VOCABULARY, tokenizer, begun, ["waves", "snow"], SETTINGS, SECOND
-    )
-
-    assert [len(clip.pixels_tchw) for clip in longer] == [16 + 8, 10 + 8]
+    assert [str(clip.meta) for clip in longer] == ["2*3*6 8fps 3s", "2*3*3 8fps 1.5s"]
     for before, after in zip(begun, longer, strict=True):
-        torch.testing.assert_close(after.pixels_tchw[: len(before.pixels_tchw)], before.pixels_tchw)
+        np.testing.assert_array_equal(after.codes[: before.meta.frames], before.codes)
 
 
-def test_the_model_sees_the_last_second_encoded_as_a_clip(
-    decoder, tokenizer, monkeypatch: pytest.MonkeyPatch
-):
-    asked = []
+def test_the_model_sees_the_codes_of_the_last_second(decoder):
+    begun = random_clip(5)
 
-    def draw(decoder, vocabulary, prompts, settings, **options):
-        asked.extend(prompts)
-        return clips_draw(decoder, vocabulary, prompts, settings, **options)
+    (longer,) = continue_clips(decoder, VOCABULARY, [begun], ["waves"], SETTINGS, SECOND)
 
-    clips_draw = clips.draw
-    monkeypatch.setattr(clips, "draw", draw)
-    begun = noise(16)
-
-    continue_clips(decoder, VOCABULARY, tokenizer, [begun], ["waves"], SETTINGS, SECOND)
-
-    (prompt,) = asked
-    assert prompt.meta == Meta(2, 3, 4, 8, 2.0)
-    last_second = tokenizer.encode_clips(begun.pixels_tchw[None, -8:])[0].numpy()
-    np.testing.assert_array_equal(prompt.first_frames, last_second)
+    prompt = VisionPrompt("waves", clip_meta(2, 3, 2, 8), first_frames=begun.codes[-2:])
+    (drawn,) = draw(decoder, VOCABULARY, [prompt], SETTINGS)
+    np.testing.assert_array_equal(longer.codes[5:], drawn[2:])
 
 
 def test_a_saved_clip_plays_at_its_rate(tokenizer, tmp_path):
-    codes_fhw = np.random.default_rng(0).integers(64, size=(4, 2, 3))
-
-    save_clip(decode_clip(tokenizer, codes_fhw, 8), tmp_path / "waves.mp4")
+    save_clip(tokenizer, random_clip(4), tmp_path / "waves.mp4")
 
     info = read_info(tmp_path / "waves.mp4")
     assert (info.fps, info.seconds) == (8, 2)
     with av.open(str(tmp_path / "waves.mp4")) as file:
         assert [(f.width, f.height) for f in file.decode(video=0)] == [(24, 16)] * 16
+
+
+def test_frames_that_were_given_are_written_as_they_are(tokenizer, tmp_path):
+    white_tchw = torch.ones(6, 3, 16, 24)
+
+    save_clip(tokenizer, random_clip(2), tmp_path / "waves.gif", white_tchw)
+
+    with Image.open(tmp_path / "waves.gif") as gif:
+        whites = []
+        for frame in range(gif.n_frames):
+            gif.seek(frame)
+            whites.append(np.asarray(gif.convert("RGB")).min() > 250)
+    assert whites[0]
+    assert not whites[-1]
+
+
+def test_pixels_are_encoded_as_whole_latent_frames(tokenizer):
+    pixels_tchw = torch.rand(10, 3, 16, 24) * 2 - 1
+
+    clip = encode_clip(tokenizer, pixels_tchw, 8)
+
+    assert str(clip.meta) == "2*3*2 8fps 1s"
+    np.testing.assert_array_equal(clip.codes, tokenizer.encode_clips(pixels_tchw[None])[0])

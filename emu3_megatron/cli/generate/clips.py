@@ -30,7 +30,9 @@ from emu3_megatron.cli.sampling import (
 from emu3_megatron.errors import InputError
 
 if TYPE_CHECKING:
-    from emu3_megatron.generation.clips import Clip
+    from torch import Tensor
+
+    from emu3_megatron.grammar import Meta
 
 
 def clip(
@@ -75,7 +77,7 @@ def clip(
 
     A continuation sees the last seconds of the clip and adds some more; several follow one another.
     """
-    from emu3_megatron.generation.clips import Continuation, latent_frames
+    from emu3_megatron.generation.clips import Continuation, fps_of, latent_frames
     from emu3_megatron.generation.files.drawing import Drawer, works_of_clips
     from emu3_megatron.generation.files.outputs import batches_of, check_suffix, outputs_of
     from emu3_megatron.generation.files.prompts import Defaults
@@ -93,7 +95,7 @@ def clip(
     limits.check_count(len(wanted) * number, "clips")
     if first and not steps:
         raise InputError("--steps 0 with --first: nothing to draw; give 1 or more")
-    begun = _read(first, fps, defaults.grid(wanted[0].text)) if first else None
+    pixels, begun = _read(first, fps, defaults.grid(wanted[0].text)) if first else (None, None)
     outputs = outputs_of(wanted, number, seed, out, [".mp4", ".gif"])
     batches = batches_of(outputs, batch)
     works = [
@@ -113,22 +115,27 @@ def clip(
         quiet=not mesh.is_first,
     )
     for some in batches:
-        if begun:
-            drawer.continued(some, [begun] * len(some), steps, how)
+        if pixels is not None:
+            drawer.continued(some, pixels, fps, steps, how)
         else:
             drawer.clips(some, steps, how)
     if mesh.is_first:
-        frames = len(begun.pixels_tchw) if begun else 4 * outputs[0].meta.frames
-        length = (frames + 4 * steps * latent_frames(more, fps)) / fps
+        meta = begun or outputs[0].meta
+        length = 4 * (meta.frames + steps * latent_frames(more, fps_of(meta))) / fps_of(meta)
         what = f"{len(outputs):,} clips" if outputs[0].in_folder else "a clip"
         print(f"{out}: {what} of {length:g} s, guidance {settings.guidance:g}")
 
 
-def _read(path: Path, fps: float, grid: tuple[int, int]) -> "Clip":
-    """A video at the size of a grid, its own aspect kept."""
-    from emu3_megatron.generation.clips import Clip
+def _read(path: Path, fps: float, grid: tuple[int, int]) -> "tuple[Tensor, Meta]":
+    """The pixels of a video at the size of a grid, its own aspect kept, and its own grid."""
+    from emu3_megatron.grammar import Meta
     from emu3_megatron.media.videos import read_clip
-    from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR
+    from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
 
-    area = SPATIAL_FACTOR**2 * grid[0] * grid[1]
-    return Clip(read_clip(path, area=area, fps=fps), fps)
+    pixels_tchw = read_clip(path, area=SPATIAL_FACTOR**2 * grid[0] * grid[1], fps=fps)
+    frames, _, height, width = pixels_tchw.shape
+    if frames < TEMPORAL_FACTOR:
+        raise InputError(f"{path}: {frames} frames at {fps:g} a second, too short to go on")
+    seconds = round(frames / fps, 3)
+    size = (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+    return pixels_tchw, Meta(*size, frames // TEMPORAL_FACTOR, fps, seconds)

@@ -2,25 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from emu3_megatron.generation.clips import (
-    Clip,
-    Continuation,
-    continue_clips,
-    decode_clip,
-    fps_of,
-    save_clip,
-)
+from emu3_megatron.generation.clips import Continuation, continue_clips, encode_clip, save_clip
 from emu3_megatron.generation.estimate import Work
 from emu3_megatron.generation.files.outputs import Output, write_record
 from emu3_megatron.generation.files.progress import Previews, RowProgress
 from emu3_megatron.generation.images import VisionPrompt, draw, save_image
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta, vision_prompt
+from emu3_megatron.grammar import Meta, Vision, vision_prompt
 from emu3_megatron.model import Decoder
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.vision.tokenizer import VisionTokenizer
@@ -30,7 +23,7 @@ from emu3_megatron.vocabulary import Vocabulary
 def work_of(
     vocabulary: Vocabulary, output: Output, guidance: float, window: tuple[Meta, int] | None = None
 ) -> Work:
-    """What a output asks of the decoder.
+    """What an output asks of the decoder.
 
     Args:
         window: of a continuation, the grid that is drawn, and how many latent frames are seen.
@@ -49,14 +42,14 @@ def works_of_clips(
     vocabulary: Vocabulary,
     outputs: Sequence[Output],
     guidance: float,
-    begun: Clip | None,
+    begun: Meta | None,
     steps: int,
     how: Continuation,
 ) -> list[list[Work]]:
     """What a batch of clips asks of the decoder: the clips at first, then each continuation.
 
     Args:
-        begun: the clip that is continued; None: each output's own is drawn at first.
+        begun: the grid of the clip that is continued; None: each output's own is drawn at first.
     """
     works = [] if begun else [[work_of(vocabulary, output, guidance) for output in outputs]]
     for step in range(steps):
@@ -106,23 +99,26 @@ class Drawer:
     def clips(self, batch: Sequence[Output], steps: int, how: Continuation) -> None:
         """Draw a batch of clips, and continue each so many times."""
         drawn = self._draw(batch, None)
-        clips = [
-            on_first_rank(partial(decode_clip, self.tokenizer, codes_fhw, fps_of(output.meta)))
-            for output, codes_fhw in zip(batch, drawn, strict=True)
-        ]
-        self.continued(batch, clips, steps, how)
+        clips = [Vision(o.meta, codes_fhw) for o, codes_fhw in zip(batch, drawn, strict=True)]
+        self._finish(batch, self._continued(batch, clips, steps, how))
 
     def continued(
-        self, batch: Sequence[Output], clips: Sequence[Clip], steps: int, how: Continuation
+        self, batch: Sequence[Output], first_tchw: Tensor, fps: float, steps: int, how: Continuation
     ) -> None:
-        """Continue clips so many times, step k with seeds that are k higher; write them."""
+        """Continue a clip that is there, so many times, once for each of the batch."""
+        clip = on_first_rank(lambda: encode_clip(self.tokenizer, first_tchw, fps))
+        clips = self._continued(batch, [clip] * len(batch), steps, how)
+        self._finish(batch, clips, first_tchw)
+
+    def _continued(
+        self, batch: Sequence[Output], clips: list[Vision], steps: int, how: Continuation
+    ) -> list[Vision]:
+        """Step k draws with seeds that are k higher."""
         for step in range(steps):
-            windows = [how.window(clip) for clip in clips]
-            with RowProgress(windows, self.quiet) as watch:
+            with RowProgress([how.window(clip.meta) for clip in clips], self.quiet) as watch:
                 clips = continue_clips(
                     self.decoder,
                     self.vocabulary,
-                    self.tokenizer,
                     clips,
                     [output.prompt.text for output in batch],
                     replace(self.settings, seed=batch[0].seed + step),
@@ -130,7 +126,17 @@ class Drawer:
                     negatives=[output.prompt.negative for output in batch],
                     watch=watch,
                 )
-        on_first_rank(partial(self._save_clips, batch, clips))
+        return clips
+
+    def _finish(
+        self, batch: Sequence[Output], clips: Sequence[Vision], first_tchw: Tensor | None = None
+    ) -> None:
+        def save() -> None:
+            for output, clip in zip(batch, clips, strict=True):
+                save_clip(self.tokenizer, clip, output.path, first_tchw)
+            self._record(batch)
+
+        on_first_rank(save)
 
     def _draw(self, batch: Sequence[Output], previews: Previews | None) -> list[np.ndarray]:
         prompts = [
@@ -146,11 +152,6 @@ class Drawer:
 
             settings = replace(self.settings, seed=batch[0].seed)
             return draw(self.decoder, self.vocabulary, prompts, settings, watch=watch)
-
-    def _save_clips(self, batch: Sequence[Output], clips: Sequence[Clip]) -> None:
-        for output, clip in zip(batch, clips, strict=True):
-            save_clip(clip, output.path)
-        self._record(batch)
 
     def _record(self, batch: Sequence[Output]) -> None:
         if batch[0].in_folder:

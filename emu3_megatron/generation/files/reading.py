@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from emu3_megatron.errors import InputError
+from emu3_megatron.generation.clips import encode_clip
 from emu3_megatron.grammar import Vision
 from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from emu3_megatron.media.images import load_image, resize_to_area, resize_within, to_pixels
@@ -69,7 +68,7 @@ def read_vision(tokenizer: VisionTokenizer, path: Path, sizes: Sizes) -> Vision:
         if same
         else resize_within(image, sizes.least, sizes.most)
     )
-    pixels_1chw = to_pixels(image)[None].to(_device(tokenizer))
+    pixels_1chw = to_pixels(image)[None].to(next(tokenizer.parameters()).device)
     return Vision.image(tokenizer.encode_images(pixels_1chw)[0].cpu().numpy())
 
 
@@ -77,9 +76,4 @@ def _read_clip(tokenizer: VisionTokenizer, path: Path, sizes: Sizes) -> Vision:
     pixels_tchw, fps = read_overview(path, area=sizes.clip, fps=sizes.fps, max_frames=sizes.frames)
     if len(pixels_tchw) < TEMPORAL_FACTOR:
         raise InputError(f"{path}: {len(pixels_tchw)} frames at {fps:g} a second, too short")
-    codes_fhw = tokenizer.encode_clips(pixels_tchw[None].to(_device(tokenizer)))[0].cpu().numpy()
-    return Vision.clip(codes_fhw, fps, round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3))
-
-
-def _device(tokenizer: VisionTokenizer) -> torch.device:
-    return next(tokenizer.parameters()).device
+    return encode_clip(tokenizer, pixels_tchw, fps)
