@@ -2,9 +2,9 @@
 
 python examples/generation/windows.py TOKENIZER FOLDER
 
-The first five seconds are encoded once, at 8 frames a second; the shard FOLDER/windows has a document
-for every two seconds of them, half a second apart: what a continuation by a second from a second
-sees and draws. FOLDER/first.mp4 is the first second.
+The first five seconds are encoded once, at 8 frames a second; the shard FOLDER/windows has a
+document for every two seconds of them, half a second apart: what a continuation by a second from a
+second sees and draws. FOLDER/first.mp4 is the first second.
 """
 
 import sys

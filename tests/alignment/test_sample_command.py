@@ -26,13 +26,13 @@ def trained(tmp_path_factory):
         channel_multiplier=(1, 1, 1, 1),
         num_res_blocks=1,
     )
-    VisionTokenizer(network).save(folder / "tokenizer")
+    VisionTokenizer(network).save(folder / "vision")
     (folder / "prompts.txt").write_text("a cat\ntwo dogs\n")
     return folder
 
 
 def arguments(folder, out):
-    flags = ["--out", out, "--tokenizer", folder / "tokenizer", "--grid", "2x3", "--samples", 3]
+    flags = ["--out", out, "--tokenizer", folder / "vision", "--grid", "2x3", "--samples", 3]
     words = ["preferences", "sample", folder, folder / "prompts.txt", *flags]
     return [str(word) for word in words]
 

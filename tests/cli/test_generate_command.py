@@ -19,7 +19,7 @@ from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a run of one step, a vision tokenizer, and two images."""
+    """A folder with a run of one step, a vision tokenizer beside it as after an import, images."""
     folder = tmp_path_factory.mktemp("trained")
     recipe = tiny_recipe(make_packs(folder), folder)
     run_processes(losses, 1, recipe, 1, None, folder / "checkpoints")
@@ -36,8 +36,7 @@ def trained(tmp_path_factory):
 
 
 def generate(folder, kind, *arguments, context=600):
-    flags = ["--tokenizer", "tokenizer", "--context", str(context)]
-    ended = emu3("generate", kind, ".", *flags, *arguments, cwd=folder)
+    ended = emu3("generate", kind, ".", "--context", str(context), *arguments, cwd=folder)
     assert ended.code in (None, 0), ended.said
     return ended.said
 
