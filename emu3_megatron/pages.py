@@ -25,7 +25,10 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; padding: 0 1em; max-width: 72em;
   color: #222 }
 h2 { margin-top: 2em; border-bottom: 2px solid #1763b6 }
-table { border-collapse: collapse; margin: 1em 0 }
+table { border-collapse: collapse }
+.table { overflow-x: auto; margin: 1em 0 }
+pre { background: #f5f7fa; padding: .7em 1em; white-space: pre-wrap; overflow-wrap: anywhere;
+  font-size: .85em }
 th, td { text-align: left; padding: .35em .8em; vertical-align: top; overflow-wrap: anywhere }
 tr { border-bottom: 1px solid #ddd }
 figure { margin: 0 }
@@ -43,7 +46,8 @@ svg .bar { fill: #1763b6 }
 
 _TEMPLATES = {
     "page": """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>{{ style }}</style></head>
 <body>
 <h1>{{ title }}</h1>
@@ -56,9 +60,11 @@ _TEMPLATES = {
     "card": '<figure class="card">{% for block in blocks %}{{ block }}{% endfor %}<figcaption>'
     "{% for line in lines %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}"
     "</figcaption></figure>",
-    "table": "<table>{% if heads %}<tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>"
+    "table": '<div class="table"><table>'
+    "{% if heads %}<tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>"
     "{% endif %}{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>"
-    "{% endfor %}</table>",
+    "{% endfor %}</table></div>",
+    "code": "<pre>{{ text }}</pre>",
     "image": '<img src="data:{{ type }};base64,{{ data }}" width="{{ width }}" '
     'height="{{ height }}" alt="">',
     # x and y of the frame's corners are 0, 0 and width, height; labels stand outside.
@@ -114,6 +120,11 @@ def card(blocks: Sequence[Html], lines: Sequence[str]) -> Html:
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
     """Rows of cells; without rows, nothing."""
     return _render("table", heads=heads, rows=rows) if rows else Markup()
+
+
+def code(text: str) -> Html:
+    """Commands or files, as one types them; long lines are wrapped."""
+    return _render("code", text=text)
 
 
 def image(picture: Image.Image, kind: Literal["PNG", "JPEG"] = "PNG") -> Html:

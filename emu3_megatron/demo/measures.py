@@ -1,0 +1,175 @@
+"""Measures what each stage of the demo changed, with the models that it left.
+
+Every model draws from the same captions and seeds, and answers the same questions. Losses, captions
+and answers are about views of the photos that no model was trained on.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emu3_megatron import parallel
+from emu3_megatron.demo.documents import Trained, asked, documents, trained
+from emu3_megatron.demo.material import PHOTOS
+from emu3_megatron.demo.pretraining import AREA
+from emu3_megatron.demo.results import MODELS, Generated, Later, Results
+from emu3_megatron.demo.work import Work
+from emu3_megatron.generation.generator import Request, generate
+from emu3_megatron.generation.images import VisionPrompt, caption_images, draw
+from emu3_megatron.generation.sampling import SamplingSettings
+from emu3_megatron.grammar import Document, Meta
+from emu3_megatron.media.images import load_image, resize_to_area, to_image, to_pixels
+from emu3_megatron.model import Decoder, Inputs, SequenceLayout
+from emu3_megatron.model.opening import open_decoder
+from emu3_megatron.parallel import Mesh
+from emu3_megatron.prepare.scores.colour import colourfulness
+from emu3_megatron.vision.tokenizer import VisionTokenizer
+from emu3_megatron.vocabulary import CODE, TEXT, Vocabulary
+
+# The likeliest token each time: what the decoder has learnt by heart, nothing drawn by lot.
+GREEDY = SamplingSettings(guidance=1.0, temperature=0.0)
+# By lot, with other seeds than those of the samples that preferences were trained on.
+BY_LOT = SamplingSettings(guidance=1.0, top_k=64, seed=50_000)
+GRID = Meta(16, 16)
+EACH = 6  # pictures of a caption
+_LONGEST = 80  # tokens of a caption or an answer
+_DRAW = ("stage-1", "stage-2", "quality", "preferences")
+_GO_ON = ("stage-1", "stage-2")
+_DESCRIBE = ("stage-2", "image-to-text")
+_ANSWER = ("image-to-text", "instruct", "read-back")
+
+
+def measure(work: Work, has_later: bool) -> Results:
+    out, tokenizer = work.out, VisionTokenizer.load(work.tokenizer)
+    mesh = parallel.start()
+    mesh.seed(0, 0)
+    first = _measure_first(out, mesh)
+    later = _measure_later(out, mesh, tokenizer) if has_later else None
+    parallel.stop()
+    psnr = mean_psnr(out / "photos", tokenizer, AREA)
+    return Results(out, psnr, first, later, work.seconds, work.commands)
+
+
+def mean_psnr(photos: Path, tokenizer: VisionTokenizer, area: int) -> float:
+    """Mean over photos of 10 log10(1 / mean squared error), pixels in 0..1, in dB."""
+    return float(np.mean([_psnr(path, tokenizer, area) for path in sorted(photos.glob("*.png"))]))
+
+
+def _psnr(path: Path, tokenizer: VisionTokenizer, area: int) -> float:
+    pixels = to_pixels(resize_to_area(load_image(path), area))[None]
+    back = tokenizer.decode_images(tokenizer.encode_images(pixels)).clamp(-1, 1)
+    error = ((pixels - back) / 2).square().mean().item()
+    return 10 * math.log10(1 / error)
+
+
+def _measure_first(out: Path, mesh: Mesh) -> Generated:
+    """Everything greedy, from the last checkpoint of stage 1."""
+    decoder, vocabulary = _open(out, "stage-1", mesh)
+    images = trained(out / "data", "images")
+    prompts = [VisionPrompt(t.caption, t.vision.meta) for t in images]
+    drawn = draw(decoder, vocabulary, prompts, GREEDY, progress=True)
+    captions = _describe(decoder, vocabulary, images)
+    (clip,) = trained(out / "data", "clips")
+    return Generated(images, drawn, captions, clip, _go_on(decoder, vocabulary, clip))
+
+
+def _open(out: Path, model: str, mesh: Mesh) -> tuple[Decoder, Vocabulary]:
+    decoder, recipe = open_decoder(out / MODELS[model], mesh)
+    return decoder, recipe.model.vocabulary()
+
+
+def _describe(decoder: Decoder, vocabulary: Vocabulary, pictures: Sequence[Trained]) -> list[str]:
+    codes = [picture.vision.codes[0] for picture in pictures]
+    return caption_images(decoder, vocabulary, codes, GREEDY, max_tokens=_LONGEST)
+
+
+def _go_on(decoder: Decoder, vocabulary: Vocabulary, clip: Trained) -> np.ndarray:
+    """The clip from its first half, codes [f, h, w]."""
+    beginning = clip.vision.codes[: clip.vision.meta.frames // 2]
+    prompt = VisionPrompt(clip.caption, clip.vision.meta, first_frames=beginning)
+    return draw(decoder, vocabulary, [prompt], GREEDY)[0]
+
+
+def _measure_later(out: Path, mesh: Mesh, tokenizer: VisionTokenizer) -> Later:
+    (film,) = trained(out / "data-views", "clips")
+    views = trained(out / "data-held-out", "images")
+    later = Later(film, views, asked(out / "data-dialogues-held-out"))
+    for model in MODELS:
+        print(f"   {model}", flush=True)
+        decoder, vocabulary = _open(out, model, mesh)
+        later.losses[model] = _losses(out, decoder)
+        if model in _DRAW:
+            later.drawn[model] = _draw(decoder, vocabulary)
+            later.colour[model] = _colour(tokenizer, later.drawn[model])
+        if model in _GO_ON:
+            later.continued[model] = _go_on(decoder, vocabulary, film)
+        if model in _DESCRIBE:
+            later.captions[model] = _describe(decoder, vocabulary, views)
+        if model in _ANSWER:
+            requests = [Request(a.prompt, stop=(vocabulary.eos,)) for a in later.asked]
+            said = generate(decoder, vocabulary, requests, GREEDY, max_tokens=_LONGEST)
+            later.answers[model] = [vocabulary.decode(tokens) for tokens in said]
+    return later
+
+
+def _draw(decoder: Decoder, vocabulary: Vocabulary) -> list[list[np.ndarray]]:
+    """Of each caption some pictures, codes [h, w]."""
+    prompts = [VisionPrompt(photo.caption, GRID) for photo in PHOTOS for _ in range(EACH)]
+    drawn = [codes[0] for codes in draw(decoder, vocabulary, prompts, BY_LOT)]
+    return [drawn[i : i + EACH] for i in range(0, len(drawn), EACH)]
+
+
+def _colour(tokenizer: VisionTokenizer, drawn: list[list[np.ndarray]]) -> list[list[float]]:
+    def of(codes_hw: np.ndarray) -> float:
+        return colourfulness(to_image(tokenizer.decode_images(torch.from_numpy(codes_hw)[None])[0]))
+
+    return [[of(codes) for codes in of_caption] for of_caption in drawn]
+
+
+def _losses(out: Path, decoder: Decoder) -> dict[str, float]:
+    """Mean negative log-likelihood of tokens of a class, in nats."""
+    vocabulary, pictures = documents(out / "data-held-out", "images")
+    _, colourful = documents(out / "data-quality-held-out", "images")
+    _, dialogues = documents(out / "data-dialogues-held-out", "dialogues")
+    captioned = lambda found: [d for d in found if len(d.spans[0].tokens) > 1]  # BOS caption
+    described = [d for d in pictures if len(d.spans[0].tokens) == 1]  # BOS, the picture
+    return {
+        "codes of views": _nll(decoder, vocabulary, captioned(pictures), CODE),
+        "codes of the most colourful": _nll(decoder, vocabulary, captioned(colourful), CODE),
+        "captions behind views": _nll(decoder, vocabulary, described, TEXT),
+        "answers about views": _nll(decoder, vocabulary, dialogues, TEXT),
+    }
+
+
+@torch.no_grad()
+def _nll(
+    decoder: Decoder, vocabulary: Vocabulary, found: Sequence[Document], counted: int
+) -> float:
+    parts = []
+    for document in found:
+        tokens_s = torch.from_numpy(document.tokens.astype(np.int64))
+        length = len(tokens_s) - 1
+        inputs = Inputs(
+            tokens_s[None, :-1],
+            torch.arange(length)[None],
+            SequenceLayout.of_documents([[0, length]]),
+            labels_bs=tokens_s[None, 1:],
+        )
+        log_prob_s = decoder(inputs, "log_probabilities").log_prob[0]
+        parts.append(log_prob_s[_counted(vocabulary, document, counted)[1:]].double())
+    return -float(torch.cat(parts).mean())
+
+
+def _counted(vocabulary: Vocabulary, document: Document, counted: int) -> Tensor:
+    """Which tokens are trained and of the class; of text the size of a grid is none."""
+    marks = []
+    for span in document.spans:
+        is_vision = span.tokens[0] == vocabulary.vision_start
+        is_class = vocabulary.token_class(span.tokens) == counted
+        trained_here = span.trained and is_vision == (counted == CODE)
+        marks.append(is_class & trained_here)
+    return torch.from_numpy(np.concatenate(marks))

@@ -1,0 +1,135 @@
+"""The demo's stages from the pre-trained model on: pictures one way, answers the other."""
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+from emu3_megatron.demo.material import PHOTOS
+from emu3_megatron.demo.pretraining import prepare_images, validation
+from emu3_megatron.demo.views import HELD_OUT, VIEWS, lay_out_dialogues
+from emu3_megatron.demo.work import Work
+from emu3_megatron.prepare.scores.colour import colourfulness
+
+ROUNDS = 2  # of samples; a caption gives one pair in each
+GENERATED = "generated.png"
+SAMPLES = 8  # of each caption
+_BEST = "images.select={columns: {colour: 1}, top: 0.3}"
+_CAPTIONED = "packs=[{name: images, context: 704, kinds: [images], select: captioned}]"
+_DIALOGUES = "packs=[{name: dialogues, context: 704, kinds: [dialogues]}]"
+
+
+def quality(work: Work) -> None:
+    """The most colourful views, codes alone."""
+    out = work.out
+    prepare_images(work, "views", "data-quality", _BEST, _CAPTIONED)
+    prepare_images(work, "views-held-out", "data-quality-held-out", _BEST, _CAPTIONED)
+    work.emu3(
+        *("train", "quality-tiny-cpu", f"run.dir={out / 'quality-run'}"),
+        f"run.init_from={out / 'stage2-run'}",
+        f"data.sources=[{{pack: {out / 'data-quality/packs/images.pack'}}}]",
+        validation(out / "data-quality-held-out/packs/images.pack", every=10, batches=2),
+        *("run.steps=60", "run.save_every=60", "batch.size=4", "batch.micro_size=4"),
+    )
+
+
+def preferences(work: Work) -> None:
+    """Samples, the votes of a rule, pairs, the reference, DPO."""
+    out = work.out
+    prompts = out / "prompts.txt"
+    prompts.write_text("".join(f"{photo.caption}\n" for photo in PHOTOS))
+    pairs = [_pairs(work, prompts, number) for number in range(1, ROUNDS + 1)]
+    work.emu3("pack", *pairs, "--out", out / "pairs.pack", "--context", "704")
+    recipe = (
+        *("dpo-tiny-cpu", f"run.dir={out / 'preferences-run'}"),
+        f"run.init_from={out / 'quality-run'}",
+        f"data.sources=[{{pack: {out / 'pairs.pack'}}}]",
+        *("data.context=704", "objective.nll=3", "optimizer.lr=3.0e-4"),
+        f"objective.reference.folder={out / 'reference'}",
+        *("run.steps=40", "run.save_every=40"),
+    )
+    work.emu3("reference", *recipe)
+    work.emu3("train", *recipe)
+
+
+def _pairs(work: Work, prompts: Path, number: int) -> Path:
+    """Pairs of a round: of each caption the sample that the rule likes best, and the one least."""
+    folder, pairs = work.out / f"samples-{number}", work.out / f"pairs-{number}"
+    work.emu3(
+        *("preferences", "sample", work.out / "quality-run", prompts, "--out", folder),
+        *("--tokenizer", work.tokenizer, "--grid", "16x16", "--samples", str(SAMPLES)),
+        *("--guidance", "1", "--top-k", "64", "--batch", "80", "--seed", str(1000 * number)),
+    )
+    vote(folder)
+    work.emu3("preferences", "import", folder, folder / "rule.csv", "--column", "colour")
+    work.emu3("preferences", "build", folder, "--out", pairs, "--margin", "1")
+    return pairs
+
+
+def vote(samples: Path) -> None:
+    """Write SAMPLES/rule.csv, the votes of a rule in the place of people: more colour is better."""
+    with (samples / "rule.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["sample", "colour"])
+        for path in sorted((samples / "media").glob("*.png")):
+            with Image.open(path) as picture:
+                table.writerow([path.stem, colourfulness(picture.convert("RGB"))])
+
+
+def image_to_text(work: Work) -> None:
+    """Captions behind the views, and text; no loss on codes."""
+    out = work.out
+    packs = out / "data-views/packs"
+    work.emu3(
+        *("train", "image-to-text-tiny-cpu", f"run.dir={out / 'image-to-text-run'}"),
+        *(f"run.init_from={out / 'stage2-run'}", *_MODEL, "data.context=704"),
+        f"data.sources=[{{pack: {packs / 'understanding.pack'}, weight: 0.9}}, "
+        f"{{pack: {packs / 'text.pack'}, weight: 0.1}}]",
+        validation(out / "data-held-out/packs/understanding.pack", every=10, batches=3),
+        *("run.steps=80", "run.save_every=80", "batch.size=4", "optimizer.lr=1.0e-3"),
+    )
+
+
+# The recipes of image-to-text and instruction tuning are for digits; this is the demo's model.
+_MODEL = ("model.layers=2", "model.hidden=256", "model.ffn=768", "model.codes=512")
+
+
+def instruct(work: Work) -> None:
+    """Dialogues about the views, answers alone."""
+    out = work.out
+    for views, data, each in (
+        ("views", "data-dialogues", VIEWS),
+        ("views-held-out", "data-dialogues-held-out", HELD_OUT),
+    ):
+        lay_out_dialogues(out / views, each)
+        work.emu3(
+            *("prepare", "dialogues", "prepare-tiny-cpu", "--source", out / f"{views}.json"),
+            *("--media", out / views, "--tokenizer", work.tokenizer, "--out", out / data),
+            *("dialogues.min_area=16384", "dialogues.max_area=16384", _DIALOGUES),
+        )
+    work.emu3(
+        *("train", "instruct-tiny-cpu", f"run.dir={out / 'instruct-run'}"),
+        *(f"run.init_from={out / 'image-to-text-run'}", *_MODEL, "data.context=704"),
+        f"data.sources=[{{pack: {out / 'data-dialogues/packs/dialogues.pack'}}}]",
+        validation(out / "data-dialogues-held-out/packs/dialogues.pack", every=10, batches=3),
+        *("run.steps=80", "run.save_every=80", "batch.size=4"),
+    )
+
+
+def export(work: Work) -> None:
+    """To a folder that transformers loads, and back."""
+    folder = work.out / "transformers"
+    work.emu3(
+        *("convert", "export", "--from", work.out / "instruct-run", "--to", folder),
+        *("--tokenizer", work.tokenizer),
+    )
+    work.emu3("convert", "import", "--from", folder, "--to", work.out / "imported")
+
+
+def generate(work: Work) -> None:
+    """One picture, by the model that went through every stage of drawing."""
+    work.emu3(
+        *("generate", "--checkpoint", work.out / "preferences-run", "--tokenizer", work.tokenizer),
+        *("--prompt", PHOTOS[1].caption, "--grid", "16x16", "--guidance", "1", "--top-k", "64"),
+        *("--out", work.out / GENERATED),
+    )
