@@ -8,7 +8,7 @@ from PIL import Image
 from emu3_megatron import pages
 from emu3_megatron.demo.material import PHOTOS
 from emu3_megatron.demo.posttraining import GENERATED
-from emu3_megatron.demo.results import MODELS, Later, Results
+from emu3_megatron.demo.results import ANSWERERS, DESCRIBERS, MODELS, PAINTERS, Later, Results
 from emu3_megatron.demo.sections import (
     Section,
     animation,
@@ -126,11 +126,11 @@ def _colours(later: Later, before: str, after: str) -> tuple[str, str]:
 def preferences(results: Results, tokenizer: VisionTokenizer) -> Section:
     later = _later(results)
     rows = read_metrics(results.out / MODELS["preferences"])
-    better = np.array(later.colour["preferences"]) > np.array(later.colour["quality"])
+    pictures = np.size(later.colour["preferences"])
     colours = _colours(later, "quality", "preferences")
     note = (
         f"Of pictures from the same captions and other seeds than those of the pairs the rule "
-        f"prefers the later model's in {better.mean():.0%} of {better.size}; without effect it "
+        f"prefers the later model's in {later.preferred():.0%} of {pictures}; without effect it "
         f"would be 50%. Their mean colour goes from {colours[0]} to {colours[1]}. DPO learns what "
         "the rule asks for and nothing else: nothing is drawn better than before."
     )
@@ -142,7 +142,7 @@ def preferences(results: Results, tokenizer: VisionTokenizer) -> Section:
     return Section(
         "pictures that the rule prefers to those before",
         "50% without effect",
-        f"{better.mean():.0%}",
+        f"{later.preferred():.0%}",
         [
             pages.paragraph(note),
             _curves(rows, shown),
@@ -154,12 +154,11 @@ def preferences(results: Results, tokenizer: VisionTokenizer) -> Section:
 
 def image_to_text(results: Results, tokenizer: VisionTokenizer) -> Section:
     later = _later(results)
-    rows = read_metrics(results.out / MODELS["image-to-text"])
-    models = ("stage-2", "image-to-text")
-    right = [view.caption for view in later.views]
+    before, after = DESCRIBERS
+    rows = read_metrics(results.out / MODELS[after])
     table = [
         [pages.image(as_image(tokenizer, view.vision.codes)), *said]
-        for view, *said in _some(later.views, *(later.captions[model] for model in models))
+        for view, *said in _some(later.views, later.captions[before], later.captions[after])
     ]
     note = (
         "Captions of views that no model was trained on; their photos it knows. So this shows "
@@ -167,7 +166,8 @@ def image_to_text(results: Results, tokenizer: VisionTokenizer) -> Section:
     )
     return Section(
         "captions exact, of held-out views",
-        *_exact(right, *(later.captions[model] for model in models)),
+        f"{later.exact_captions(before)} of {len(later.views)}",
+        f"{later.exact_captions(after)} of {len(later.views)}",
         [
             pages.paragraph(note),
             _curves(rows, {"loss": "loss", f"{HELD_OUT}loss": "captions of held-out views, nats"}),
@@ -182,22 +182,13 @@ def _some(*columns: Sequence) -> list[tuple]:
     return rows[:: max(1, len(rows) // _ROWS)][:_ROWS]
 
 
-def _exact(right: Sequence[str], *models: Sequence[str]) -> tuple[str, str]:
-    before, after = (
-        f"{sum(a == b for a, b in zip(right, said, strict=True))} of {len(right)}"
-        for said in models
-    )
-    return before, after
-
-
 def instruct(results: Results, tokenizer: VisionTokenizer) -> Section:
     later = _later(results)
-    rows = read_metrics(results.out / MODELS["instruct"])
-    models = ("image-to-text", "instruct")
-    right = [asked.answer for asked in later.asked]
+    before, after = ANSWERERS[:2]
+    rows = read_metrics(results.out / MODELS[after])
     table = [
         [pages.image(as_image(tokenizer, asked.picture[None])), asked.question, *said]
-        for asked, *said in _some(later.asked, *(later.answers[model] for model in models))
+        for asked, *said in _some(later.asked, later.answers[before], later.answers[after])
     ]
     note = (
         "Questions about views that no model was trained on. Before, the model writes captions "
@@ -206,7 +197,8 @@ def instruct(results: Results, tokenizer: VisionTokenizer) -> Section:
     )
     return Section(
         "answers exact, about held-out views",
-        *_exact(right, *(later.answers[model] for model in models)),
+        f"{later.exact_answers(before)} of {len(later.asked)}",
+        f"{later.exact_answers(after)} of {len(later.asked)}",
         [
             pages.paragraph(note),
             _curves(rows, {"loss": "loss", f"{HELD_OUT}loss": "held-out answers, nats"}),
@@ -237,7 +229,6 @@ def export(results: Results, tokenizer: VisionTokenizer) -> Section:
 
 
 def generate(results: Results, tokenizer: VisionTokenizer) -> Section:
-    models = ("stage-1", "stage-2", "quality", "preferences")
     return Section(
         "a picture from its caption",
         "",
@@ -245,7 +236,7 @@ def generate(results: Results, tokenizer: VisionTokenizer) -> Section:
         [
             pages.image(load_image(results.out / GENERATED)),
             pages.heading("The same captions and seeds, stage after stage", 3),
-            *drawn(_later(results), tokenizer, *models),
+            *drawn(_later(results), tokenizer, *PAINTERS),
         ],
     )
 

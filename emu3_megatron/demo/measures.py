@@ -16,7 +16,16 @@ from emu3_megatron import parallel
 from emu3_megatron.demo.documents import Trained, asked, documents, trained
 from emu3_megatron.demo.material import PHOTOS
 from emu3_megatron.demo.pretraining import AREA
-from emu3_megatron.demo.results import MODELS, Generated, Later, Results
+from emu3_megatron.demo.results import (
+    ANSWERERS,
+    DESCRIBERS,
+    FILMERS,
+    MODELS,
+    PAINTERS,
+    Generated,
+    Later,
+    Results,
+)
 from emu3_megatron.demo.work import Work
 from emu3_megatron.generation.generator import Request, generate
 from emu3_megatron.generation.images import VisionPrompt, caption_images, draw
@@ -37,10 +46,6 @@ BY_LOT = SamplingSettings(guidance=1.0, top_k=64, seed=50_000)
 GRID = Meta(16, 16)
 EACH = 6  # pictures of a caption
 _LONGEST = 80  # tokens of a caption or an answer
-_DRAW = ("stage-1", "stage-2", "quality", "preferences")
-_GO_ON = ("stage-1", "stage-2")
-_DESCRIBE = ("stage-2", "image-to-text")
-_ANSWER = ("image-to-text", "instruct", "read-back")
 
 
 def measure(work: Work, has_later: bool) -> Results:
@@ -102,14 +107,14 @@ def _measure_later(out: Path, mesh: Mesh, tokenizer: VisionTokenizer) -> Later:
         print(f"   {model}", flush=True)
         decoder, vocabulary = _open(out, model, mesh)
         later.losses[model] = _losses(out, decoder)
-        if model in _DRAW:
+        if model in PAINTERS:
             later.drawn[model] = _draw(decoder, vocabulary)
             later.colour[model] = _colour(tokenizer, later.drawn[model])
-        if model in _GO_ON:
+        if model in FILMERS:
             later.continued[model] = _go_on(decoder, vocabulary, film)
-        if model in _DESCRIBE:
+        if model in DESCRIBERS:
             later.captions[model] = _describe(decoder, vocabulary, views)
-        if model in _ANSWER:
+        if model in ANSWERERS:
             requests = [Request(a.prompt, stop=(vocabulary.eos,)) for a in later.asked]
             said = generate(decoder, vocabulary, requests, GREEDY, max_tokens=_LONGEST)
             later.answers[model] = [vocabulary.decode(tokens) for tokens in said]

@@ -7,29 +7,31 @@ from PIL import Image
 
 from emu3_megatron.demo.material import PHOTOS
 from emu3_megatron.demo.pretraining import prepare_images, validation
-from emu3_megatron.demo.views import HELD_OUT, VIEWS, lay_out_dialogues
+from emu3_megatron.demo.views import HELD_OUT, POOL, VIEWS, lay_out_dialogues, lay_out_views
 from emu3_megatron.demo.work import Work
 from emu3_megatron.prepare.scores.colour import colourfulness
 
 ROUNDS = 2  # of samples; a caption gives one pair in each
 GENERATED = "generated.png"
 SAMPLES = 8  # of each caption
-_BEST = "images.select={columns: {colour: 1}, top: 0.3}"
+_BEST = "images.select={columns: {colour: 1}, top: 0.2}"
 _CAPTIONED = "packs=[{name: images, context: 704, kinds: [images], select: captioned}]"
-_DIALOGUES = "packs=[{name: dialogues, context: 704, kinds: [dialogues]}]"
+_DIALOGUES = "packs=[{name: dialogues, context: 896, kinds: [dialogues]}]"
 
 
 def quality(work: Work) -> None:
-    """The most colourful views, codes alone."""
+    """The most colourful of further views, codes alone."""
     out = work.out
-    prepare_images(work, "views", "data-quality", _BEST, _CAPTIONED)
+    lay_out_views(out / "pool", POOL, seed=2)
+    prepare_images(work, "pool", "data-quality", _BEST, _CAPTIONED)
     prepare_images(work, "views-held-out", "data-quality-held-out", _BEST, _CAPTIONED)
     work.emu3(
         *("train", "quality-tiny-cpu", f"run.dir={out / 'quality-run'}"),
         f"run.init_from={out / 'stage2-run'}",
         f"data.sources=[{{pack: {out / 'data-quality/packs/images.pack'}}}]",
-        validation(out / "data-quality-held-out/packs/images.pack", every=10, batches=2),
-        *("run.steps=60", "run.save_every=60", "batch.size=4", "batch.micro_size=4"),
+        validation(out / "data-quality-held-out/packs/images.pack", every=10, batches=1),
+        *("run.steps=30", "run.save_every=30", "batch.size=4", "batch.micro_size=4"),
+        "optimizer.lr=3.0e-4",
     )
 
 
@@ -109,7 +111,7 @@ def instruct(work: Work) -> None:
         )
     work.emu3(
         *("train", "instruct-tiny-cpu", f"run.dir={out / 'instruct-run'}"),
-        *(f"run.init_from={out / 'image-to-text-run'}", *_MODEL, "data.context=704"),
+        *(f"run.init_from={out / 'image-to-text-run'}", *_MODEL, "data.context=896"),
         f"data.sources=[{{pack: {out / 'data-dialogues/packs/dialogues.pack'}}}]",
         validation(out / "data-dialogues-held-out/packs/dialogues.pack", every=10, batches=3),
         *("run.steps=80", "run.save_every=80", "batch.size=4"),

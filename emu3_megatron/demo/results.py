@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,10 @@ MODELS = {
     "read-back": "imported",
 }
 """The model that a stage leaves, by its folder; `read-back` is instruct's from its export."""
+PAINTERS = ("stage-1", "stage-2", "quality", "preferences")
+FILMERS = ("stage-1", "stage-2")
+DESCRIBERS = ("stage-2", "image-to-text")
+ANSWERERS = ("image-to-text", "instruct", "read-back")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,32 @@ class Later:
     continued: dict[str, np.ndarray] = field(default_factory=dict)
     captions: dict[str, list[str]] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
+
+    def preferred(self) -> float:
+        """Share of DPO's pictures that have more colour than those of the same seed before it."""
+        after, before = (np.array(self.colour[model]) for model in ("preferences", "quality"))
+        return float((after > before).mean())
+
+    def exact_captions(self, model: str) -> int:
+        pairs = zip(self.views, self.captions[model], strict=True)
+        return sum(view.caption == said for view, said in pairs)
+
+    def exact_answers(self, model: str) -> int:
+        pairs = zip(self.asked, self.answers[model], strict=True)
+        return sum(asked.answer == said for asked, said in pairs)
+
+    def figures(self) -> dict[str, Any]:
+        """What says whether each stage did what it is for, by model."""
+        codes = {model: self.losses[model]["codes of views"] for model in FILMERS}
+        return {
+            "nll_codes_of_views": codes,
+            "colour": {model: float(np.mean(self.colour[model])) for model in PAINTERS},
+            "preferred": self.preferred(),
+            "views": len(self.views),
+            "exact_captions": {model: self.exact_captions(model) for model in DESCRIBERS},
+            "questions": len(self.asked),
+            "exact_answers": {model: self.exact_answers(model) for model in ANSWERERS},
+        }
 
 
 @dataclass

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def run_demo(out: Path, choice: Choice = "first") -> None:
         InputError: a stage failed; the message names it and its log.
     """
     started = time.perf_counter()
-    _clear(out)
+    clear(out)
     stages, work = stages_of(choice), Work(out)
     last = len(stages) + 1
     for number, stage in enumerate(stages, 1):
@@ -36,6 +37,7 @@ def run_demo(out: Path, choice: Choice = "first") -> None:
     _say(f"stage {last} of {last}: Evaluation. Every model is measured, and the page written.")
     results = measure(work, has_later=choice == "all")
     summary = _summary(results)
+    summary["seconds_of_stages"] = work.seconds
     summary["seconds"] = round(time.perf_counter() - started, 1)
     write_json(out / "summary.json", summary)
     write_report(stages, results, VisionTokenizer.load(work.tokenizer))
@@ -43,7 +45,7 @@ def run_demo(out: Path, choice: Choice = "first") -> None:
     print(f"open {out / 'report.html'}")
 
 
-def _clear(out: Path) -> None:
+def clear(out: Path) -> None:
     """Remove what an earlier demo left in the folder, and nothing else."""
     names = ["logs", "summary.json", "report.html"]
     for stage in stages_of("all"):
@@ -56,7 +58,7 @@ def _say(line: str) -> None:
     print(f"\n── {line}", flush=True)
 
 
-def _summary(results: Results) -> dict[str, float]:
+def _summary(results: Results) -> dict[str, Any]:
     rows = read_metrics(results.out / MODELS["stage-1"])
     made = results.first
     matches = [np.mean(d == t.vision.codes) for d, t in zip(made.drawn, made.images, strict=True)]
@@ -66,4 +68,5 @@ def _summary(results: Results) -> dict[str, float]:
         "loss_last": rows[-1]["loss"],
         "code_match": round(float(np.mean(matches)), 4),
         "captions": len(made.images),
+        **(results.later.figures() if results.later else {}),
     }

@@ -88,11 +88,11 @@ LATER = (
     Stage(
         "quality",
         "Quality fine-tuning",
-        "Three tenths of the views, those with the most colour, are selected by their score; "
-        "their codes alone are trained.",
+        "Of 240 further views the fifth with the most colour is selected by its score; their codes "
+        "alone are trained.",
         posttraining.quality,
         later_sections.quality,
-        ("data-quality", "data-quality-held-out", "quality-run"),
+        ("pool", "data-quality", "data-quality-held-out", "quality-run"),
     ),
     Stage(
         "preferences",

@@ -15,7 +15,8 @@ from PIL import Image, ImageEnhance
 from emu3_megatron.demo.material import PHOTOS, Source, write_photo
 from emu3_megatron.media.images import load_image
 
-VIEWS, HELD_OUT = 12, 3  # of each photo, to train on and to measure by
+# Of each photo: for stage 2 and after it, to measure by, and for quality to select from.
+VIEWS, HELD_OUT, POOL = 12, 4, 24
 SIDE = 128  # pixels of a view: 16 x 16 codes
 WHAT, WHERE = "What is this?", "Where was it taken?"
 _PART = (0.7, 0.95)  # of the photo's shorter side
