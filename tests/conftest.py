@@ -38,7 +38,8 @@ def mesh() -> Iterator[Mesh]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `emu3 demo` leaves: in the folder that EMU3_DEMO names, or made here, once a session."""
+    """What `emu3 demo --stages all` leaves, made once a session; or the folder that EMU3_DEMO names,
+    which may have the first stages alone."""
     if given := os.environ.get("EMU3_DEMO"):
         return Path(given).resolve()
     shared = tmp_path_factory.getbasetemp()
@@ -47,6 +48,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (shared / "demo.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "demo" / "summary.json").is_file():
-            command = [sys.executable, "-m", "emu3_megatron", "demo", "--out", "demo"]
+            command = [sys.executable, "-m", "emu3_megatron", "demo", "--stages", "all"]
             subprocess.run(command, cwd=shared, check=True)
     return shared / "demo"

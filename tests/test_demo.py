@@ -10,6 +10,7 @@ from support.tiny import VOCABULARY, make_packs, tiny_recipe
 
 from emu3_megatron.cli import main
 from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.demo.stages import stages_of
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 
@@ -52,4 +53,25 @@ def test_the_demo_learns_its_photos(demo: Path) -> None:
     assert summary["captions"] >= 8
     assert summary["code_match"] >= 0.95
     assert summary["tokenizer_psnr_db"] > 20
-    assert (demo / "report.html").is_file()
+    assert "1. Photos and a clip" in (demo / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_demo_does_what_it_is_for(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    if "preferred" not in summary:
+        pytest.skip("EMU3_DEMO has the first stages alone; make it with --stages all")
+    codes, colour = summary["nll_codes_of_views"], summary["colour"]
+    captions, answers = summary["exact_captions"], summary["exact_answers"]
+
+    assert codes["stage-2"] < codes["stage-1"] - 1
+    assert colour["quality"] > colour["stage-2"]
+    assert summary["preferred"] > 0.6
+    assert captions["image-to-text"] >= max(captions["stage-2"], 0.8 * summary["views"])
+    assert answers["image-to-text"] == 0
+    assert answers["instruct"] >= 0.8 * summary["questions"]
+    assert answers["read-back"] == answers["instruct"]
+    page = (demo / "report.html").read_text()
+    for stage in stages_of("all"):
+        assert stage.title in page
+        assert (demo / "logs" / f"{stage.name}.log").is_file() or stage.name == "material"
