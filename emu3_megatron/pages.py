@@ -38,7 +38,8 @@ figcaption { font-size: .85em; color: #666; overflow-wrap: anywhere }
 .card p { margin: .4em 0; overflow-wrap: anywhere }
 .card img { max-width: 100% }
 .chart figcaption { color: #222; font-weight: 600 }
-svg { font-size: 11px; fill: #666 }
+svg { font-size: 11px; fill: #666; overflow: visible }
+@media (max-width: 32em) { .row > .card { width: calc(50% - .75em) } }
 svg .frame { fill: #fafafa; stroke: #ddd }
 svg .line { fill: none; stroke: #1763b6; stroke-width: 1.8 }
 svg .bar { fill: #1763b6 }

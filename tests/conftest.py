@@ -38,8 +38,10 @@ def mesh() -> Iterator[Mesh]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `emu3 demo --stages all` leaves, made once a session; or the folder that EMU3_DEMO names,
-    which may have the first stages alone."""
+    """What `emu3 demo --stages all` leaves, made once a session.
+
+    Or the folder that EMU3_DEMO names, which may have the first stages alone.
+    """
     if given := os.environ.get("EMU3_DEMO"):
         return Path(given).resolve()
     shared = tmp_path_factory.getbasetemp()

@@ -23,6 +23,7 @@ from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 HELD_OUT = "validation/"
 _CAPTIONS = (0, 1, 8, 9)  # whose pictures are shown
+NOTHING = "(nothing)"
 _GAP = 4  # pixels between pictures
 _ROWS = 10  # views and questions that are shown
 
@@ -32,9 +33,9 @@ def stage_2(results: Results, tokenizer: VisionTokenizer) -> Section:
     rows = read_metrics(results.out / MODELS["stage-2"])
     before, after = _losses(later, "codes of views", "stage-1", "stage-2")
     note = (
-        "Before, the model knows one picture of each caption; now it draws many, by lot. They are "
-        "parts of photos that it has seen, and coarser: it has learned how they vary, not what "
-        "they show."
+        "Before, the model knows ten photos in one shape and one colouring; now it draws their "
+        "middles, pale or colourful by lot. The views that the loss is of have other colours, not "
+        "other contents."
     )
     return Section(
         "loss of codes, nats, on views that it has not seen",
@@ -44,7 +45,7 @@ def stage_2(results: Results, tokenizer: VisionTokenizer) -> Section:
             pages.paragraph(note),
             _curves(rows, {"loss": "loss", f"{HELD_OUT}nll_code": "codes of held-out views, nats"}),
             pages.heading("The same captions and seeds, before and after", 3),
-            *drawn(later, tokenizer, "stage-1", "stage-2"),
+            drawn(later, "stage-1", "stage-2"),
             pages.heading("Four seconds of film from their first half, greedy", 3),
             _film(later, tokenizer),
         ],
@@ -64,24 +65,24 @@ def _curves(rows: Sequence[dict], shown: dict[str, str]) -> pages.Html:
     return pages.side_by_side([curve(title, rows, name) for name, title in shown.items()])
 
 
-def drawn(later: Later, tokenizer: VisionTokenizer, *models: str) -> list[pages.Html]:
+def drawn(later: Later, *models: str) -> pages.Html:
     """Pictures of some captions, those of a model beside those of the next."""
-    blocks = []
-    for number in _CAPTIONS:
-        cards = [
-            pages.card([pages.image(_sheet(tokenizer, later.drawn[model][number]))], [model])
-            for model in models
-        ]
-        blocks += [pages.paragraph(PHOTOS[number].caption), pages.side_by_side(cards)]
-    return blocks
+    cards = [
+        pages.card(
+            [pages.image(_sheet(later.drawn[model][number]), "JPEG")],
+            [model, PHOTOS[number].caption],
+        )
+        for number in _CAPTIONS
+        for model in models
+    ]
+    return pages.side_by_side(cards)
 
 
-def _sheet(tokenizer: VisionTokenizer, drawn: Sequence[np.ndarray]) -> Image.Image:
+def _sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     """The first four pictures, two by two."""
-    pictures = [as_image(tokenizer, codes_hw[None]) for codes_hw in drawn[:4]]
     width, height = pictures[0].width + _GAP, pictures[0].height + _GAP
     sheet = Image.new("RGB", (2 * width - _GAP, 2 * height - _GAP), "white")
-    for i, picture in enumerate(pictures):
+    for i, picture in enumerate(pictures[:4]):
         sheet.paste(picture, (i % 2 * width, i // 2 * height))
     return sheet
 
@@ -114,7 +115,7 @@ def quality(results: Results, tokenizer: VisionTokenizer) -> Section:
             _curves(rows, {"loss": "loss", f"{HELD_OUT}loss": "held-out, selected by the rule"}),
             pages.table(["held-out loss, nats", "before", "after"], losses),
             pages.heading("The same captions and seeds, before and after", 3),
-            *drawn(later, tokenizer, "stage-2", "quality"),
+            drawn(later, "stage-2", "quality"),
         ],
     )
 
@@ -147,7 +148,7 @@ def preferences(results: Results, tokenizer: VisionTokenizer) -> Section:
             pages.paragraph(note),
             _curves(rows, shown),
             pages.heading("The same captions and seeds, before and after", 3),
-            *drawn(later, tokenizer, "quality", "preferences"),
+            drawn(later, "quality", "preferences"),
         ],
     )
 
@@ -157,12 +158,12 @@ def image_to_text(results: Results, tokenizer: VisionTokenizer) -> Section:
     before, after = DESCRIBERS
     rows = read_metrics(results.out / MODELS[after])
     table = [
-        [pages.image(as_image(tokenizer, view.vision.codes)), *said]
+        [pages.image(as_image(tokenizer, view.vision.codes)), *(text or NOTHING for text in said)]
         for view, *said in _some(later.views, later.captions[before], later.captions[after])
     ]
     note = (
-        "Captions of views that no model was trained on; their photos it knows. So this shows "
-        "recognition of ten photos from their parts, no more."
+        "Captions of views that no model was trained on; their photos in other colours it knows. "
+        "So this shows recognition of ten photos, no more."
     )
     return Section(
         "captions exact, of held-out views",
@@ -187,13 +188,17 @@ def instruct(results: Results, tokenizer: VisionTokenizer) -> Section:
     before, after = ANSWERERS[:2]
     rows = read_metrics(results.out / MODELS[after])
     table = [
-        [pages.image(as_image(tokenizer, asked.picture[None])), asked.question, *said]
+        [
+            pages.image(as_image(tokenizer, asked.picture[None])),
+            asked.question,
+            *(text or NOTHING for text in said),
+        ]
         for asked, *said in _some(later.asked, later.answers[before], later.answers[after])
     ]
     note = (
-        "Questions about views that no model was trained on. Before, the model writes captions "
-        "whatever it is asked; now it answers. The questions and answers are two and ten: it has "
-        "learned the form of a dialogue, not to reason."
+        "Questions about views that no model was trained on. Before, the model knows no dialogues; "
+        "now it answers. There are two questions and twenty answers: it has learned the form of a "
+        "dialogue and to tell ten photos apart, not to reason."
     )
     return Section(
         "answers exact, about held-out views",
@@ -236,7 +241,7 @@ def generate(results: Results, tokenizer: VisionTokenizer) -> Section:
         [
             pages.image(load_image(results.out / GENERATED)),
             pages.heading("The same captions and seeds, stage after stage", 3),
-            *drawn(_later(results), tokenizer, *PAINTERS),
+            drawn(_later(results), *PAINTERS),
         ],
     )
 

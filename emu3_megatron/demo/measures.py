@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from emu3_megatron import parallel
@@ -44,7 +45,7 @@ GREEDY = SamplingSettings(guidance=1.0, temperature=0.0)
 # By lot, with other seeds than those of the samples that preferences were trained on.
 BY_LOT = SamplingSettings(guidance=1.0, top_k=64, seed=50_000)
 GRID = Meta(16, 16)
-EACH = 6  # pictures of a caption
+EACH = 4  # pictures of a caption
 _LONGEST = 80  # tokens of a caption or an answer
 
 
@@ -108,8 +109,8 @@ def _measure_later(out: Path, mesh: Mesh, tokenizer: VisionTokenizer) -> Later:
         decoder, vocabulary = _open(out, model, mesh)
         later.losses[model] = _losses(out, decoder)
         if model in PAINTERS:
-            later.drawn[model] = _draw(decoder, vocabulary)
-            later.colour[model] = _colour(tokenizer, later.drawn[model])
+            later.drawn[model] = _draw(decoder, vocabulary, tokenizer)
+            later.colour[model] = [list(map(colourfulness, of)) for of in later.drawn[model]]
         if model in FILMERS:
             later.continued[model] = _go_on(decoder, vocabulary, film)
         if model in DESCRIBERS:
@@ -121,18 +122,15 @@ def _measure_later(out: Path, mesh: Mesh, tokenizer: VisionTokenizer) -> Later:
     return later
 
 
-def _draw(decoder: Decoder, vocabulary: Vocabulary) -> list[list[np.ndarray]]:
-    """Of each caption some pictures, codes [h, w]."""
+def _draw(
+    decoder: Decoder, vocabulary: Vocabulary, tokenizer: VisionTokenizer
+) -> list[list[Image.Image]]:
+    """Some pictures of each caption."""
     prompts = [VisionPrompt(photo.caption, GRID) for photo in PHOTOS for _ in range(EACH)]
-    drawn = [codes[0] for codes in draw(decoder, vocabulary, prompts, BY_LOT)]
-    return [drawn[i : i + EACH] for i in range(0, len(drawn), EACH)]
-
-
-def _colour(tokenizer: VisionTokenizer, drawn: list[list[np.ndarray]]) -> list[list[float]]:
-    def of(codes_hw: np.ndarray) -> float:
-        return colourfulness(to_image(tokenizer.decode_images(torch.from_numpy(codes_hw)[None])[0]))
-
-    return [[of(codes) for codes in of_caption] for of_caption in drawn]
+    drawn = draw(decoder, vocabulary, prompts, BY_LOT)
+    pixels = [tokenizer.decode_images(torch.from_numpy(codes_1hw)) for codes_1hw in drawn]
+    pictures = [to_image(pixels_nchw[0]) for pixels_nchw in pixels]
+    return [pictures[i : i + EACH] for i in range(0, len(pictures), EACH)]
 
 
 def _losses(out: Path, decoder: Decoder) -> dict[str, float]:

@@ -46,9 +46,9 @@ def preferences(work: Work) -> None:
         *("dpo-tiny-cpu", f"run.dir={out / 'preferences-run'}"),
         f"run.init_from={out / 'quality-run'}",
         f"data.sources=[{{pack: {out / 'pairs.pack'}}}]",
-        *("data.context=704", "objective.nll=3", "optimizer.lr=3.0e-4"),
+        *("data.context=704", "objective.nll=1"),
         f"objective.reference.folder={out / 'reference'}",
-        *("run.steps=40", "run.save_every=40"),
+        *("run.steps=16", "run.save_every=16", "run.log_every=1"),
     )
     work.emu3("reference", *recipe)
     work.emu3("train", *recipe)
@@ -88,7 +88,7 @@ def image_to_text(work: Work) -> None:
         f"data.sources=[{{pack: {packs / 'understanding.pack'}, weight: 0.9}}, "
         f"{{pack: {packs / 'text.pack'}, weight: 0.1}}]",
         validation(out / "data-held-out/packs/understanding.pack", every=10, batches=3),
-        *("run.steps=80", "run.save_every=80", "batch.size=4", "optimizer.lr=1.0e-3"),
+        *("run.steps=60", "run.save_every=60", "batch.size=4", "optimizer.lr=1.0e-3"),
     )
 
 
@@ -114,7 +114,7 @@ def instruct(work: Work) -> None:
         *(f"run.init_from={out / 'image-to-text-run'}", *_MODEL, "data.context=896"),
         f"data.sources=[{{pack: {out / 'data-dialogues/packs/dialogues.pack'}}}]",
         validation(out / "data-dialogues-held-out/packs/dialogues.pack", every=10, batches=3),
-        *("run.steps=80", "run.save_every=80", "batch.size=4"),
+        *("run.steps=60", "run.save_every=60", "batch.size=4"),
     )
 
 

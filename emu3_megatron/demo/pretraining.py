@@ -81,7 +81,8 @@ def stage_2(work: Work) -> None:
         f"clips.source={out / 'film'}",
         f"text.source={out / 'texts'}",
         *("--tokenizer", work.tokenizer, "--out", out / "data-views"),
-        "packs=[{name: stage2, context: 2048, kinds: [images, clips], select: captioned}, "
+        "packs=[{name: stage2, context: 2048, kinds: [images], select: captioned}, "
+        "{name: film, context: 2048, kinds: [clips]}, "
         "{name: understanding, context: 704, kinds: [images], select: understanding}, "
         "{name: text, context: 704, kinds: [text]}]",
     )
@@ -93,7 +94,8 @@ def stage_2(work: Work) -> None:
     work.torchrun(
         *("train", "stage2-tiny-cpu", f"run.dir={out / 'stage2-run'}"),
         f"run.init_from={out / 'decoder-run'}",
-        f"data.sources=[{{pack: {out / 'data-views/packs/stage2.pack'}}}]",
+        f"data.sources=[{{pack: {out / 'data-views/packs/stage2.pack'}, weight: 0.7}}, "
+        f"{{pack: {out / 'data-views/packs/film.pack'}, weight: 0.3}}]",
         validation(out / "data-held-out/packs/stage2.pack", every=10, batches=2),
         *("run.steps=60", "run.save_every=60"),
     )

@@ -53,6 +53,6 @@ def _section(number: int, stage: Stage, section: Section, results: Results) -> l
         pages.heading(f"{number}. {stage.title}"),
         pages.paragraph(stage.does),
         pages.paragraph(f"{section.measure}: {change}; {_time(stage, results)}."),
-        *([pages.code("\n".join(commands))] if commands else []),
+        *([pages.code("\n".join(f"$ {command}" for command in commands))] if commands else []),
         *section.blocks,
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from emu3_megatron.demo.documents import Asked, Trained
 
@@ -52,7 +53,7 @@ class Later:
         views: pictures that no model was trained on, with their captions.
         asked: questions about such pictures.
         losses: nats a token, by the kind of document that no model was trained on.
-        drawn: of each caption some pictures, codes [h, w].
+        drawn: of each caption some pictures.
         colour: of each of these pictures.
         continued: codes [f, h, w] of the film; the first half of its frames was given.
         captions: of each view.
@@ -63,7 +64,7 @@ class Later:
     views: list[Trained]
     asked: list[Asked]
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
-    drawn: dict[str, list[list[np.ndarray]]] = field(default_factory=dict)
+    drawn: dict[str, list[list[Image.Image]]] = field(default_factory=dict)
     colour: dict[str, list[list[float]]] = field(default_factory=dict)
     continued: dict[str, np.ndarray] = field(default_factory=dict)
     captions: dict[str, list[str]] = field(default_factory=dict)

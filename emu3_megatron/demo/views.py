@@ -1,7 +1,7 @@
 """What the later stages of the demo learn from: views of the photos, and dialogues about them.
 
-A view is a part of a photo, made paler or more colourful by chance. Nothing in its caption says so:
-which of the two a model draws is left to quality fine-tuning and to preferences.
+A view is the middle of a photo, made paler or more colourful by chance. Nothing in its caption says
+so: which of the two a model draws is left to quality fine-tuning and to preferences.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from emu3_megatron.demo.material import PHOTOS, Source, write_photo
 from emu3_megatron.media.images import load_image
@@ -19,7 +19,6 @@ from emu3_megatron.media.images import load_image
 VIEWS, HELD_OUT, POOL = 12, 4, 24
 SIDE = 128  # pixels of a view: 16 x 16 codes
 WHAT, WHERE = "What is this?", "Where was it taken?"
-_PART = (0.7, 0.95)  # of the photo's shorter side
 _COLOUR = (0.2, 1.6)  # 0 is grey, 1 as the photo is
 
 
@@ -34,20 +33,17 @@ def lay_out_views(folder: Path, each: int, seed: int) -> None:
 
 
 def _view(photo: Image.Image, random: np.random.Generator) -> Image.Image:
-    side = int(min(photo.size) * random.uniform(*_PART))
-    left, top = (int(random.integers(size - side + 1)) for size in photo.size)
-    part = photo.crop((left, top, left + side, top + side))
-    part = part.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return ImageEnhance.Color(part).enhance(random.uniform(*_COLOUR))
+    middle = ImageOps.fit(photo, (SIDE, SIDE), Image.Resampling.LANCZOS)
+    return ImageEnhance.Color(middle).enhance(random.uniform(*_COLOUR))
 
 
 def lay_out_dialogues(views: Path, each: int) -> None:
     """Write VIEWS.json: LLaVA's rows, a dialogue about each view, of one turn or of two."""
     rows = []
-    for source in PHOTOS:
+    for number, source in enumerate(PHOTOS):
         for i in range(each):
             asked = [(WHAT, source.what), (WHERE, source.where)]
-            rows.append(_row(f"{source.locate().stem}-{i}.png", _turns(asked, i)))
+            rows.append(_row(f"{source.locate().stem}-{i}.png", _turns(asked, number + i)))
     views.with_suffix(".json").write_text(json.dumps(rows, indent=1))
 
 

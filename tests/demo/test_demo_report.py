@@ -81,7 +81,7 @@ def later():
             "codes of views": 6.0 - number,
             "codes of the most colourful": 5.0 - number,
         }
-        later.drawn[model] = [[picture] * 4] * len(PHOTOS)
+        later.drawn[model] = [[Image.new("RGB", (48, 32))] * 4] * len(PHOTOS)
         later.colour[model] = [[10.0 + number] * 4] * len(PHOTOS)
         later.continued[model] = clip
         later.captions[model] = ["a cat" if model == "image-to-text" else "a dog"]
@@ -111,7 +111,7 @@ def test_every_stage_has_its_part_with_time_and_commands(out, tokenizer, later):
 
     for number, stage in enumerate(stages_of("all"), 1):
         assert f"<h2>{number}. {stage.title}</h2>" in html
-        assert f"<pre>emu3 {stage.name} --out &#39;a b&#39;</pre>" in html
+        assert f"<pre>$ emu3 {stage.name} --out &#39;a b&#39;</pre>" in html
     assert html.count("<td>90 s</td>") == len(stages_of("all"))
 
 
