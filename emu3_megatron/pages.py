@@ -29,7 +29,7 @@ table { border-collapse: collapse }
 .table { overflow-x: auto; margin: 1em 0 }
 pre { background: #f5f7fa; padding: .7em 1em; white-space: pre-wrap; overflow-wrap: anywhere;
   font-size: .85em }
-th, td { text-align: left; padding: .35em .8em; vertical-align: top; overflow-wrap: anywhere }
+th, td { text-align: left; padding: .35em .8em; vertical-align: top; overflow-wrap: break-word }
 tr { border-bottom: 1px solid #ddd }
 figure { margin: 0 }
 figcaption { font-size: .85em; color: #666; overflow-wrap: anywhere }

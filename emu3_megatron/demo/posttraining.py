@@ -60,7 +60,7 @@ def _pairs(work: Work, prompts: Path, number: int) -> Path:
     work.emu3(
         *("preferences", "sample", work.out / "quality-run", prompts, "--out", folder),
         *("--tokenizer", work.tokenizer, "--grid", "16x16", "--samples", str(SAMPLES)),
-        *("--guidance", "1", "--top-k", "64", "--batch", "80", "--seed", str(1000 * number)),
+        *("--guidance", "1", "--top-k", "16", "--batch", "80", "--seed", str(1000 * number)),
     )
     vote(folder)
     work.emu3("preferences", "import", folder, folder / "rule.csv", "--column", "colour")
@@ -132,6 +132,6 @@ def generate(work: Work) -> None:
     """One picture, by the model that went through every stage of drawing."""
     work.emu3(
         *("generate", "--checkpoint", work.out / "preferences-run", "--tokenizer", work.tokenizer),
-        *("--prompt", PHOTOS[1].caption, "--grid", "16x16", "--guidance", "1", "--top-k", "64"),
+        *("--prompt", PHOTOS[1].caption, "--grid", "16x16", "--guidance", "1", "--top-k", "16"),
         *("--out", work.out / GENERATED),
     )
