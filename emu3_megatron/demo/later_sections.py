@@ -1,5 +1,6 @@
 """The parts of the demo's page on its later stages: before and after each of them."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image
 
 from emu3_megatron import pages
 from emu3_megatron.demo.material import PHOTOS
-from emu3_megatron.demo.posttraining import GENERATED
+from emu3_megatron.demo.posttraining import ANSWER, DRAWN, PICTURE, SHOWN
 from emu3_megatron.demo.results import ANSWERERS, DESCRIBERS, MODELS, PAINTERS, Later, Results
 from emu3_megatron.demo.sections import (
     Section,
@@ -17,6 +18,7 @@ from emu3_megatron.demo.sections import (
     equal,
     read_metrics,
 )
+from emu3_megatron.demo.views import WHAT
 from emu3_megatron.grammar import Vision
 from emu3_megatron.media.images import load_image
 from emu3_megatron.vision.tokenizer import VisionTokenizer
@@ -234,12 +236,17 @@ def export(results: Results, tokenizer: VisionTokenizer) -> Section:
 
 
 def generate(results: Results, tokenizer: VisionTokenizer) -> Section:
+    answer = json.loads((results.out / ANSWER).read_text())["answer"]
+    cards = [
+        pages.card([pages.image(load_image(results.out / PICTURE))], [f"drawn: {DRAWN.caption}"]),
+        pages.card([pages.image(load_image(results.out / SHOWN))], [WHAT, f"answered: {answer}"]),
+    ]
     return Section(
-        "a picture from its caption",
+        "answer to a question about a view",
         "",
-        GENERATED,
+        answer,
         [
-            pages.image(load_image(results.out / GENERATED)),
+            pages.side_by_side(cards),
             pages.heading("The same captions and seeds, stage after stage", 3),
             drawn(_later(results), *PAINTERS),
         ],

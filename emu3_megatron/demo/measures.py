@@ -28,8 +28,8 @@ from emu3_megatron.demo.results import (
     Results,
 )
 from emu3_megatron.demo.work import Work
-from emu3_megatron.generation.generator import Request, generate
-from emu3_megatron.generation.images import VisionPrompt, caption_images, draw
+from emu3_megatron.generation.answers import describe, say
+from emu3_megatron.generation.images import VisionPrompt, draw
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Document, Meta
 from emu3_megatron.media.images import load_image, resize_to_area, to_image, to_pixels
@@ -89,8 +89,8 @@ def _open(out: Path, model: str, mesh: Mesh) -> tuple[Decoder, Vocabulary]:
 
 
 def _describe(decoder: Decoder, vocabulary: Vocabulary, pictures: Sequence[Trained]) -> list[str]:
-    codes = [picture.vision.codes[0] for picture in pictures]
-    return caption_images(decoder, vocabulary, codes, GREEDY, max_tokens=_LONGEST)
+    shown = [picture.vision for picture in pictures]
+    return describe(decoder, vocabulary, shown, GREEDY, max_tokens=_LONGEST)
 
 
 def _go_on(decoder: Decoder, vocabulary: Vocabulary, clip: Trained) -> np.ndarray:
@@ -116,9 +116,9 @@ def _measure_later(out: Path, mesh: Mesh, tokenizer: VisionTokenizer) -> Later:
         if model in DESCRIBERS:
             later.captions[model] = _describe(decoder, vocabulary, views)
         if model in ANSWERERS:
-            requests = [Request(a.prompt, stop=(vocabulary.eos,)) for a in later.asked]
-            said = generate(decoder, vocabulary, requests, GREEDY, max_tokens=_LONGEST)
-            later.answers[model] = [vocabulary.decode(tokens) for tokens in said]
+            prompts = [asked.prompt for asked in later.asked]
+            said = say(decoder, vocabulary, prompts, GREEDY, max_tokens=_LONGEST)
+            later.answers[model] = said
     return later
 
 

@@ -7,12 +7,13 @@ from PIL import Image
 
 from emu3_megatron.demo.material import PHOTOS
 from emu3_megatron.demo.pretraining import prepare_images, validation
-from emu3_megatron.demo.views import HELD_OUT, POOL, VIEWS, lay_out_dialogues, lay_out_views
+from emu3_megatron.demo.views import HELD_OUT, POOL, VIEWS, WHAT, lay_out_dialogues, lay_out_views
 from emu3_megatron.demo.work import Work
 from emu3_megatron.prepare.scores.colour import colourfulness
 
 ROUNDS = 2  # of samples; a caption gives one pair in each
-GENERATED = "generated.png"
+PICTURE, ANSWER = "picture.png", "answer.jsonl"
+DRAWN, SHOWN = PHOTOS[1], "views-held-out/flower-0.png"
 SAMPLES = 8  # of each caption
 _BEST = "images.select={columns: {colour: 1}, top: 0.2}"
 _CAPTIONED = "packs=[{name: images, context: 704, kinds: [images], select: captioned}]"
@@ -129,9 +130,13 @@ def export(work: Work) -> None:
 
 
 def generate(work: Work) -> None:
-    """One picture, by the model that went through every stage of drawing."""
+    """A picture by the model that went through every stage of drawing, an answer by the other."""
+    tokenizer = ("--tokenizer", work.tokenizer)
     work.emu3(
-        *("generate", "--checkpoint", work.out / "preferences-run", "--tokenizer", work.tokenizer),
-        *("--prompt", PHOTOS[1].caption, "--grid", "16x16", "--guidance", "1", "--top-k", "16"),
-        *("--out", work.out / GENERATED),
+        *("generate", "image", work.out / "preferences-run", DRAWN.caption, *tokenizer),
+        *("--grid", "16x16", "--guidance", "1", "--top-k", "16", "--out", work.out / PICTURE),
+    )
+    work.emu3(
+        *("generate", "dialogue", work.out / "instruct-run", WHAT, *tokenizer),
+        *("--show", work.out / SHOWN, "--area", "16384", "--out", work.out / ANSWER),
     )

@@ -142,10 +142,10 @@ LATER = (
     Stage(
         "generate",
         "Generation",
-        "The model that went through every stage of drawing draws a caption.",
+        "One model draws a caption, the other answers a question about a view that is new to it.",
         posttraining.generate,
         later_sections.generate,
-        (posttraining.GENERATED,),
+        (posttraining.PICTURE, posttraining.ANSWER),
     ),
 )
 

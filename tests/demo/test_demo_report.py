@@ -11,6 +11,7 @@ from PIL import Image
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.demo.documents import Asked, Trained
 from emu3_megatron.demo.material import PHOTOS
+from emu3_megatron.demo.posttraining import SHOWN
 from emu3_megatron.demo.report import write_report
 from emu3_megatron.demo.results import MODELS, Generated, Later, Results
 from emu3_megatron.demo.stages import stages_of
@@ -41,15 +42,22 @@ def tokenizer():
 
 @pytest.fixture
 def out(tmp_path):
-    for folder in ("photos", "data", "transformers", "decoder-run/samples/step-2"):
+    for folder in (
+        "photos",
+        "data",
+        "transformers",
+        "views-held-out",
+        "decoder-run/samples/step-2",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "photos" / "cat.png")
     (tmp_path / "photos" / "cat.txt").write_text("a <cat>")
     (tmp_path / "data" / "manifest.json").write_text(json.dumps(MANIFEST))
     (tmp_path / "transformers" / "config.json").write_text("{}")
-    for path in ("decoder-run/samples/step-2/0.png", "generated.png"):
+    for path in ("decoder-run/samples/step-2/0.png", "picture.png", SHOWN):
         Image.new("RGB", (48, 32)).save(tmp_path / path)
+    (tmp_path / "answer.jsonl").write_text('{"answer": "A <dahlia>."}')
     for run, rows in METRICS.items():
         (tmp_path / run).mkdir(exist_ok=True)
         lines = [json.dumps({"step": step, **row}) for step, row in enumerate(rows, 1)]
@@ -127,6 +135,7 @@ def test_every_change_stands_in_the_table_in_front(out, tokenizer, later):
     assert cells["Image to text"] == ["0 of 1", "1 of 1"]
     assert cells["Instruction tuning"] == ["0 of 1", "1 of 1"]
     assert cells["Export"] == ["", "1 of 1"]
+    assert cells["Generation"] == ["", "A &lt;dahlia&gt;."]
 
 
 def test_what_a_model_says_is_shown_beside_what_it_said_before(out, tokenizer, later):
