@@ -78,9 +78,9 @@ def clip(
     A continuation sees the last seconds of the clip and adds some more; several follow one another.
     """
     from emu3_megatron.generation.clips import Continuation, fps_of, latent_frames
-    from emu3_megatron.generation.files.drawing import Drawer, works_of_clips
     from emu3_megatron.generation.files.outputs import batches_of, check_suffix, outputs_of
     from emu3_megatron.generation.files.prompts import Defaults
+    from emu3_megatron.generation.files.writing import Drawer, works_of_clips
 
     check_suffix(out, [".mp4", ".gif"])
     source = Checkpoint.read(checkpoint)

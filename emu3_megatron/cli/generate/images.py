@@ -54,9 +54,9 @@ def image(
     estimate: EstimateOnly = False,
 ) -> None:
     """Draw images from captions."""
-    from emu3_megatron.generation.files.drawing import Drawer, work_of
     from emu3_megatron.generation.files.outputs import batches_of, check_suffix, outputs_of
     from emu3_megatron.generation.files.prompts import Defaults
+    from emu3_megatron.generation.files.writing import Drawer, work_of
 
     check_suffix(out, [".png"])
     source = Checkpoint.read(checkpoint)
