@@ -72,13 +72,13 @@ class DecodeForward:
         """fp32 logits of the tokens from `begin` to before `end`, [b, end - begin]."""
         head_vh = self.weights.head_vh
         if self._group.size() == 1:
-            return linear(hidden_bh, head_vh[begin:end]).float()
+            return _multiply(hidden_bh, head_vh[begin:end]).float()
         ours = tensor_rank() * len(head_vh)
         first, last = (min(max(i - ours, 0), len(head_vh)) for i in (begin, end))
         # Each rank writes the columns whose rows it holds; the sum puts them together.
         logits_bv = hidden_bh.new_zeros(len(hidden_bh), end - begin)
         columns = slice(first + ours - begin, last + ours - begin)
-        logits_bv[:, columns] = linear(hidden_bh, head_vh[first:last])
+        logits_bv[:, columns] = _multiply(hidden_bh, head_vh[first:last])
         return self._sum(logits_bv).float()
 
     def _embed(self, tokens_bw: Tensor) -> Tensor:
@@ -126,6 +126,19 @@ def _rotary_tables(weights: DecodeWeights, places: int) -> tuple[Tensor, Tensor]
 
 
 def _multiply(x: Tensor, weight_oi: Tensor | QuantizedWeight) -> Tensor:
+    """`x @ weight.T`, [..., o], by the way that is fastest for so few rows."""
     if isinstance(weight_oi, QuantizedWeight):
         return eight_bit_linear(x, weight_oi)
-    return linear(x, weight_oi)
+    if not _suits_turned(x, weight_oi):
+        return linear(x, weight_oi)
+    y_on = weight_oi @ x.reshape(-1, x.shape[-1]).T
+    return y_on.T.contiguous().view(*x.shape[:-1], -1)
+
+
+def _suits_turned(x: Tensor, weight_oi: Tensor) -> bool:
+    """Whether `weight @ x.T` is faster: MKL reads the weight up to four times as fast."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    rows, (outputs, inputs) = x.numel() // x.shape[-1], weight_oi.shape
+    is_large = outputs * inputs >= 1 << 20 and outputs > inputs
+    return rows == 2 or (2 < rows <= 8 and is_large)
