@@ -45,7 +45,8 @@ class _Captured:
             run()  # compiles kernels and allocates workspaces, which a capture must not
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=memory):
+        # Other threads, of a server or of NCCL, may use the device meanwhile.
+        with torch.cuda.graph(self._graph, pool=memory, capture_error_mode="thread_local"):
             self._hidden_bwh = run()
 
     def replay(self, tokens_bw: Tensor, positions_bw: Tensor) -> Tensor:
