@@ -25,13 +25,13 @@ from emu3_megatron.alignment.samples import MANIFEST, Sample, write_samples
 from emu3_megatron.data.shards.writer import Block, block_of
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
+from emu3_megatron.generation.clips import save_vision
 from emu3_megatron.generation.files.prompts import Prompt, first_seeds
 from emu3_megatron.generation.generator import generate
-from emu3_megatron.generation.images import VisionPrompt, save_image
+from emu3_megatron.generation.images import VisionPrompt
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Document, Span, Turn, Vision, dialogue, parse, vision_prefix
-from emu3_megatron.media.writers import write_clip
 from emu3_megatron.model import Decoder
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.vision.tokenizer import VisionTokenizer
@@ -196,12 +196,7 @@ class Sampler:
                 beside.write_text("".join(map(str, drawn)), encoding="utf-8")
             return
         assert self.tokenizer is not None, "images are decoded"
-        if vision.meta.fps is None:
-            save_image(self.tokenizer, vision.codes[0], path)
-        else:
-            device = next(self.tokenizer.parameters()).device
-            codes_1fhw = torch.from_numpy(vision.codes)[None].to(device)
-            write_clip(path, self.tokenizer.decode_clips(codes_1fhw)[0], vision.meta.fps)
+        save_vision(self.tokenizer, vision, path)
 
     def _finish(self, place: "_Place", batches: list[list[Job]], about: dict[str, Any]) -> None:
         samples = [job.sample for batch in batches for job in batch]

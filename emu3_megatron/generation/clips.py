@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emu3_megatron.generation.images import VisionPrompt, Watch, draw
+from emu3_megatron.generation.images import VisionPrompt, Watch, draw, save_image
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, Vision
 from emu3_megatron.media.writers import write_clip
@@ -120,3 +120,11 @@ def save_clip(
         given = len(first_tchw) // TEMPORAL_FACTOR * TEMPORAL_FACTOR
         pixels_tchw[:given] = first_tchw[:given].to(pixels_tchw)
     write_clip(path, pixels_tchw, fps_of(clip.meta))
+
+
+def save_vision(tokenizer: VisionTokenizer, vision: Vision, path: str | Path) -> None:
+    """Write an image as PNG, a clip as `save_clip` does."""
+    if vision.meta.fps is None:
+        save_image(tokenizer, vision.codes[0], path)
+    else:
+        save_clip(tokenizer, vision, path)

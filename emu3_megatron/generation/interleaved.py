@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from emu3_megatron.files import replacing
-from emu3_megatron.generation.clips import save_clip
+from emu3_megatron.generation.clips import save_vision
 from emu3_megatron.generation.generator import generate
-from emu3_megatron.generation.images import save_image
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Vision, open_prompt, parse
@@ -74,16 +73,9 @@ def write_markdown(tokenizer: VisionTokenizer, parts: Sequence[str | Vision], fo
             continue
         drawn += 1
         name = f"{drawn}.png" if part.meta.fps is None else f"{drawn}.mp4"
-        _save(tokenizer, part, folder / name)
+        save_vision(tokenizer, part, folder / name)
         text += f"\n\n![{part.meta}]({name})\n\n"
     path = folder / "document.md"
     with replacing(path) as beside:
         beside.write_text(text.strip() + "\n", encoding="utf-8")
     return path
-
-
-def _save(tokenizer: VisionTokenizer, vision: Vision, path: Path) -> None:
-    if vision.meta.fps is None:
-        save_image(tokenizer, vision.codes[0], path)
-    else:
-        save_clip(tokenizer, vision, path)
