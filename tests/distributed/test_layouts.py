@@ -1,4 +1,4 @@
-"""Parallel layouts must not change the result: losses over 20 steps of packed documents."""
+"""Parallel layouts must not change the result: losses over 10 steps of packed documents."""
 
 from functools import cache
 from pathlib import Path
@@ -41,7 +41,7 @@ def losses_of(pack: Path, processes: int) -> dict[tuple[str, bool], list[float]]
     return dict(zip(cases, run_processes(_all_losses, processes, recipes)[0], strict=True))
 
 
-def _all_losses(recipes: list[Recipe], last: int = 20) -> list[list[float]]:
+def _all_losses(recipes: list[Recipe], last: int = 10) -> list[list[float]]:
     return [losses(recipe, last) for recipe in recipes]
 
 
