@@ -110,7 +110,7 @@ pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
 [ -x "$venv/bin/pip" ] || make_venv
 install_torch
 say "everything else: about 0.8 GB to fetch"
-"${pip[@]}" --editable '.[demo,prepare,tracking,test]'
+"${pip[@]}" --editable '.[demo,prepare,serve,tracking,test]'
 say "two packages without their dependencies, which are not needed or unwanted"
 # The Qwen byte-BPE ranks are in this wheel.
 "${pip[@]}" --no-deps 'dashscope>=2.0,<2.1'

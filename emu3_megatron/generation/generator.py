@@ -154,6 +154,11 @@ class Generator:
         return len(self._rows)
 
     @property
+    def num_running(self) -> int:
+        """Requests that have rows."""
+        return len(self._running)
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 

@@ -17,7 +17,7 @@ from emu3_megatron.media.files import UnreadableError, reason_of
 
 MAX_ASPECT = 5  # longer side over shorter; the published processor rejects beyond it
 # Named, because Pillow would also open EPS, for which it starts Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 # How an image is turned upright, by its EXIF orientation.
 _TURNS = {
@@ -60,7 +60,7 @@ def decode_image(data: bytes, path: str | Path) -> DecodedImage:
         # Warnings of damaged metadata name no file.
         with (
             warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=_FORMATS) as opened,
+            Image.open(io.BytesIO(data), formats=FORMATS) as opened,
         ):
             return _decode(opened)
     except UnidentifiedImageError:

@@ -87,23 +87,34 @@ class Previews:
         for i, (meta, tokens) in enumerate(zip(self._metas, said, strict=True)):
             rows = min(rows_in(meta, len(tokens)), meta.height)
             if rows > self._written[i]:
-                image = self.image(meta, tokens, rows)
+                image = image_of_rows(self._tokenizer, self._vocabulary, meta, tokens, rows)
                 write_png(self._paths[i], image)
                 self._written[i] = rows
         took = time.monotonic() - begun
         self._not_before = time.monotonic() + took * (1 - _SHARE) / _SHARE
 
-    def image(self, meta: Meta, tokens: Sequence[int], rows: int) -> Image.Image:
-        """The image with its first rows; the rest is grey."""
-        laid_out = np.array(tokens[: rows * (meta.width + 1)]).reshape(rows, -1)
-        codes_hw = torch.from_numpy(laid_out[:, :-1] - self._vocabulary.first_code)
-        device = next(self._tokenizer.parameters()).device
-        drawn = to_image(self._tokenizer.decode_images(codes_hw[None].to(device))[0])
-        size = (SPATIAL_FACTOR * meta.width, SPATIAL_FACTOR * meta.height)
-        image = Image.new("RGB", size, _EMPTY)
-        image.paste(drawn)
-        return image
-
     def remove(self) -> None:
         for path in self._paths:
             path.unlink(missing_ok=True)
+
+
+def image_of_rows(
+    tokenizer: VisionTokenizer,
+    vocabulary: Vocabulary,
+    meta: Meta,
+    tokens: Sequence[int],
+    rows: int,
+) -> Image.Image:
+    """The image with its first rows; the rest is grey.
+
+    Args:
+        tokens: those behind IMG.
+    """
+    laid_out = np.array(tokens[: rows * (meta.width + 1)]).reshape(rows, -1)
+    codes_hw = torch.from_numpy(laid_out[:, :-1] - vocabulary.first_code)
+    device = next(tokenizer.parameters()).device
+    drawn = to_image(tokenizer.decode_images(codes_hw[None].to(device))[0])
+    size = (SPATIAL_FACTOR * meta.width, SPATIAL_FACTOR * meta.height)
+    image = Image.new("RGB", size, _EMPTY)
+    image.paste(drawn)
+    return image

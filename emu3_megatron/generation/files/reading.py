@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from emu3_megatron.errors import InputError
 from emu3_megatron.generation.clips import encode_clip
 from emu3_megatron.grammar import Vision
@@ -61,13 +63,15 @@ def read_vision(tokenizer: VisionTokenizer, path: Path, sizes: Sizes) -> Vision:
     """
     if is_clip(path):
         return _read_clip(tokenizer, path, sizes)
-    image = load_image(path)
-    same = sizes.least == sizes.most
-    image = (
-        resize_to_area(image, sizes.least)
-        if same
-        else resize_within(image, sizes.least, sizes.most)
-    )
+    return vision_of(tokenizer, load_image(path), sizes)
+
+
+def vision_of(tokenizer: VisionTokenizer, image: Image.Image, sizes: Sizes) -> Vision:
+    """The codes of an image, resized."""
+    if sizes.least == sizes.most:
+        image = resize_to_area(image, sizes.least)
+    else:
+        image = resize_within(image, sizes.least, sizes.most)
     pixels_1chw = to_pixels(image)[None].to(next(tokenizer.parameters()).device)
     return Vision.image(tokenizer.encode_images(pixels_1chw)[0].cpu().numpy())
 

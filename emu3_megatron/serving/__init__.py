@@ -1,0 +1,1 @@
+"""The server: HTTP endpoints that OpenAI's clients know, over one generator."""
