@@ -31,7 +31,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="address to listen on; others than this machine need a key")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="to listen on")] = 8000,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
