@@ -5,7 +5,6 @@ the same however often a run is interrupted, and a sample draws with a seed of i
 sample depends on that.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -26,6 +25,7 @@ from emu3_megatron.data.shards.writer import Block, block_of
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
 from emu3_megatron.generation.clips import save_vision
+from emu3_megatron.generation.files.begun import lock, require_same
 from emu3_megatron.generation.files.prompts import Prompt, first_seeds
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.images import VisionPrompt
@@ -36,9 +36,6 @@ from emu3_megatron.model import Decoder
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
-
-_OF_PLACE = ("checkpoint", "prompts_file")  # where things lie may change between two runs
-_DIGESTS = {"checkpoint_digest": "another checkpoint", "prompts_digest": "other prompts"}
 
 
 @dataclass(frozen=True)
@@ -257,39 +254,20 @@ class _Place:
         """
         settings = self.work / "settings.json"
         if (self.folder / MANIFEST).exists():
-            _compare(self.folder, json.loads((self.folder / MANIFEST).read_text()), about)
+            require_same(self.folder, json.loads((self.folder / MANIFEST).read_text()), about)
             self.end()
             return None
         if not self.work.exists() and self.folder.exists() and any(self.folder.iterdir()):
             raise InputError(f"{self.folder}: holds other files; choose another --out")
-        self._lock()
+        self._lock = lock(self.folder, self.work / "lock")
         for unfinished in (*self.work.glob(".*.tmp"), *(self.folder / "media").glob(".*.tmp")):
             unfinished.unlink()
         done = {int(path.stem.removeprefix("part-")) for path in self.work.glob("part-*.npz")}
         if done:
-            _compare(self.folder, json.loads(settings.read_text()), about)
+            require_same(self.folder, json.loads(settings.read_text()), about)
         else:
             write_json(settings, about)
         return done
 
-    def _lock(self) -> None:
-        self.work.mkdir(parents=True, exist_ok=True)
-        self._file = (self.work / "lock").open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{self.folder}: another process draws samples here; wait for its end"
-            ) from None
-
     def end(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
-
-
-def _compare(folder: Path, begun: dict[str, Any], about: dict[str, Any]) -> None:
-    """Refuse to go on with other settings: samples of one folder come from one sampler."""
-    for name, value in about.items():
-        if name in _OF_PLACE or begun.get(name) == value:
-            continue
-        other = _DIGESTS.get(name, f"{name} {begun.get(name)}, and now it is {value}")
-        raise InputError(f"{folder}: begun with {other}; give the same, or choose another --out")

@@ -174,7 +174,7 @@ class Checkpoint:
         """
         from emu3_megatron.vision.tokenizer import VisionTokenizer
 
-        found = folder or self._own_tokenizer()
+        found = self.tokenizer_folder(folder)
         network = VisionTokenizer.load(found)
         codes = network.network.codebook_size
         if codes != self.recipe.model.codes:
@@ -184,6 +184,10 @@ class Checkpoint:
             )
         is_first = os.environ.get("RANK", "0") == "0"
         return network.to(self.device) if is_first else network
+
+    def tokenizer_folder(self, folder: Path | None) -> Path:
+        """The one that is given, else the checkpoint's own; raises InputError when it has none."""
+        return folder or self._own_tokenizer()
 
 
 def tensor_size() -> int:
