@@ -66,7 +66,8 @@ WHOLE_RECIPES = {
 
 OPTIONAL = (
     "transformer_engine flash_attn apex deepspeed peft accelerate wandb tensorboard dashscope "
-    "transformers ray pyarrow scenedetect cv2 rapidocr openai starlette uvicorn prometheus_client"
+    "transformers ray pyarrow scenedetect cv2 rapidocr openai starlette uvicorn prometheus_client "
+    "torchmetrics"
 )
 
 

@@ -221,7 +221,8 @@ def _assemble(
     if recipe.validation:
         setting = Setting.of(vocabulary, recipe.batch, recipe.run.seed, objective)
         held_out = HeldOut(recipe.validation, setting, recipe.data)
-        run.hooks.append(Validate(recipe.validation, HeldOutLoss(trainer, held_out, run)))
+        evaluator = HeldOutLoss(trainer, engine.decoder, held_out, run)
+        run.hooks.append(Validate(recipe.validation, evaluator))
     return guard
 
 

@@ -10,31 +10,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from emu3_kernels.exchange import Exchange, GroupExchange, NoExchange
 from torch import Tensor
 
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.data.batches import Batch
-from emu3_megatron.errors import InputError
-from emu3_megatron.model import DropoutPlace, Inputs
+from emu3_megatron.model import DropoutPlace
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.parallel.groups import context_group, data_group
+from emu3_megatron.parallel.groups import data_group
 from emu3_megatron.runs.interfaces import Judge, StepResult
 from emu3_megatron.runs.metrics.log import Work
-from emu3_megatron.training.interfaces import DecoderCall, Engine, Objective, Sums
+from emu3_megatron.training.interfaces import Engine, Objective, Sums
 from emu3_megatron.training.placing import Placer
+from emu3_megatron.training.sums import ObjectiveSums
 
 
-class DecoderTrainer:
+class DecoderTrainer(ObjectiveSums):
     """Trains a decoder by an objective on an engine.
 
     Args:
         rate: the learning rate of each step.
         seed: of dropout.
         work: what a step comes to.
-
-    Attributes:
-        place: gives a batch this rank's `inputs`; data workers apply it.
     """
 
     def __init__(
@@ -48,12 +44,9 @@ class DecoderTrainer:
         seed: int,
         work: Work,
     ):
-        self.engine, self.objective = engine, objective
-        self.rate, self.mesh, self.place = rate, mesh, place
+        super().__init__(objective, mesh, place)
+        self.engine, self.rate = engine, rate
         self.seed, self.work = seed, work
-        self.exchange: Exchange = NoExchange()
-        if mesh.context_size > 1:
-            self.exchange = GroupExchange(context_group(), point_to_point=True)
 
     def step(self, number: int, batches: Sequence[Batch], judge: Judge) -> StepResult:
         """See `runs.interfaces.Trainer`."""
@@ -73,36 +66,6 @@ class DecoderTrainer:
         metrics |= {"grad_norm": grad_norm, "lr": lr}
         details = self._describe(batches, parts) if verdict.trouble else []
         return StepResult(metrics, verdict, self.work, details)
-
-    def forward(
-        self, decoder: DecoderCall, batch: Batch, denominators: Tensor
-    ) -> tuple[Tensor, Sums]:
-        """The objective of one micro-batch."""
-        inputs: Inputs = (batch.inputs or self.place(batch).inputs).to(self.mesh.device)
-        layout = replace(inputs.layout, exchange=self.exchange)
-        return self.objective(decoder, replace(inputs, layout=layout), denominators)
-
-    def sum(self, parts: Sequence[Sums]) -> Sums:
-        """Add up this rank's micro-batches and all ranks with other tokens; fp64 on the CPU.
-
-        Raises:
-            InputError: micro-batches have sums of other names.
-        """
-        names = list(parts[0])
-        for part in parts:
-            if part.keys() != parts[0].keys():
-                raise InputError(
-                    f"objective: the sums of one micro-batch are {', '.join(names)}, those of "
-                    f"another {', '.join(part)}; return the same names every time"
-                )
-        rows = [torch.cat([part[name].double().flatten() for name in names]) for part in parts]
-        flat = torch.stack(rows)
-        total = self.mesh.sum_over_tokens(flat.sum(0)).cpu()
-        pieces = total.split([tensor.numel() for tensor in parts[0].values()])
-        return {
-            name: piece.view(tensor.shape)
-            for (name, tensor), piece in zip(parts[0].items(), pieces, strict=True)
-        }
 
     def _denominators(self, batches: Sequence[Batch]) -> Tensor:
         """The objective's counts over the global batch, known before the first forward."""

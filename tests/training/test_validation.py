@@ -40,7 +40,9 @@ def open_held_out(recipe: Recipe) -> HeldOut:
 def held_out_loss(recipe: Recipe) -> dict[str, float]:
     """By the weights that a run begins with."""
     steps = start(recipe)
-    measured = HeldOutLoss(steps.trainer, open_held_out(recipe), steps).measure(lambda: True)
+    trainer = steps.trainer
+    evaluator = HeldOutLoss(trainer, trainer.engine.decoder, open_held_out(recipe), steps)
+    measured = evaluator.measure(lambda: True)
     assert measured is not None
     parallel.stop(keep_processes=True)
     return measured

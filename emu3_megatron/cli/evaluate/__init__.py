@@ -2,10 +2,13 @@
 
 from emu3_megatron.cli.arguments import new_group
 from emu3_megatron.cli.evaluate.drawing import draw
+from emu3_megatron.cli.evaluate.losses import loss
+from emu3_megatron.cli.evaluate.measuring import fid, reconstruction, scores
 
 group = new_group(
     help="Samples as public benchmark suites want them, and our own measures.\n\n"
-    "Several processes share the work: torchrun --nproc-per-node N -m emu3_megatron evaluate …"
+    "Several processes share the work of draw and loss: "
+    "torchrun --nproc-per-node N -m emu3_megatron evaluate …"
 )
-for command in (draw,):
+for command in (draw, scores, loss, reconstruction, fid):
     group.command()(command)
