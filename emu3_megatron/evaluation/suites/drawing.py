@@ -189,7 +189,8 @@ class SuiteDrawer:
 
     def _write(self, path: Path, visions: Sequence[Vision]) -> None:
         if self.place.suite.is_video:
-            save_clip(self.network, *visions, path)
+            (clip,) = visions
+            save_clip(self.network, clip, path)
             return
         write_png(path, in_a_square([self._image(vision.codes[0]) for vision in visions]))
 
