@@ -7,6 +7,7 @@ import numpy as np
 
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
+from emu3_megatron.generation.options import PLAIN, EngineOptions
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Turn, Vision, dialogue, open_prompt
 from emu3_megatron.model import Decoder
@@ -59,11 +60,13 @@ def say(
     *,
     max_tokens: int = MAX_TOKENS,
     progress: bool = False,
+    options: EngineOptions = PLAIN,
 ) -> list[str]:
     """Text after each prompt, up to EOS or to where an image would begin; there is no guidance.
 
     Args:
         prompts: tokens, as `grammar.open_prompt` and `grammar.dialogue` lay them out.
+        progress, options: see `generate`.
     """
     stop = (vocabulary.eos, vocabulary.vision_start)
     said = generate(
@@ -73,5 +76,6 @@ def say(
         replace(settings, guidance=1.0),
         max_tokens=max_tokens,
         progress=progress,
+        options=options,
     )
     return [vocabulary.decode(tokens) for tokens in said]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emu3_megatron.generation.images import VisionPrompt, Watch, draw, save_image
+from emu3_megatron.generation.options import PLAIN, EngineOptions
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, Vision
 from emu3_megatron.media.writers import write_clip
@@ -73,6 +74,7 @@ def continue_clips(
     *,
     negatives: Sequence[str] | None = None,
     watch: Watch | None = None,
+    options: EngineOptions = PLAIN,
 ) -> list[Vision]:
     """The clips with one step more each, all in one batch.
 
@@ -87,7 +89,7 @@ def continue_clips(
             clips, captions, negatives, windows, strict=True
         )
     ]
-    drawn = draw(decoder, vocabulary, prompts, settings, watch=watch)
+    drawn = draw(decoder, vocabulary, prompts, settings, watch=watch, options=options)
     return [
         clip_of(np.concatenate([clip.codes, codes_fhw[seen:]]), fps_of(clip.meta))
         for clip, codes_fhw, (_, seen) in zip(clips, drawn, windows, strict=True)

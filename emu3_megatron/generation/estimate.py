@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from emu3_megatron.config import ModelConfig
+from emu3_megatron.generation.options import PLAIN, EngineOptions
 from emu3_megatron.generation.pool import SPARE
 from emu3_megatron.grammar import Meta
 
@@ -67,12 +68,22 @@ def weight_bytes(model: ModelConfig, precision: str, tensor: int = 1) -> int:
     return BYTES[precision] * (_layer_weights(model, tensor) + 2 * ids * model.hidden)
 
 
+def eight_bit_bytes(model: ModelConfig, tensor: int = 1) -> int:
+    """The copy of the layers' matrices in 8 bits, with an fp32 scale for each row, on one rank."""
+    split = (model.heads + 2 * model.kv_heads) * model.head_dim + 2 * model.ffn
+    scales = model.layers * (split // tensor + 2 * model.hidden)
+    return _matrices(model, tensor) + 4 * scales
+
+
+def _matrices(model: ModelConfig, tensor: int) -> int:
+    """Numbers in the matrices of all layers, on one rank."""
+    attention = (2 * model.heads + 2 * model.kv_heads) * model.head_dim * model.hidden
+    return model.layers * (attention + 3 * model.ffn * model.hidden) // tensor
+
+
 def _layer_weights(model: ModelConfig, tensor: int) -> int:
     """Numbers in all layers and the last norm, on one rank."""
-    attention = (2 * model.heads + 2 * model.kv_heads) * model.head_dim * model.hidden
-    mlp = 3 * model.ffn * model.hidden
-    norms = 2 * model.hidden
-    return model.layers * ((attention + mlp) // tensor + norms) + model.hidden
+    return _matrices(model, tensor) + (2 * model.layers + 1) * model.hidden
 
 
 def token_bytes(model: ModelConfig, precision: str, tensor: int = 1) -> int:
@@ -88,24 +99,37 @@ def pool_bytes(
 
 
 def buffer_bytes(
-    model: ModelConfig, precision: str, rows: int, capacity: int, tensor: int = 1
+    model: ModelConfig,
+    precision: str,
+    rows: int,
+    capacity: int,
+    tensor: int = 1,
+    window: int = 1,
 ) -> int:
     """What a step needs besides weights and pool, on one rank.
 
     Rotary tables of all places; of each row hidden states, logits, noise and scores; and of a piece
     of a prompt its activations and its mask over the places.
+
+    Args:
+        window: tokens of a row that a step reads and draws behind at most, with speculation.
     """
     size, places = BYTES[precision], capacity + SPARE
     rotary = 2 * places * model.head_dim * (size + 4)
     ids = model.vocabulary().padded_size(tensor)
-    step = rows * (ids * _BYTES_AN_ID + 4 * model.hidden * size + 2 * places * size)
+    step = rows * window * (ids * _BYTES_AN_ID + 4 * model.hidden * size + 2 * places * size)
     width = 4 * model.hidden + 3 * (model.ffn + model.heads * model.head_dim) // tensor
     piece = min(PREFILL, places) * (width + (model.heads // model.kv_heads + 2) * places) * size
     return rotary + step + piece
 
 
 def step_bytes(
-    model: ModelConfig, precision: str, held: int, tensor: int = 1, codes_only: bool = True
+    model: ModelConfig,
+    precision: str,
+    held: int,
+    tensor: int = 1,
+    codes_only: bool = True,
+    eight_bit: bool = False,
 ) -> int:
     """What a step reads on one rank at least: the weights that it uses, and keys and values.
 
@@ -114,8 +138,11 @@ def step_bytes(
         codes_only: the head's rows of codes alone are read.
     """
     ids = model.codes if codes_only else model.vocabulary().size
-    read = _layer_weights(model, tensor) + ids * model.hidden // tensor
-    return read * BYTES[precision] + held * token_bytes(model, precision, tensor)
+    read = BYTES[precision] * (_layer_weights(model, tensor) + ids * model.hidden // tensor)
+    if eight_bit:
+        saved = BYTES[precision] * _matrices(model, tensor) - eight_bit_bytes(model, tensor)
+        read -= saved
+    return read + held * token_bytes(model, precision, tensor)
 
 
 @dataclass(frozen=True)
@@ -144,30 +171,46 @@ class Estimate:
 
 
 def estimate(
-    model: ModelConfig, precision: str, batches: Sequence[Sequence[Work]], tensor: int = 1
+    model: ModelConfig,
+    precision: str,
+    batches: Sequence[Sequence[Work]],
+    tensor: int = 1,
+    options: EngineOptions = PLAIN,
 ) -> Estimate:
     """What the batches take, one after another over one decoder."""
     works = [work for batch in batches for work in batch]
     rows = max(sum(work.rows for work in batch) for batch in batches)
-    capacity = max(work.length for work in works)
+    # As `generate` makes it: every request of a batch may say as much as the longest.
+    capacity = max(
+        max(work.prompt for work in batch) + max(work.tokens for work in batch) for batch in batches
+    )
+    weights = weight_bytes(model, precision, tensor)
+    if options.eight_bit:
+        weights += eight_bit_bytes(model, tensor)
     return Estimate(
         tokens=sum(work.tokens for work in works),
         drawn=sum(work.drawn for work in works),
         rows=rows,
         capacity=capacity,
-        weights=weight_bytes(model, precision, tensor),
+        weights=weights,
         pool=pool_bytes(model, precision, rows, capacity, tensor),
-        buffers=buffer_bytes(model, precision, rows, capacity, tensor),
-        read=sum(_read_by(model, precision, batch, tensor) for batch in batches),
+        buffers=buffer_bytes(model, precision, rows, capacity, tensor, options.speculate),
+        read=sum(_read_by(model, precision, batch, tensor, options) for batch in batches),
     )
 
 
-def _read_by(model: ModelConfig, precision: str, batch: Sequence[Work], tensor: int) -> int:
+def _read_by(
+    model: ModelConfig,
+    precision: str,
+    batch: Sequence[Work],
+    tensor: int,
+    options: EngineOptions,
+) -> int:
     """Bytes that the steps of a batch read: weights once a step, each row's tokens as it grows."""
     steps = max(work.drawn for work in batch)
     only_codes = all(work.codes_only for work in batch)
     held = sum(work.rows * work.drawn * (work.prompt + work.tokens // 2) for work in batch)
-    weights = step_bytes(model, precision, 0, tensor, only_codes)
+    weights = step_bytes(model, precision, 0, tensor, only_codes, options.eight_bit)
     return steps * weights + held * token_bytes(model, precision, tensor)
 
 

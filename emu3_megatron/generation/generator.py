@@ -14,6 +14,7 @@ from emu3_megatron.generation.drawing import Drawing
 from emu3_megatron.generation.forward import DecodeForward
 from emu3_megatron.generation.graphs import GraphedForward
 from emu3_megatron.generation.jobs import UNKNOWN, Job, Request, Row
+from emu3_megatron.generation.options import PLAIN, EngineOptions
 from emu3_megatron.generation.pool import KVPool
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
@@ -379,6 +380,7 @@ def generate(
     max_tokens: int,
     progress: bool = False,
     watch: Callable[[Sequence[Sequence[int]]], None] | None = None,
+    options: EngineOptions = PLAIN,
 ) -> list[np.ndarray]:
     """Go on from each prompt, as the grammar allows, until a stop token or `max_tokens` of them.
 
@@ -387,6 +389,7 @@ def generate(
         settings: of all requests; request i draws with `settings.seed + i`.
         progress: show a bar with rate and time left.
         watch: called after each step with the tokens said so far of each request.
+        options: of the `Generator`; what guesses brought is counted there.
 
     Returns:
         New tokens of each request, int32, without its prompt.
@@ -398,7 +401,14 @@ def generate(
     rows = len(requests) * (1 if settings.guidance == 1 else 2)
     prompts = [prompt for request in requests for prompt in (request.prompt, request.negative)]
     longest = max((len(prompt) for prompt in prompts if prompt is not None), default=0)
-    generator = Generator(decoder, vocabulary, rows=rows, capacity=longest + max_tokens)
+    generator = Generator(
+        decoder,
+        vocabulary,
+        rows=rows,
+        capacity=longest + max_tokens,
+        eight_bit=options.eight_bit,
+        speculate=options.speculate,
+    )
     for i, request in enumerate(requests):
         own = replace(settings, seed=settings.seed + i)
         generator.submit(request, own, max_tokens=max_tokens)
@@ -411,4 +421,6 @@ def generate(
             bar.update(max(map(len, said)) - bar.n)
             if watch:
                 watch(said)
+    options.accepted.calls += generator.speculation.calls
+    options.accepted.tokens += generator.speculation.tokens
     return [np.array(tokens, np.int32) for tokens in said]

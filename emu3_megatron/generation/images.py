@@ -10,6 +10,7 @@ import torch
 from emu3_megatron.errors import InputError
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
+from emu3_megatron.generation.options import PLAIN, EngineOptions
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import (
     Meta,
@@ -76,10 +77,12 @@ def draw(
     *,
     progress: bool = False,
     watch: Watch | None = None,
+    options: EngineOptions = PLAIN,
 ) -> list[np.ndarray]:
     """Draw images and clips, of any grids, in one batch.
 
-    Image i is drawn with `settings.seed + i`; `progress` and `watch` are those of `generate`.
+    Image i is drawn with `settings.seed + i`; `progress`, `watch` and `options` are
+    those of `generate`.
 
     Returns:
         Codes of each, int64 [frames, height, width]; a clip begins with its first frames.
@@ -97,6 +100,7 @@ def draw(
         max_tokens=longest,
         progress=progress,
         watch=watch,
+        options=options,
     )
     return [
         _codes(vocabulary, np.append(request.prompt, tokens))

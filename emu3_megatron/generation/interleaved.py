@@ -10,6 +10,7 @@ from emu3_megatron.files import replacing
 from emu3_megatron.generation.clips import save_vision
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
+from emu3_megatron.generation.options import PLAIN, EngineOptions
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Vision, open_prompt, parse
 from emu3_megatron.model import Decoder
@@ -38,6 +39,7 @@ def continue_documents(
     *,
     max_tokens: int,
     progress: bool = False,
+    options: EngineOptions = PLAIN,
 ) -> list[Interleaved]:
     """What follows each document of texts, images and clips, up to EOS.
 
@@ -51,6 +53,7 @@ def continue_documents(
         replace(settings, guidance=1.0),
         max_tokens=max_tokens,
         progress=progress,
+        options=options,
     )
     return [_take_apart(vocabulary, tokens) for tokens in said]
 

@@ -10,6 +10,7 @@ from emu3_megatron.cli.generate.drawing import (
     Negative,
     Number,
     PromptsFile,
+    accepted_part,
     check_or_estimate,
     read_captions,
 )
@@ -18,16 +19,19 @@ from emu3_megatron.cli.sampling import (
     Checkpoint,
     CheckpointFolder,
     Context,
+    EightBit,
     EstimateOnly,
     GridOption,
     Guidance,
     Seed,
+    Speculate,
     Temperature,
     TokenizerFolder,
     TopK,
     TopP,
 )
 from emu3_megatron.errors import InputError
+from emu3_megatron.generation.options import EngineOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +75,8 @@ def clip(
     seed: Seed = 0,
     batch: Batch = 1,
     context: Context = None,
+    eight_bit: EightBit = False,
+    speculate: Speculate = 1,
     estimate: EstimateOnly = False,
 ) -> None:
     """Draw clips from captions, or continue a clip.
@@ -103,7 +109,8 @@ def clip(
         for some in batches
         for work in works_of_clips(source.vocabulary, some, settings.guidance, begun, steps, how)
     ]
-    check_or_estimate(source, works, limits, estimate)
+    options = EngineOptions(eight_bit, speculate)
+    check_or_estimate(source, works, limits, options, estimate)
     network = source.tokenizer(tokenizer)
     mesh = source.start()
     drawer = Drawer(
@@ -113,6 +120,7 @@ def clip(
         settings,
         str(checkpoint),
         quiet=not mesh.is_first,
+        options=options,
     )
     for some in batches:
         if pixels is not None:
@@ -123,7 +131,9 @@ def clip(
         meta = begun or outputs[0].meta
         length = 4 * (meta.frames + steps * latent_frames(more, fps_of(meta))) / fps_of(meta)
         what = f"{len(outputs):,} clips" if outputs[0].in_folder else "a clip"
-        print(f"{out}: {what} of {length:g} s, guidance {settings.guidance:g}")
+        print(
+            f"{out}: {what} of {length:g} s, guidance {settings.guidance:g}{accepted_part(options)}"
+        )
 
 
 def _read(path: Path, fps: float, grid: tuple[int, int]) -> "tuple[Tensor, Meta]":

@@ -9,6 +9,7 @@ import typer
 
 from emu3_megatron.cli.sampling import Checkpoint, tensor_size
 from emu3_megatron.errors import InputError
+from emu3_megatron.generation.options import EngineOptions
 
 if TYPE_CHECKING:
     from emu3_megatron.generation.estimate import Work
@@ -52,8 +53,19 @@ def read_captions(caption: str | None, file: Path | None, defaults: "Defaults") 
     return prompts
 
 
+def accepted_part(options: EngineOptions) -> str:
+    """Of a line about what was made: what guesses brought."""
+    if options.speculate == 1:
+        return ""
+    return f", {options.accepted.per_call:.2f} tokens a call with guesses"
+
+
 def check_or_estimate(
-    source: Checkpoint, works: "Sequence[Sequence[Work]]", limits: "Limits", only: bool
+    source: Checkpoint,
+    works: "Sequence[Sequence[Work]]",
+    limits: "Limits",
+    options: EngineOptions,
+    only: bool,
 ) -> None:
     """Refuse what does not fit; with `only`, print the estimate first, and end.
 
@@ -64,7 +76,7 @@ def check_or_estimate(
     from emu3_megatron.generation.limits import describe
 
     model, precision = source.recipe.model, source.recipe.precision
-    needed = estimate(model, precision, works, tensor_size())
+    needed = estimate(model, precision, works, tensor_size(), options)
     if only and os.environ.get("RANK", "0") == "0":
         bandwidth = measure_bandwidth(source.device)
         print("\n".join(describe(needed, bandwidth, limits.memory)))

@@ -10,6 +10,7 @@ from emu3_megatron.cli.generate.drawing import (
     Negative,
     Number,
     PromptsFile,
+    accepted_part,
     check_or_estimate,
     read_captions,
 )
@@ -18,15 +19,18 @@ from emu3_megatron.cli.sampling import (
     Checkpoint,
     CheckpointFolder,
     Context,
+    EightBit,
     EstimateOnly,
     GridOption,
     Guidance,
     Seed,
+    Speculate,
     Temperature,
     TokenizerFolder,
     TopK,
     TopP,
 )
+from emu3_megatron.generation.options import EngineOptions
 
 
 def image(
@@ -47,6 +51,8 @@ def image(
     seed: Seed = 0,
     batch: Batch = 8,
     context: Context = None,
+    eight_bit: EightBit = False,
+    speculate: Speculate = 1,
     preview: Annotated[
         bool,
         typer.Option("--preview", help="meanwhile write finished rows as FILE.preview.png"),
@@ -68,7 +74,8 @@ def image(
     outputs = outputs_of(wanted, number, seed, out, [".png"])
     batches = batches_of(outputs, batch)
     works = [[work_of(source.vocabulary, j, settings.guidance) for j in some] for some in batches]
-    check_or_estimate(source, works, limits, estimate)
+    options = EngineOptions(eight_bit, speculate)
+    check_or_estimate(source, works, limits, options, estimate)
     network = source.tokenizer(tokenizer)
     mesh = source.start()
     drawer = Drawer(
@@ -78,10 +85,11 @@ def image(
         settings,
         str(checkpoint),
         quiet=not mesh.is_first,
+        options=options,
     )
     for some in batches:
         drawer.images(some, preview)
     if mesh.is_first:
         size = f"{8 * outputs[0].meta.width} x {8 * outputs[0].meta.height} pixels, "
         what = f"{len(outputs):,} images" if outputs[0].in_folder else size.removesuffix(", ")
-        print(f"{out}: {what}, guidance {settings.guidance:g}")
+        print(f"{out}: {what}, guidance {settings.guidance:g}{accepted_part(options)}")

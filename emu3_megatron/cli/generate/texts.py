@@ -15,6 +15,7 @@ from emu3_megatron.cli.sampling import (
     Checkpoint,
     CheckpointFolder,
     Context,
+    EightBit,
     EstimateOnly,
     MaxTokens,
     Seed,
@@ -24,6 +25,7 @@ from emu3_megatron.cli.sampling import (
     TopP,
 )
 from emu3_megatron.errors import InputError
+from emu3_megatron.generation.options import EngineOptions
 from emu3_megatron.vocabulary import SYSTEM_TEXT
 
 if TYPE_CHECKING:
@@ -71,18 +73,22 @@ def caption(
     max_tokens: MaxTokens = None,
     batch: Batch = 8,
     context: Context = None,
+    eight_bit: EightBit = False,
     estimate: EstimateOnly = False,
 ) -> None:
     """Describe images and videos, each by itself."""
     source = Checkpoint.read(checkpoint)
     settings = source.settings(1.0, temperature, top_k, top_p, seed)
+    options = EngineOptions(eight_bit)
     from emu3_megatron.grammar import open_prompt
 
     mesh = source.start()
     shown = Showing(source, tokenizer, area, fps, frames).encode(files)
     prompts = [open_prompt(source.vocabulary, [vision]) for vision in shown]
     names = list(map(str, files))
-    said = _say(source, mesh, prompts, names, settings, max_tokens, batch, context, estimate)
+    said = _say(
+        source, mesh, prompts, names, settings, max_tokens, batch, context, options, estimate
+    )
     rows = [{"file": name, "caption": text} for name, text in zip(names, said, strict=True)]
     if mesh.is_first:
         _tell(rows, [f"{row['file']}: {row['caption']}" for row in rows], out)
@@ -118,6 +124,7 @@ def dialogue(
     max_tokens: MaxTokens = None,
     batch: Batch = 8,
     context: Context = None,
+    eight_bit: EightBit = False,
     estimate: EstimateOnly = False,
 ) -> None:
     """Answer questions about images and videos.
@@ -127,6 +134,7 @@ def dialogue(
     asked = _asked(question, show or [], rows, media)
     source = Checkpoint.read(checkpoint)
     settings = source.settings(1.0, temperature, top_k, top_p, seed)
+    options = EngineOptions(eight_bit)
     from emu3_megatron import grammar
 
     mesh = source.start()
@@ -138,7 +146,9 @@ def dialogue(
         for one in asked
     ]
     names = [one.name for one in asked]
-    said = _say(source, mesh, prompts, names, settings, max_tokens, batch, context, estimate)
+    said = _say(
+        source, mesh, prompts, names, settings, max_tokens, batch, context, options, estimate
+    )
     if mesh.is_first:
         _tell([{**o.row, "answer": text} for o, text in zip(asked, said, strict=True)], said, out)
 
@@ -168,6 +178,7 @@ def text(
     seed: Seed = 0,
     max_tokens: MaxTokens = None,
     context: Context = None,
+    eight_bit: EightBit = False,
     estimate: EstimateOnly = False,
 ) -> None:
     """Continue text, with images in it.
@@ -176,6 +187,7 @@ def text(
     """
     source = Checkpoint.read(checkpoint)
     settings = source.settings(1.0, temperature, top_k, top_p, seed)
+    options = EngineOptions(eight_bit)
     from emu3_megatron.generation.interleaved import continue_documents, write_markdown
     from emu3_megatron.grammar import open_prompt
     from emu3_megatron.parallel.votes import on_first_rank
@@ -186,11 +198,13 @@ def text(
     tokens = open_prompt(source.vocabulary, given)
     if out is None:
         names = [repr(prompt[:40])]
-        said = _say(source, mesh, [tokens], names, settings, max_tokens, 1, context, estimate)
+        said = _say(
+            source, mesh, [tokens], names, settings, max_tokens, 1, context, options, estimate
+        )
         if mesh.is_first:
             _tell([], said, None)
         return
-    most = _check(source, [tokens], [repr(prompt[:40])], max_tokens, 1, context, estimate)
+    most = _check(source, [tokens], [repr(prompt[:40])], max_tokens, 1, context, options, estimate)
     network = source.tokenizer(tokenizer)
     (drawn,) = continue_documents(
         source.open(mesh),
@@ -199,6 +213,7 @@ def text(
         settings,
         max_tokens=most,
         progress=mesh.is_first,
+        options=options,
     )
     path = on_first_rank(lambda: write_markdown(network, [*given, *drawn.parts], out))
     if mesh.is_first:
@@ -223,6 +238,7 @@ def _check(
     max_tokens: int | None,
     batch: int,
     context: int | None,
+    options: EngineOptions,
     estimate: bool,
 ) -> int:
     """Refuse what does not fit; the tokens that each text may have."""
@@ -237,7 +253,7 @@ def _check(
         Work.of_text(len(prompt), most, name) for prompt, name in zip(prompts, names, strict=True)
     ]
     batches = [works[i : i + batch] for i in range(0, len(works), batch)]
-    check_or_estimate(source, batches, limits, estimate)
+    check_or_estimate(source, batches, limits, options, estimate)
     return most
 
 
@@ -250,6 +266,7 @@ def _say(
     max_tokens: int | None,
     batch: int,
     context: int | None,
+    options: EngineOptions,
     estimate: bool,
 ) -> list[str]:
     """Texts behind prompts, drawn batch by batch."""
@@ -257,7 +274,7 @@ def _say(
 
     from emu3_megatron.generation.answers import say
 
-    most = _check(source, prompts, names, max_tokens, batch, context, estimate)
+    most = _check(source, prompts, names, max_tokens, batch, context, options, estimate)
     decoder, said = source.open(mesh), []
     for i in range(0, len(prompts), batch):
         said += say(
@@ -267,6 +284,7 @@ def _say(
             replace(settings, seed=settings.seed + i),
             max_tokens=most,
             progress=mesh.is_first,
+            options=options,
         )
     return said
 

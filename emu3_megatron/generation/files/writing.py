@@ -12,6 +12,7 @@ from emu3_megatron.generation.estimate import Work
 from emu3_megatron.generation.files.outputs import Output, write_record
 from emu3_megatron.generation.files.progress import Previews, RowProgress
 from emu3_megatron.generation.images import VisionPrompt, draw, save_image
+from emu3_megatron.generation.options import PLAIN, EngineOptions
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, Vision, vision_prompt
 from emu3_megatron.model import Decoder
@@ -75,6 +76,7 @@ class Drawer:
     settings: SamplingSettings
     checkpoint: str
     quiet: bool = False
+    options: EngineOptions = PLAIN
 
     def images(self, batch: Sequence[Output], preview: bool = False) -> None:
         """Draw a batch of images, with seeds one after another.
@@ -125,6 +127,7 @@ class Drawer:
                     how,
                     negatives=[output.prompt.negative for output in batch],
                     watch=watch,
+                    options=self.options,
                 )
         return clips
 
@@ -151,7 +154,14 @@ class Drawer:
                     previews(said)
 
             settings = replace(self.settings, seed=batch[0].seed)
-            return draw(self.decoder, self.vocabulary, prompts, settings, watch=watch)
+            return draw(
+                self.decoder,
+                self.vocabulary,
+                prompts,
+                settings,
+                watch=watch,
+                options=self.options,
+            )
 
     def _record(self, batch: Sequence[Output]) -> None:
         if batch[0].in_folder:
