@@ -49,14 +49,19 @@ def main(cases: Callable[[bool], Iterable[Case]], repeats: int = 5) -> None:
         cases: given whether to be quick.
         repeats: timed runs of each case, after one that is not timed.
     """
+    write_rows(lambda quick: (measure(case, repeats) for case in cases(quick)))
+
+
+def write_rows(find: Callable[[bool], Iterable[dict[str, Any]]]) -> None:
+    """Run a benchmark that measures its rows itself; `find` is given whether to be quick."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="small sizes, for a look or a test")
     parser.add_argument("--json", type=Path, help="write device, versions and rows to this file")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for case in cases(arguments.quick):
-        rows.append(measure(case, repeats))
-        print(_line(rows[-1]), flush=True)
+    for row in find(arguments.quick):
+        rows.append(row)
+        print(_line(row), flush=True)
         if arguments.json:  # after every row: what was measured survives a benchmark cut short
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({**describe_machine(), "rows": rows}, indent=2)

@@ -65,9 +65,7 @@ def compare_eight_bits(
     full = DecodeWeights.of(decoder)
     kinds = full, full.in_eight_bits()
     return [
-        _compare(
-            kinds, vocabulary, _sequence(vocabulary, prompt, codes_fhw), len(codes_fhw.ravel())
-        )
+        _compare(kinds, vocabulary, _sequence(vocabulary, prompt, codes_fhw))
         for prompt, codes_fhw in zip(prompts, drawn, strict=True)
     ]
 

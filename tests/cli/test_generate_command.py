@@ -205,3 +205,24 @@ def test_a_prompt_of_text_that_is_too_long(without_weights):
     assert ended.code == 2
     assert ended.said.startswith("emu3: ")
     assert "a prompt of 201 tokens leaves nothing of the context of 128" in ended.said
+
+
+def test_guesses_change_nothing_but_are_counted(trained):
+    image = ("image", "a cat", "--grid", "3x4")
+    generate(trained, *image, "--out", "plain.png")
+
+    said = generate(trained, *image, "--speculate", "4", "--out", "guessed.png")
+
+    assert "tokens a call with guesses" in said
+    assert (trained / "plain.png").read_bytes() == (trained / "guessed.png").read_bytes()
+
+
+def test_weights_in_eight_bits_and_their_agreement(trained):
+    (trained / "captions.txt").write_text("a cat\na dog\n")
+
+    said = generate(trained, "agreement", "--prompts", "captions.txt", "--grid", "2x3")
+    generate(trained, "image", "a cat", "--grid", "2x3", "--eight-bit", "--out", "eight.png")
+
+    lines = [line for line in said.splitlines() if "nats a code" in line]
+    assert [line.split(": ")[-1] for line in lines] == ["a cat", "a dog", "all 2 images"]
+    assert Image.open(trained / "eight.png").size == (24, 16)

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "gpu.sh"
 TESTS = ["test_one", "test_two"]
 SANITIZERS, TIMINGS = (
     ["memcheck", "racecheck"],
-    ["dpo", "decoding_kernels", "linear_cross_entropy", "ring_attention"],
+    ["dpo", "decoding_kernels", "generation", "linear_cross_entropy", "ring_attention"],
 )
 PARTS = ["build", *TESTS, *SANITIZERS, *TIMINGS]
 
