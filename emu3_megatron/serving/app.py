@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from emu3_megatron.serving.calls import Call, ClientGone, Receive, Scope, until_gone
-from emu3_megatron.serving.endpoints import chat, images, status
+from emu3_megatron.serving.endpoints import chat, completions, images, status, tokens, videos
 from emu3_megatron.serving.errors import Refused, internal
 from emu3_megatron.serving.outlet import Outlet, Send
 from emu3_megatron.serving.service import Service
@@ -23,6 +23,15 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/v1/models/{model:path}", status.model),
     ("POST", "/v1/chat/completions", chat.complete),
     ("POST", "/v1/images/generations", images.generate),
+    ("POST", "/v1/videos", videos.create),
+    ("GET", "/v1/videos", videos.listing),
+    ("GET", "/v1/videos/{video}", videos.find),
+    ("GET", "/v1/videos/{video}/content", videos.content),
+    ("DELETE", "/v1/videos/{video}", videos.delete),
+    ("POST", "/v1/completions", completions.complete),
+    ("POST", "/tokenize", tokens.tokenize),
+    ("POST", "/detokenize", tokens.detokenize),
+    ("GET", "/tokenizer_info", tokens.info),
     ("GET", "/metrics", status.metrics),
 ]
 OPEN: list[tuple[str, str, Handler]] = [
@@ -43,7 +52,7 @@ def build_app(service: Service) -> "Starlette":
         try:
             yield
         finally:
-            service.close()
+            await service.close()
             await asyncio.to_thread(service.engine.stop)
 
     routes = [

@@ -52,11 +52,12 @@ def parse(kind: type[B], body: bytes) -> B:
     return parse_values(kind, values)
 
 
-def parse_values(kind: type[B], values: Any) -> B:
+def parse_values(kind: type[B], values: Any, strict: bool = True) -> B:
+    """See `parse`; without `strict` numbers may be written as strings."""
     if not isinstance(values, dict):
         raise wrong("the body is not an object")
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, strict=strict)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = ".".join(map(str, first["loc"]))[:100]

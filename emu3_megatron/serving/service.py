@@ -18,6 +18,7 @@ from emu3_megatron.serving.calls import Guard, Reader
 from emu3_megatron.serving.engine import Engine
 from emu3_megatron.serving.errors import Refused, broken, full, too_long, unavailable, wrong
 from emu3_megatron.serving.metrics import Metrics
+from emu3_megatron.serving.videos import Videos
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -54,6 +55,20 @@ class ServedModel:
     def token_bytes(self) -> list[bytes]:
         """The bytes of each token of text."""
         return self.vocabulary.encoding.tokens()
+
+    @cached_property
+    def _other_names(self) -> list[str]:
+        return self.vocabulary.surfaces()
+
+    def token_name(self, token: int) -> str:
+        """A token as a string; no two have the same."""
+        if token >= self.vocabulary.num_text:
+            return self._other_names[token - self.vocabulary.num_text]
+        content = self.token_bytes[token]
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
     @cached_property
     def _longest_token(self) -> int:
@@ -93,6 +108,7 @@ class Service:
         self.bounds = bounds or Bounds()
         self.guard = Guard(key)
         self.reader = Reader(self.bounds)
+        self.videos = Videos(self.bounds.videos)
         self.is_draining = False
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="worker")
         self._rows = 0  # that calls have asked for and not given back
@@ -110,12 +126,16 @@ class Service:
                 404, "there is no such model; /v1/models says what there is", "model", "no_model"
             )
 
-    @contextmanager
-    def admit(self, rows: int) -> Iterator[None]:
-        """Hold rows for as long as a call takes; raises Refused when too many are waited for."""
+    def check_place(self, rows: int) -> None:
+        """Raises Refused when `admit` would."""
         self.check_ready()
         if self._rows and self._rows + rows > self.model.rows + self.bounds.queue:
             raise full(_RETRY_SECONDS)
+
+    @contextmanager
+    def admit(self, rows: int) -> Iterator[None]:
+        """Hold rows for as long as a call takes; raises Refused when too many are waited for."""
+        self.check_place(rows)
         self._rows += rows
         try:
             yield
@@ -140,7 +160,9 @@ class Service:
         """A seed for a call that gives none."""
         return int(np.random.default_rng().integers(1 << 31))
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.videos.stop()
         self._workers.shutdown(wait=False, cancel_futures=True)
 
 
