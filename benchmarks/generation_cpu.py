@@ -21,9 +21,18 @@ from emu3_megatron import parallel
 from emu3_megatron.config import ModelConfig
 
 EARLIER = "5c2150c"  # the last commit before decode steps of plain torch operations
-MIXED: list[Grid] = [(16, 16), (8, 8), (12, 20), (20, 12), (4, 24), (10, 10), (24, 6), (13, 17)]
+# Mixed as Emu3 mixes them, one area in many aspects; and areas from 64 to 256 codes.
+ASPECTS: list[Grid] = [
+    *((16, 16), (12, 21), (21, 12), (14, 18)),
+    *((18, 14), (10, 25), (25, 10), (15, 17)),
+]
+SIZES: list[Grid] = [(16, 16), (8, 8), (12, 20), (20, 12), (4, 24), (10, 10), (24, 6), (13, 17)]
 ONE: dict[str, list[Grid]] = {"emu3-tiny": [(32, 32), (20, 20)], "emu3-mini": [(12, 12)]}
-MANY = {"8 mixed grids": MIXED, "8 grids of 16x16": [(16, 16)] * 8}
+MANY = {
+    "8 mixed aspects": ASPECTS,
+    "8 mixed sizes": SIZES,
+    "8 grids of 16x16": [(16, 16)] * 8,
+}
 Run = Callable[[Task], Timing]
 
 
@@ -103,7 +112,7 @@ def cpu_rows(quick: bool) -> Iterator[dict[str, Any]]:
                 name = f"{preset}, {grid[0]}x{grid[1]}"
                 yield from contest(name, contestants.one(grid), 1 if quick else 3)
             if preset == "emu3-tiny":
-                for name, many in {"2 mixed": MIXED[:2]}.items() if quick else MANY.items():
+                for name, many in {"2 mixed": SIZES[:2]}.items() if quick else MANY.items():
                     entries = contestants.many(many)
                     yield from contest(f"{preset}, {name}", entries, 1 if quick else 3)
     parallel.stop()
