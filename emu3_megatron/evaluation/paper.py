@@ -120,16 +120,13 @@ def beside_paper(name: str, ours: Mapping[str, float] | None = None) -> list[str
         ours: by the names of the suite's own scorer.
     """
     published = PAPER[name]
-    rows = [*([Row("ours", ours)] if ours else []), *published.rows]
-    names = list(dict.fromkeys(score for row in rows for score in row.scores))
-    cells = [["", *names]] + [
-        [row.model, *(_shown(row.scores.get(score)) for score in names)] for row in rows
+    columns = [*([Row("ours", ours)] if ours else []), *published.rows]
+    names = list(dict.fromkeys(score for column in columns for score in column.scores))
+    cells = [["", *(column.model for column in columns)]] + [
+        [name, *(_shown(column.scores.get(name)) for column in columns)] for name in names
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in cells
-    ]
+    lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
     return [*lines, f"Emu3's paper (arXiv 2409.18869): {published.conditions}"]
 
 

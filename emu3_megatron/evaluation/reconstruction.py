@@ -12,7 +12,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.evaluation.similarity import psnr_b, ssim_b
 from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from emu3_megatron.media.images import load_image, resize_to_area, to_pixels
-from emu3_megatron.media.videos import read_overview
+from emu3_megatron.media.videos import read_clip
 from emu3_megatron.vision.tokenizer import TEMPORAL_FACTOR, VisionTokenizer
 
 
@@ -40,7 +40,8 @@ class At:
 
     Attributes:
         area: about so many pixels an image or a frame.
-        fps: frames a second of clips, fewer where there would be more than `frames`.
+        fps: frames a second of clips.
+        frames: of a clip, the first ones.
     """
 
     area: int
@@ -66,10 +67,10 @@ def _of_image(tokenizer: VisionTokenizer, path: Path, at: At) -> Kept:
 
 
 def _of_clip(tokenizer: VisionTokenizer, path: Path, at: At) -> Kept:
-    pixels_tchw, fps = read_overview(path, area=at.area, fps=at.fps, max_frames=at.frames)
+    pixels_tchw = read_clip(path, area=at.area, fps=at.fps, num_frames=at.frames)
     frames = len(pixels_tchw) - len(pixels_tchw) % TEMPORAL_FACTOR
     if not frames:
-        raise InputError(f"{path}: {len(pixels_tchw)} frames at {fps:g} a second, too short")
+        raise InputError(f"{path}: {len(pixels_tchw)} frames at {at.fps:g} a second, too short")
     pixels_tchw = pixels_tchw[:frames]
     codes_1fhw = tokenizer.encode_clips(pixels_tchw[None].to(_device(tokenizer)))
     return _compare(path, pixels_tchw, tokenizer.decode_clips(codes_1fhw)[0], codes_1fhw)

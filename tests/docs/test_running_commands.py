@@ -50,6 +50,7 @@ NOT_RUN = {
     "runs/stage2": "needs weights of the 8B model",
     "runs/preferences": "trains for minutes; tests/examples/test_preferences_example.py runs it",
     "benchmarks/digits.py": "trains for minutes; test_digits_example.py trains less",
+    "evaluate draw": "needs the suites' prompts; tests/evaluation/test_suites.py draws some",
     "runs/samples": "needs prompts and votes; tests/alignment has them",
     "runs/pairs": "needs prompts and votes; tests/alignment has them",
 }

@@ -22,6 +22,7 @@ from emu3_megatron.errors import InputError
 
 if TYPE_CHECKING:
     from emu3_megatron.evaluation.suites.drawing import Drawn
+    from emu3_megatron.evaluation.suites.place import Place
     from emu3_megatron.evaluation.suites.plan import Plan, Suite, SuiteFile
     from emu3_megatron.grammar import Meta
 
@@ -218,8 +219,11 @@ class _Job:
             **asdict(self.drawn.settings),
         }
 
-    def _say(self, place: Any) -> None:
+    def _say(self, place: "Place") -> None:
+        from emu3_megatron.evaluation.paper import beside_paper
+
         side = 8 * self.drawn.meta.height
-        next_command = self.suite.next.format(folder=place.scored, side=side)
+        scorer = self.suite.next.format(folder=place.scored.resolve(), side=side)
         print(f"{place.scored}: {len(self.plan.files):,} files, all there")
-        print(f"score them by {self.suite.title}'s own code: {next_command}")
+        print(f"score them by {self.suite.title}'s own code: {scorer}")
+        print("\n".join(beside_paper(self.suite.name)))

@@ -43,7 +43,7 @@ def reconstruction(
         int, typer.Option(min=1024, metavar="PIXELS", help="of an image or a frame, about")
     ] = 512 * 512,
     fps: Annotated[float, typer.Option(min=0.01, help="frames a second of clips")] = 12.0,
-    frames: Annotated[int, typer.Option(min=4, help="of a clip; then fewer a second")] = 8,
+    frames: Annotated[int, typer.Option(min=4, help="of a clip, the first ones")] = 8,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="write a line for each file")
     ] = None,
