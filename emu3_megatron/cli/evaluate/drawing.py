@@ -156,20 +156,22 @@ class _Job:
         from emu3_megatron.generation.estimate import estimate, measure_bandwidth
         from emu3_megatron.generation.limits import Limits, describe
 
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        share = missing[:: max(1, processes // self.tensor)]
-        if not share:
-            return
-        source = self.source
-        works = works_of(source.vocabulary, share, self.drawn, at_once)
-        needed = estimate(source.recipe.model, source.recipe.precision, works, self.tensor)
-        if os.environ.get("RANK", "0") == "0":
+        source, is_first = self.source, os.environ.get("RANK", "0") == "0"
+        if is_first:
             samples = sum(len(file.numbers) for file in self.plan.files)
             print(
                 f"{self.suite.title}: {len(self.plan.files):,} files of {samples:,} samples on "
                 f"{self.drawn.meta}, {len(missing):,} to be drawn, {at_once} samples at once, "
-                f"guidance {self.drawn.settings.guidance:g}; of each process"
+                f"guidance {self.drawn.settings.guidance:g}; of each process",
+                flush=True,
             )
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        share = missing[:: max(1, processes // self.tensor)]
+        if not share:
+            return
+        works = works_of(source.vocabulary, share, self.drawn, at_once)
+        needed = estimate(source.recipe.model, source.recipe.precision, works, self.tensor)
+        if is_first:
             print("\n".join(describe(needed, measure_bandwidth(source.device), memory)), flush=True)
         Limits(1 << 62, memory).check_memory(needed)
 
