@@ -4,7 +4,6 @@ Every model draws from the same captions and seeds, and answers the same questio
 and answers are about views of the photos that no model was trained on.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,11 +27,13 @@ from emu3_megatron.demo.results import (
     Results,
 )
 from emu3_megatron.demo.work import Work
+from emu3_megatron.evaluation import reconstruction
+from emu3_megatron.evaluation.reconstruction import At, means
 from emu3_megatron.generation.answers import describe, say
 from emu3_megatron.generation.images import VisionPrompt, draw
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Document, Meta
-from emu3_megatron.media.images import load_image, resize_to_area, to_image, to_pixels
+from emu3_megatron.media.images import to_image
 from emu3_megatron.model import Decoder, Inputs, SequenceLayout
 from emu3_megatron.model.opening import open_decoder
 from emu3_megatron.parallel import Mesh
@@ -61,15 +62,8 @@ def measure(work: Work, has_later: bool) -> Results:
 
 
 def mean_psnr(photos: Path, tokenizer: VisionTokenizer, area: int) -> float:
-    """Mean over photos of 10 log10(1 / mean squared error), pixels in 0..1, in dB."""
-    return float(np.mean([_psnr(path, tokenizer, area) for path in sorted(photos.glob("*.png"))]))
-
-
-def _psnr(path: Path, tokenizer: VisionTokenizer, area: int) -> float:
-    pixels = to_pixels(resize_to_area(load_image(path), area))[None]
-    back = tokenizer.decode_images(tokenizer.encode_images(pixels)).clamp(-1, 1)
-    error = ((pixels - back) / 2).square().mean().item()
-    return 10 * math.log10(1 / error)
+    """Mean over photos, in dB, of what the tokenizer keeps of them."""
+    return means([*reconstruction.measure(tokenizer, photos, At(area))])["PSNR"]
 
 
 def _measure_first(out: Path, mesh: Mesh) -> Generated:

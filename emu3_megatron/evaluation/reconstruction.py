@@ -36,7 +36,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class At:
-    """How files are read.
+    """How files are read; of clips as many frames as Emu3's paper takes.
 
     Attributes:
         area: about so many pixels an image or a frame.
@@ -45,8 +45,8 @@ class At:
     """
 
     area: int
-    fps: float
-    frames: int
+    fps: float = 12.0
+    frames: int = 8
 
 
 def measure(tokenizer: VisionTokenizer, folder: Path, at: At) -> Iterator[Kept]:

@@ -93,3 +93,11 @@ def test_either_packs_or_shards(trained):
 
     assert ended.code == 2
     assert "give --pack, or --shards" in ended.said
+
+
+def test_a_pack_counts_once(trained):
+    twice = ["--pack", "held-out/tiny.pack", "--pack", "held-out/tiny.pack"]
+    ended = emu3("evaluate", "loss", ".", *twice, cwd=trained[0])
+
+    assert ended.code == 2
+    assert "holds what another --pack holds; name one" in ended.said

@@ -87,7 +87,7 @@ def draw(
     plan = chosen.plan(prompts, number)
     settings = source.settings(_guidance(chosen, source, guidance), temperature, top_k, top_p, seed)
     drawn = Drawn(_meta(chosen, grid or source.grid(""), seconds, fps), negative, settings)
-    job = _Job(chosen, source, plan, drawn, tensor)
+    job = _Job(chosen, source, plan, drawn, number or chosen.each, tensor)
     at_once = job.check(context, batch, out)
     if not estimate:
         job.draw(out, prompts, tokenizer, at_once)
@@ -118,12 +118,18 @@ def _meta(suite: "Suite", grid: tuple[int, int], seconds: float, fps: float) -> 
 
 @dataclass(frozen=True)
 class _Job:
-    """A suite that is to be drawn by a checkpoint, `tensor` processes to each decoder."""
+    """A suite that is to be drawn by a checkpoint.
+
+    Attributes:
+        number: samples of a prompt.
+        tensor: processes that share a decoder.
+    """
 
     suite: "Suite"
     source: Checkpoint
     plan: "Plan"
     drawn: "Drawn"
+    number: int
     tensor: int
 
     def check(self, context: int | None, batch: int | None, out: Path) -> int:
@@ -211,6 +217,7 @@ class _Job:
         weights = self.source.tokenizer_folder(tokenizer) / "model.safetensors"
         return {
             "suite": self.suite.name,
+            "number": self.number,
             "checkpoint": str(found),
             "checkpoint_digest": manifest.describe(found / manifest.NAME)["sha256"],
             "tokenizer_digest": manifest.describe(weights)["sha256"],

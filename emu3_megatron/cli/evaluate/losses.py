@@ -107,11 +107,20 @@ def _packed(stack: ExitStack, shards: list[str], source: Checkpoint, context: in
 
 def _open(packs: list[Path], vocabulary: "Vocabulary") -> "list[Source]":
     from emu3_megatron.config.data import PackSource
-    from emu3_megatron.data.opening import open_source, open_sources
+    from emu3_megatron.data.opening import open_source
 
-    sections = [PackSource(pack=path) for path in packs]
-    context = open_source(sections[0], vocabulary).context
-    return open_sources("--pack", sections, vocabulary, context)[0]
+    sources = [open_source(PackSource(pack=path), vocabulary) for path in packs]
+    first, seen = sources[0], set[str]()
+    for source in sources:
+        if source.context != first.context:
+            raise InputError(
+                f"{source}: rows of {source.context:,} tokens, those of {first} have "
+                f"{first.context:,}; measure them one by one"
+            )
+        if source.content in seen:
+            raise InputError(f"{source}: holds what another --pack holds; name one")
+        seen.add(source.content)
+    return sources
 
 
 def _say(measured: dict[str, float], rows: int, out: Path | None) -> None:
