@@ -36,7 +36,7 @@ figcaption { font-size: .85em; color: #666; overflow-wrap: anywhere }
 .row { display: flex; flex-wrap: wrap; gap: 1.5em; margin: 1em 0 }
 .row > .card { width: 15em }
 .card p { margin: .4em 0; overflow-wrap: anywhere }
-.card img { max-width: 100% }
+.card img { max-width: 100%; height: auto }
 .chart figcaption { color: #222; font-weight: 600 }
 svg { font-size: 11px; fill: #666; overflow: visible }
 @media (max-width: 32em) { .row > .card { width: calc(50% - .75em) } }

@@ -36,8 +36,8 @@ def stage_2(results: Results, tokenizer: VisionTokenizer) -> Section:
     before, after = _losses(later, "codes of views", "stage-1", "stage-2")
     note = (
         "Before, the model knows ten photos in one shape and one colouring; now it draws their "
-        "middles, pale or colourful by lot. The views that the loss is of have other colours, not "
-        "other contents."
+        "middles, pale or colourful by lot. The views that the loss is of differ from those it was "
+        "trained on in how pale or colourful they are, not in what they show."
     )
     return Section(
         "loss of codes, nats, on views that it has not seen",

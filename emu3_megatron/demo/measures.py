@@ -44,7 +44,7 @@ from emu3_megatron.vocabulary import CODE, TEXT, Vocabulary
 # The likeliest token each time: what the decoder has learnt by heart, nothing drawn by lot.
 GREEDY = SamplingSettings(guidance=1.0, temperature=0.0)
 # By lot, with other seeds than those of the samples that preferences were trained on.
-BY_LOT = SamplingSettings(guidance=1.0, top_k=16, seed=50_000)
+BY_LOT = SamplingSettings(guidance=1.0, temperature=0.4, seed=50_000)
 GRID = Meta(16, 16)
 EACH = 4  # pictures of a caption
 _LONGEST = 80  # tokens of a caption or an answer

@@ -1,6 +1,7 @@
 """The demo's stages from the pre-trained model on: pictures one way, answers the other."""
 
 import csv
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -11,10 +12,9 @@ from emu3_megatron.demo.views import HELD_OUT, POOL, VIEWS, WHAT, lay_out_dialog
 from emu3_megatron.demo.work import Work
 from emu3_megatron.prepare.scores.colour import colourfulness
 
-ROUNDS = 2  # of samples; a caption gives one pair in each
 PICTURE, ANSWER = "picture.png", "answer.jsonl"
 DRAWN, SHOWN = PHOTOS[1], "views-held-out/flower-0.png"
-SAMPLES = 8  # of each caption
+_PROMPTS, _SAMPLES = 6, 4  # prompts of a caption, samples of a prompt
 _BEST = "images.select={columns: {colour: 1}, top: 0.2}"
 _CAPTIONED = "packs=[{name: images, context: 704, kinds: [images], select: captioned}]"
 _DIALOGUES = "packs=[{name: dialogues, context: 896, kinds: [dialogues]}]"
@@ -39,34 +39,38 @@ def quality(work: Work) -> None:
 def preferences(work: Work) -> None:
     """Samples, the votes of a rule, pairs, the reference, DPO."""
     out = work.out
-    prompts = out / "prompts.txt"
-    prompts.write_text("".join(f"{photo.caption}\n" for photo in PHOTOS))
-    pairs = [_pairs(work, prompts, number) for number in range(1, ROUNDS + 1)]
-    work.emu3("pack", *pairs, "--out", out / "pairs.pack", "--context", "704")
+    prompts, samples, pairs = out / "prompts.jsonl", out / "samples", out / "pairs"
+    _write_prompts(prompts)
+    work.emu3(
+        *("preferences", "sample", out / "quality-run", prompts, "--out", samples),
+        *("--tokenizer", work.tokenizer, "--samples", str(_SAMPLES), "--batch", "120"),
+        *("--guidance", "1", "--temperature", "0.4"),
+    )
+    vote(samples)
+    work.emu3("preferences", "import", samples, samples / "rule.csv", "--column", "colour")
+    work.emu3("preferences", "build", samples, "--out", pairs, "--margin", "1")
+    work.emu3("pack", pairs, "--out", out / "pairs.pack", "--context", "704")
     recipe = (
         *("dpo-tiny-cpu", f"run.dir={out / 'preferences-run'}"),
         f"run.init_from={out / 'quality-run'}",
         f"data.sources=[{{pack: {out / 'pairs.pack'}}}]",
         *("data.context=704", "objective.nll=1"),
         f"objective.reference.folder={out / 'reference'}",
-        *("run.steps=16", "run.save_every=16", "run.log_every=1"),
+        *("batch.size=8", "run.steps=24", "run.save_every=24", "run.log_every=1"),
     )
     work.emu3("reference", *recipe)
     work.emu3("train", *recipe)
 
 
-def _pairs(work: Work, prompts: Path, number: int) -> Path:
-    """Pairs of a round: of each caption the sample that the rule likes best, and the one least."""
-    folder, pairs = work.out / f"samples-{number}", work.out / f"pairs-{number}"
-    work.emu3(
-        *("preferences", "sample", work.out / "quality-run", prompts, "--out", folder),
-        *("--tokenizer", work.tokenizer, "--grid", "16x16", "--samples", str(SAMPLES)),
-        *("--guidance", "1", "--top-k", "16", "--batch", "80", "--seed", str(1000 * number)),
-    )
-    vote(folder)
-    work.emu3("preferences", "import", folder, folder / "rule.csv", "--column", "colour")
-    work.emu3("preferences", "build", folder, "--out", pairs, "--margin", "1")
-    return pairs
+def _write_prompts(path: Path) -> None:
+    """Each caption several times, with seeds of its own: a prompt gives one pair."""
+    numbers = range(_PROMPTS * len(PHOTOS))
+    captions = [PHOTOS[number % len(PHOTOS)].caption for number in numbers]
+    rows = [
+        {"prompt": caption, "height": 16, "width": 16, "seed": _SAMPLES * number}
+        for number, caption in enumerate(captions)
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def vote(samples: Path) -> None:
@@ -89,7 +93,7 @@ def image_to_text(work: Work) -> None:
         f"data.sources=[{{pack: {packs / 'understanding.pack'}, weight: 0.9}}, "
         f"{{pack: {packs / 'text.pack'}, weight: 0.1}}]",
         validation(out / "data-held-out/packs/understanding.pack", every=10, batches=3),
-        *("run.steps=60", "run.save_every=60", "batch.size=4", "optimizer.lr=1.0e-3"),
+        *("run.steps=80", "run.save_every=80", "batch.size=4", "optimizer.lr=1.0e-3"),
     )
 
 
@@ -115,7 +119,7 @@ def instruct(work: Work) -> None:
         *(f"run.init_from={out / 'image-to-text-run'}", *_MODEL, "data.context=896"),
         f"data.sources=[{{pack: {out / 'data-dialogues/packs/dialogues.pack'}}}]",
         validation(out / "data-dialogues-held-out/packs/dialogues.pack", every=10, batches=3),
-        *("run.steps=60", "run.save_every=60", "batch.size=4"),
+        *("run.steps=80", "run.save_every=80", "batch.size=4"),
     )
 
 
@@ -134,7 +138,16 @@ def generate(work: Work) -> None:
     tokenizer = ("--tokenizer", work.tokenizer)
     work.emu3(
         *("generate", "image", work.out / "preferences-run", DRAWN.caption, *tokenizer),
-        *("--grid", "16x16", "--guidance", "1", "--top-k", "16", "--out", work.out / PICTURE),
+        *(
+            "--grid",
+            "16x16",
+            "--guidance",
+            "1",
+            "--temperature",
+            "0.4",
+            "--out",
+            work.out / PICTURE,
+        ),
     )
     work.emu3(
         *("generate", "dialogue", work.out / "instruct-run", WHAT, *tokenizer),

@@ -102,8 +102,8 @@ LATER = (
         posttraining.preferences,
         later_sections.preferences,
         (
-            "prompts.txt",
-            *("samples-*", "pairs-*", "pairs.pack"),
+            "prompts.jsonl",
+            *("samples", "pairs.*"),
             *("reference", "preferences-run"),
         ),
     ),

@@ -19,7 +19,7 @@ from emu3_megatron.media.images import load_image
 VIEWS, HELD_OUT, POOL = 12, 4, 24
 SIDE = 128  # pixels of a view: 16 x 16 codes
 WHAT, WHERE = "What is this?", "Where was it taken?"
-_COLOUR = (0.2, 1.6)  # 0 is grey, 1 as the photo is
+_COLOURS = ((0.2, 0.5), (1.2, 1.6))  # pale or colourful; 0 is grey, 1 as the photo is
 
 
 def lay_out_views(folder: Path, each: int, seed: int) -> None:
@@ -34,7 +34,8 @@ def lay_out_views(folder: Path, each: int, seed: int) -> None:
 
 def _view(photo: Image.Image, random: np.random.Generator) -> Image.Image:
     middle = ImageOps.fit(photo, (SIDE, SIDE), Image.Resampling.LANCZOS)
-    return ImageEnhance.Color(middle).enhance(random.uniform(*_COLOUR))
+    colour = random.uniform(*_COLOURS[random.integers(2)])
+    return ImageEnhance.Color(middle).enhance(colour)
 
 
 def lay_out_dialogues(views: Path, each: int) -> None:

@@ -40,8 +40,7 @@ def work(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "trained", lambda data, kind: [picture] * 2)
     for name in ("lay_out", "lay_out_views", "lay_out_clip"):
         monkeypatch.setattr(pretraining, name, lambda *arguments, **settings: None)
-    for number in (1, 2):
-        (tmp_path / f"samples-{number}").mkdir()
+    (tmp_path / "samples").mkdir()
     return Recorded(tmp_path)
 
 
@@ -66,10 +65,10 @@ def test_the_first_stages_are_the_beginning_of_all():
 
 
 def test_a_second_run_begins_anew_and_leaves_other_files_alone(tmp_path):
-    for name in ("stage2-run", "samples-2", "mine"):
+    for name in ("stage2-run", "samples", "mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    (tmp_path / "pairs-1.bin").touch()
+    (tmp_path / "pairs.bin").touch()
 
     clear(tmp_path)
 
