@@ -2,6 +2,7 @@
 
 import csv
 import json
+import statistics
 from pathlib import Path
 
 from PIL import Image
@@ -74,13 +75,26 @@ def _write_prompts(path: Path) -> None:
 
 
 def vote(samples: Path) -> None:
-    """Write SAMPLES/rule.csv, the votes of a rule in the place of people: more colour is better."""
+    """Write SAMPLES/rule.csv, the votes of a rule in the place of people: more colour is better.
+
+    A score is how much more colour a picture has than the mean of its caption: a flower is not
+    better than a cat.
+    """
+    found = {}
+    for path in (samples / "media").glob("*.png"):
+        with Image.open(path) as picture:
+            found[path.stem] = colourfulness(picture.convert("RGB"))
     with (samples / "rule.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["sample", "colour"])
-        for path in sorted((samples / "media").glob("*.png")):
-            with Image.open(path) as picture:
-                table.writerow([path.stem, colourfulness(picture.convert("RGB"))])
+        for sample, colour in sorted(found.items()):
+            alike = [other for name, other in found.items() if _caption(name) == _caption(sample)]
+            table.writerow([sample, f"{colour - statistics.mean(alike):.4f}"])
+
+
+def _caption(sample: str) -> int:
+    """The number of a sample's caption; samples are named by prompt-sample."""
+    return int(sample.partition("-")[0]) % len(PHOTOS)
 
 
 def image_to_text(work: Work) -> None:

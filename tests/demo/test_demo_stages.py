@@ -1,9 +1,11 @@
 """The demo's list of stages: every command is one that a user can type, and failures name it."""
 
+import csv
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.command_line import parse
 
 from emu3_megatron.cli import main
@@ -12,6 +14,8 @@ from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.demo import pretraining
 from emu3_megatron.demo.documents import Trained
+from emu3_megatron.demo.material import PHOTOS
+from emu3_megatron.demo.posttraining import vote
 from emu3_megatron.demo.script import clear
 from emu3_megatron.demo.stages import stages_of
 from emu3_megatron.demo.work import Work
@@ -96,3 +100,17 @@ def test_stages_that_there_are_not_are_refused_in_one_line(capsys):
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(r"--stages.*'first', 'all'", line)
+
+
+def test_the_rule_prefers_colour_among_pictures_of_a_caption(tmp_path):
+    (tmp_path / "media").mkdir()
+    same_caption = f"{len(PHOTOS)}-0"
+    for name, colour in {"0-0": "gray", "0-1": "red", same_caption: "white", "1-0": "blue"}.items():
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "media" / f"{name}.png")
+
+    vote(tmp_path)
+
+    with (tmp_path / "rule.csv").open(newline="") as file:
+        scores = {row["sample"]: float(row["colour"]) for row in csv.DictReader(file)}
+    assert scores["0-1"] > 0 > scores["0-0"] == scores[same_caption]
+    assert scores["1-0"] == 0  # alone of its caption
