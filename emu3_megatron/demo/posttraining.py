@@ -14,7 +14,7 @@ from emu3_megatron.demo.work import Work
 from emu3_megatron.prepare.scores.colour import colourfulness
 
 PICTURE, ANSWER = "picture.png", "answer.jsonl"
-DRAWN, SHOWN = PHOTOS[1], "views-held-out/flower-0.png"
+DRAWN, SHOWN = PHOTOS[1], "views-held-out/chelsea-0.png"
 _PROMPTS, _SAMPLES = 6, 4  # prompts of a caption, samples of a prompt
 _BEST = "images.select={columns: {colour: 1}, top: 0.2}"
 _CAPTIONED = "packs=[{name: images, context: 704, kinds: [images], select: captioned}]"

@@ -96,7 +96,7 @@ def stage_2(work: Work) -> None:
         f"run.init_from={out / 'decoder-run'}",
         f"data.sources=[{{pack: {out / 'data-views/packs/stage2.pack'}, weight: 0.7}}, "
         f"{{pack: {out / 'data-views/packs/film.pack'}, weight: 0.3}}]",
-        validation(out / "data-held-out/packs/stage2.pack", every=10, batches=2),
+        validation(out / "data-held-out/packs/stage2.pack", every=10, batches=3),
         *("run.steps=160", "run.save_every=160", "optimizer.lr=2.0e-3"),
     )
 

@@ -184,7 +184,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def curve(title: str, rows: Sequence[dict[str, Any]], name: str) -> pages.Html:
     """One measure over steps."""
-    return pages.curve(title, [(row["step"], row[name]) for row in rows if name in row], "step")
+    return pages.curve(
+        title, [(row["step"], round(row[name], 4)) for row in rows if name in row], "step"
+    )
 
 
 def equal(codes: np.ndarray, others: np.ndarray) -> float:
