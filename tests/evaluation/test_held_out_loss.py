@@ -88,16 +88,19 @@ def test_shards_are_packed_and_nothing_is_left_behind(trained):
     assert not list(folder.glob(".held-out-*"))
 
 
-def test_either_packs_or_shards(trained):
-    ended = emu3("evaluate", "loss", ".", cwd=trained[0])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --pack, or --shards"),
+        (["--pack", "held-out/tiny.pack"] * 2, "holds what another --pack holds; name one"),
+        (["--pack", "train"], "train: no packs there"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(trained, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(trained[0])
 
-    assert ended.code == 2
-    assert "give --pack, or --shards" in ended.said
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "loss", ".", *arguments])
 
-
-def test_a_pack_counts_once(trained):
-    twice = ["--pack", "held-out/tiny.pack", "--pack", "held-out/tiny.pack"]
-    ended = emu3("evaluate", "loss", ".", *twice, cwd=trained[0])
-
-    assert ended.code == 2
-    assert "holds what another --pack holds; name one" in ended.said
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

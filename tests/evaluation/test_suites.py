@@ -166,10 +166,12 @@ def test_the_record_holds_the_seed_of_every_file(geneval):
     assert len({json.loads(line)["seeds"][0] for line in lines}) == 8
 
 
-def test_an_estimate_draws_nothing(trained):
-    said = draw(trained, "geneval", "--out", "nothing", "--estimate")
+def test_an_estimate_draws_nothing(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
 
-    assert "8 to be drawn" in said
+    main(arguments("geneval", "--out", "nothing", "--estimate"))
+
+    assert "8 to be drawn" in capsys.readouterr().out
     assert not (trained / "nothing").exists()
 
 

@@ -55,14 +55,15 @@ def loss(
     from emu3_megatron.evaluation.loss import WholeSources, held_out_loss
     from emu3_megatron.training.objectives import build_objective
 
+    vocabulary = source.vocabulary
+    opened = _open(pack, vocabulary) if pack else None
     mesh = parallel.start(tensor, context_ranks)
     mesh.seed(0, 0)
-    objective = build_objective(_objective(source.about), source.vocabulary)
+    objective = build_objective(_objective(source.about), vocabulary)
     with ExitStack() as stack:
-        packs = pack or [_packed(stack, shards or [], source, context)]
-        rows = WholeSources(
-            _open(packs, source.vocabulary), source.vocabulary, objective, batch, _resets(source)
-        )
+        if opened is None:
+            opened = _open([_packed(stack, shards or [], source, context)], vocabulary)
+        rows = WholeSources(opened, vocabulary, objective, batch, _resets(source))
         measured = held_out_loss(source.open(mesh), objective, rows, mesh)
     if mesh.is_first:
         _say(measured, len(rows), out)
