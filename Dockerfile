@@ -29,7 +29,7 @@ RUN pip install megatron-core==0.19.2 deepspeed==0.19.8
 COPY . /build/emu3-megatron
 WORKDIR /build/emu3-megatron
 # hadolint ignore=DL3013
-RUN make csrc && pip install ".[tracking]" && pip install --no-deps "dashscope==2.0.2"
+RUN make csrc && pip install ".[serve,tracking]" && pip install --no-deps "dashscope==2.0.2"
 
 FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 # Triton compiles its launchers with gcc, against Python's headers.

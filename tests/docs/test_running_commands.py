@@ -30,6 +30,7 @@ SOURCES = sources()
 
 # Commands that are parsed and not run, by a part of them.
 NOT_RUN = {
+    " serve ": "serves until it is stopped; tests/serving/test_clients.py runs it",
     "make ": "sets up a machine, or runs these tests",
     "8b-h100x64": "needs 64 GPUs",
     "--nproc-per-node 8": "needs eight GPUs",

@@ -42,7 +42,8 @@ def test_it_pins_what_the_constraints_say() -> None:
 
 def test_every_dependency_has_a_pin_that_the_project_takes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["tracking"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["serve"], *extras["tracking"]]
     lines = (ROOT / "tools/docker-constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, lines[1:])}
     for wants in map(Requirement, wanted):
@@ -70,11 +71,11 @@ def test_its_own_install_gives_a_healthy_emu3(tmp_path: Path) -> None:
     for name in filter(None, files.stdout.split("\0")):
         (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / "copy" / name)
-    step = next(run for run in instructions("RUN") if "[tracking]" in run)
-    assert 'pip install ".[tracking]"' in step
+    step = next(run for run in instructions("RUN") if "[serve,tracking]" in run)
+    assert 'pip install ".[serve,tracking]"' in step
     # Its dependencies are here already.
     options = ["--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site")]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", *options, ".[tracking]"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *options, ".[serve,tracking]"]
     subprocess.run(pip, cwd=tmp_path / "copy", check=True)
     health = re.search(r'CMD \["emu3", "(\w+)"\]\n', DOCKERFILE)
     assert health
