@@ -66,7 +66,7 @@ def serve(
     from emu3_megatron.serving.commands import Channel
     from emu3_megatron.serving.engine import Engine
     from emu3_megatron.serving.metrics import Metrics
-    from emu3_megatron.serving.running import check_installed, run
+    from emu3_megatron.serving.running import bind, check_installed, run
     from emu3_megatron.serving.service import Service
     from emu3_megatron.serving.worker import follow
 
@@ -75,11 +75,13 @@ def serve(
     if host not in _LOOPBACK and key is None:
         raise InputError(f"--host {host}: others could call; give a key by --api-key-file or {KEY}")
     source = Checkpoint.read(checkpoint)
+    is_first = os.environ.get("RANK", "0") == "0"
+    bound = bind(host, port) if is_first else None
     model = _describe(source, name or _name_of(checkpoint), tokenizer, guidance, context, rows)
     mesh = source.start()
     worker = _open(source, model, mesh)
     channel = Channel()
-    if not mesh.is_first:
+    if bound is None:
         # The first rank ends the others, when it has finished.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -92,7 +94,7 @@ def serve(
         f"{model.name} at http://{host}:{port}: {model.rows} rows of {model.context:,} tokens",
         flush=True,
     )
-    run(service, host, port)
+    run(service, bound)
 
 
 def _read_key(file: Path | None) -> str | None:

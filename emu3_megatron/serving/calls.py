@@ -129,8 +129,12 @@ class Guard:
         headers = headers_of(scope)
         if self._digest is None:
             # A name that a foreign site leads here through a browser (DNS rebinding).
-            if _host(headers.get("host", "localhost")) not in _LOCAL:
+            host = headers.get("host", "localhost")
+            if _host(host) not in _LOCAL:
                 raise Refused(403, "call the server as localhost, or start it with a key")
+            # Browsers send forms of any site without asking first.
+            if headers.get("origin", f"http://{host}") != f"http://{host}":
+                raise Refused(403, "pages of other sites may not call the server")
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if not hmac.compare_digest(_digest(given), self._digest) or scheme.lower() != "bearer":

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
 
@@ -25,15 +26,26 @@ def check_installed() -> None:
             raise InputError(f"{name} is not installed: pip install 'emu3-megatron[serve]'")
 
 
-def run(service: Service, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT."""
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address, before the minutes that weights may take; raises InputError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise InputError(f"--host {host} --port {port}: {error.strerror}; give another") from None
+    return bound
+
+
+def run(service: Service, bound: socket.socket) -> None:
+    """Serve at an address until SIGTERM or SIGINT."""
     import uvicorn
 
     _allow_files(service.bounds.connections)
     config = uvicorn.Config(
         build_app(service),
-        host=host,
-        port=port,
         http=guarded_protocol(service.bounds),
         ws="none",
         backlog=1024,
@@ -45,7 +57,7 @@ def run(service: Service, host: str, port: int) -> None:
         log_level="warning",
     )
     server = _draining(service)(config)
-    asyncio.run(server.serve())
+    asyncio.run(server.serve(sockets=[bound]))
 
 
 def _draining(service: Service) -> type:

@@ -102,6 +102,7 @@ class Service:
         bounds: Bounds | None = None,
         key: str | None = None,
     ):
+        model.check_text("", "")  # reads the vocabulary now, not in the first call
         self.model = model
         self.engine = engine
         self.metrics = metrics

@@ -33,7 +33,7 @@ from emu3_megatron.grammar import Meta
 from emu3_megatron.model import build_decoder
 from emu3_megatron.serving.bounds import Bounds
 from emu3_megatron.serving.commands import Begin, Cancel, Failed
-from emu3_megatron.serving.running import run
+from emu3_megatron.serving.running import bind, run
 
 CHAT, IMAGES, TEXT = "/v1/chat/completions", "/v1/images/generations", "/v1/completions"
 
@@ -169,7 +169,7 @@ def serve(port: int, drain_seconds: float) -> None:
     parallel.start().seed(0, 0)
     bounds = Bounds(drain_seconds=drain_seconds)
     decoder = build_decoder(SMALL).eval()
-    run(make_service(decoder, tiny_tokenizer(), bounds, context=8000), "127.0.0.1", port)
+    run(make_service(decoder, tiny_tokenizer(), bounds, context=8000), bind("127.0.0.1", port))
 
 
 def is_up(client: httpx.Client) -> bool:
