@@ -1,15 +1,18 @@
 """/v1/chat/completions: answers of the generator, whole and streamed, with images in and out."""
 
+import base64
 import io
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.serving import VOCABULARY, asked, events_of, png, shown
 
 from emu3_megatron.generation.answers import answer
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Turn, Vision
-from emu3_megatron.media.images import to_pixels
+from emu3_megatron.grammar import Meta, Turn, Vision, vision_span
+from emu3_megatron.media.images import to_image, to_pixels
 
 PATH = "/v1/chat/completions"
 GREEDY = {"temperature": 0, "max_tokens": 12}
@@ -136,3 +139,54 @@ def test_neutral_values_of_fields_that_are_not_supported_pass(client):
     neutral = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "tools": [], "user": "me"}
 
     assert client.post(PATH, json={"messages": asked("a"), **GREEDY, **neutral}).is_success
+
+
+class Replay:
+    """A stream of an engine that says given tokens, a few at a time."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    async def __aiter__(self):
+        for i in range(0, len(self.tokens), 3):
+            yield self.tokens[i : i + 3]
+
+    def close(self, reason="abort"):
+        pass
+
+
+@pytest.fixture
+def drawing(service, monkeypatch):
+    """The model says a text with a picture in it; returns the picture."""
+    codes_hw = np.arange(12).reshape(3, 4)
+    picture = vision_span(VOCABULARY, Meta(3, 4), codes_hw[None]).tolist()
+    tokens = [*b"K\xc3\xa4se: ", *picture, *b" so.", VOCABULARY.eos]
+    monkeypatch.setattr(service.engine, "open", lambda *request: Replay(tokens))
+    return codes_hw
+
+
+def test_pictures_in_an_answer_come_with_their_place(client, tokenizer, drawing):
+    body = {"messages": asked("draw"), "modalities": ["text", "image"]}
+    said = client.post(PATH, json=body).json()
+
+    message = said["choices"][0]["message"]
+    assert message["content"] == "Käse:  so."
+    (image,) = message["images"]
+    assert image["offset"] == len("Käse: ")
+    data = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    pixels_1chw = tokenizer.decode_images(torch.from_numpy(drawing[None]))
+    np.testing.assert_array_equal(Image.open(io.BytesIO(data)), to_image(pixels_1chw[0]))
+    # Käse: of 7 bytes, " so." of 4, EOS; BOI 3*4 IMG, 3 rows, EOF, EOI.
+    assert said["usage"]["completion_tokens_details"] == {"text_tokens": 12, "image_tokens": 22}
+    assert said["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_stream_has_them_between_its_texts(client, drawing):
+    body = {"messages": asked("draw"), "modalities": ["text", "image"], "stream": True}
+    with client.stream("POST", PATH, json=body) as response:
+        deltas = [e["choices"][0]["delta"] for _, e in events_of(response) if e != "[DONE]"]
+
+    kinds = ["image" if "images" in delta else delta.get("content", "") for delta in deltas]
+    before, _, after = "|".join(kinds).partition("image")
+    assert before.replace("|", "") == "Käse: "
+    assert after.replace("|", "") == " so."
