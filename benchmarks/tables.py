@@ -27,6 +27,7 @@ def main() -> None:
         _dpo(),
         _attention(),
         _decoding_kernels(),
+        _generation(),
     ]
     (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n")
     dispatch_section()
@@ -175,6 +176,58 @@ def _bandwidth(row: dict[str, Any]) -> list[str]:
     if "reason" in row:
         return [*names, f"did not run: {row['reason'].splitlines()[0]}", "", ""]
     return [*names, f"{row['us_a_call']:,.1f}", f"{row['gb_s']:,.0f}", f"{row['error']:.1e}"]
+
+
+def _generation() -> str:
+    result = _load("generation")
+    text = (
+        "Images with Emu3's sampling (guidance 3, top-k 2048), random weights, fp32, one thread, "
+        "the contestants in turn. `5c2150c` is the commit before decode steps of plain torch "
+        "operations; transformers samples by `generate` with its own guidance, and by a loop over "
+        "its model with both branches in one batch. Rates and ratios are of the least CPU time of "
+        "three rounds; other work ran beside it, so the clock says less. Drawn greedily, all have "
+        "the same codes where the last column says 100%. Targets: 2 x the earlier commit on "
+        "emu3-tiny, 1.25 x on emu3-mini; 2 x `generate`; 1.3 x the loop at 32x32, else 1.5 x; "
+        "mixed grids together 3 x one by one."
+    )
+    heads = ["case", "implementation", "tokens/s of CPU", "time / first's", "clock s", "same codes"]
+    rows = [
+        [
+            row["case"],
+            row["implementation"],
+            f"{row['tokens_per_cpu_second']:,.0f}",
+            f"{row['ratio']:.2f}",
+            " / ".join(f"{row[f'{name}_ms'] / 1e3:,.1f}" for name in ("min", "median", "max")),
+            f"{row['same_codes']:.2%}",
+        ]
+        for row in result["rows"]
+    ]
+    parts = ["## Generation", _where(result), text, _table(heads, rows)]
+    return "\n\n".join([*parts, *_generation_on_a_gpu()])
+
+
+def _generation_on_a_gpu() -> list[str]:
+    text = (
+        "At emu3-8b's sizes in bf16, milliseconds a token in the middle of an image, beside the "
+        "floor: weights, keys and values at the bandwidth that copying reaches. Targets: 90x90 at "
+        "most 1.25 x the floor and 5 x as fast as transformers; 8 at once 4 x the throughput of "
+        "one at 90x90, 5 x at 64x64."
+    )
+    if not (RESULTS / "generation_gpu.json").exists():
+        return [text, "On a GPU: not measured."]
+    result = _load("generation_gpu")
+    heads = ["case", "implementation", "ms a token", "of the floor", "throughput of one"]
+    rows = [
+        [
+            row["case"],
+            row["implementation"],
+            f"{row['ms_a_token']:,.2f}" if "ms_a_token" in row else row["reason"],
+            f"{row['over_floor']:.2f}" if "over_floor" in row else "",
+            f"{row['throughput_of_one']:.2f}" if "throughput_of_one" in row else "",
+        ]
+        for row in result["rows"]
+    ]
+    return [text, _where(result), _table(heads, rows)]
 
 
 def _on_a_gpu(name: str) -> list[str]:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from emu3_kernels.weight_only import QuantizedWeight
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.generation.clips import clip_meta
 from emu3_megatron.generation.estimate import (
     Work,
+    eight_bit_bytes,
     estimate,
     measure_bandwidth,
     pool_bytes,
@@ -14,6 +16,7 @@ from emu3_megatron.generation.estimate import (
     token_bytes,
     weight_bytes,
 )
+from emu3_megatron.generation.options import EngineOptions
 from emu3_megatron.generation.pool import SPARE, KVPool
 from emu3_megatron.generation.weights import DecodeWeights
 from emu3_megatron.grammar import Meta
@@ -27,6 +30,19 @@ def test_weights_are_those_of_the_decoder(mesh):
     decoder = build_decoder(TINY)
 
     assert weight_bytes(TINY, "fp32") == sum(4 * p.numel() for p in decoder.parameters())
+
+
+def test_a_copy_in_8_bits_comes_on_top_and_steps_read_less(mesh):
+    layers = DecodeWeights.of(build_decoder(TINY)).in_eight_bits().layers
+    parts = [part for layer in layers for part in vars(layer).values()]
+    work, options = Work.of_vision(20, Meta(9, 9)), EngineOptions(eight_bit=True)
+
+    full = estimate(TINY, "fp32", [[work]])
+    ours = estimate(TINY, "fp32", [[work]], options=options)
+
+    copied = sum(part.nbytes for part in parts if isinstance(part, QuantizedWeight))
+    assert eight_bit_bytes(TINY) == copied == ours.weights - full.weights
+    assert ours.read < 0.4 * full.read
 
 
 def test_two_ranks_hold_half_of_the_layers_each():
