@@ -29,6 +29,7 @@ from emu3_megatron.serving.metrics import Metrics
 from emu3_megatron.serving.scoring import Scores
 from emu3_megatron.serving.worker import Worker
 
+_LAST_STEP = 20.0  # seconds
 _IDLE = 60.0  # seconds after which an idle engine tells the other ranks that it is there
 
 
@@ -102,9 +103,12 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its step, and the other ranks with it."""
+        """End the thread after its step, and the other ranks with it.
+
+        A step that hangs is left behind: the thread ends with the process.
+        """
         self._commands.put(Stop())
-        self._thread.join()
+        self._thread.join(_LAST_STEP)
 
     @property
     def num_streams(self) -> int:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from emu3_megatron.errors import InputError
+from emu3_megatron.errors import InputError, RunEnded
 from emu3_megatron.serving.app import build_app
 from emu3_megatron.serving.connections import guarded_protocol
 from emu3_megatron.serving.service import Service
@@ -40,7 +40,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(service: Service, bound: socket.socket) -> None:
-    """Serve at an address until SIGTERM or SIGINT."""
+    """Serve at an address until SIGTERM or SIGINT.
+
+    Raises:
+        RunEnded: the engine has failed; until then clients were told so for a while.
+    """
     import uvicorn
 
     _allow_files(service.bounds.connections)
@@ -58,6 +62,8 @@ def run(service: Service, bound: socket.socket) -> None:
     )
     server = _draining(service)(config)
     asyncio.run(server.serve(sockets=[bound]))
+    if service.engine.has_failed:
+        raise RunEnded("the engine has failed, as said above; start the server again", 1)
 
 
 def _draining(service: Service) -> type:
@@ -72,6 +78,17 @@ def _draining(service: Service) -> type:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._told)
             yield
+
+        async def main_loop(self) -> None:
+            watch = asyncio.ensure_future(self._leave_after_failure())
+            await super().main_loop()
+            watch.cancel()
+
+        async def _leave_after_failure(self) -> None:
+            while not service.engine.has_failed:
+                await asyncio.sleep(_LOOK)
+            await asyncio.sleep(service.bounds.drain_seconds)
+            self.should_exit = True
 
         def _told(self) -> None:
             if service.is_draining:  # a second time: at once

@@ -172,6 +172,27 @@ def serve(port: int, drain_seconds: float) -> None:
     run(make_service(decoder, tiny_tokenizer(), bounds, context=8000), bind("127.0.0.1", port))
 
 
+def serve_broken(port: int) -> None:
+    parallel.start().seed(0, 0)
+    decoder = build_decoder(SMALL).eval()
+    decoder.head.weight.data.fill_(float("nan"))
+    service = make_service(decoder, tiny_tokenizer(), Bounds(drain_seconds=0.5))
+    run(service, bind("127.0.0.1", port))
+
+
+def test_a_server_whose_engine_has_failed_says_so_and_ends():
+    port = free_port()
+    process = _context.Process(target=serve_broken, args=(port,))
+    process.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        wait_until(lambda: is_up(client), 60)
+        assert client.post(IMAGES, json={"prompt": "a"}).status_code == 503
+        assert client.get("/health").status_code == 503
+    process.join(20)
+
+    assert process.exitcode == 1
+
+
 def is_up(client: httpx.Client) -> bool:
     try:
         return client.get("/health").is_success
