@@ -1,26 +1,16 @@
 """Videos that are drawn behind their calls, and kept for a while."""
 
 import asyncio
-import sys
-import tempfile
 import time
-import traceback
 import uuid
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
-
-from emu3_megatron.generation.clips import save_clip
-from emu3_megatron.generation.files.progress import rows_in
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.sampling import SamplingSettings
-from emu3_megatron.grammar import Meta, Vision, parse
-from emu3_megatron.serving.errors import Refused, full, internal
-
-if TYPE_CHECKING:
-    from emu3_megatron.serving.service import ServedModel, Service
+from emu3_megatron.grammar import Meta
+from emu3_megatron.serving.errors import Refused, full
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 _RETRY_SECONDS = 30
@@ -67,16 +57,15 @@ class Videos:
         self._most = most
         self._videos: dict[str, Video] = {}
 
-    def start(self, service: "Service", video: Video) -> None:
+    def start(self, video: Video, work: Callable[[Video], Coroutine[Any, Any, None]]) -> None:
         """Draw it behind the call; raises Refused when there is no place."""
-        service.check_place(video.rows)
         if len(self._videos) >= self._most:
             ended = next((one.id for one in self._videos.values() if one.has_ended), None)
             if ended is None:
                 raise full(_RETRY_SECONDS)
             del self._videos[ended]
         self._videos[video.id] = video
-        video.task = asyncio.create_task(_draw(service, video))
+        video.task = asyncio.create_task(work(video))
 
     def find(self, name: str) -> Video:
         """Raises Refused when there is none."""
@@ -101,45 +90,3 @@ class Videos:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _draw(service: "Service", video: Video) -> None:
-    try:
-        with service.admit(video.rows):
-            tokens = await _say(service, video)
-            video.content = await service.in_worker(lambda: _encode(service.model, video, tokens))
-        service.metrics.picture("clip drawn")
-        video.status, video.progress, video.completed = "completed", 100, int(time.time())
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        if not isinstance(error, Refused):
-            traceback.print_exc(file=sys.stderr)
-        refused = error if isinstance(error, Refused) else internal()
-        video.error = {"code": refused.code or "failed", "message": str(refused)}
-        video.status = "failed"
-
-
-async def _say(service: "Service", video: Video) -> list[int]:
-    meta, tokens = video.meta, []
-    stream = service.engine.open(video.request, video.settings, meta.num_tokens + 1)
-    try:
-        async for new in stream:
-            tokens += new
-            video.status = "in_progress"
-            rows = rows_in(meta, len(tokens))
-            video.progress = min(99, 100 * rows // (meta.frames * meta.height))
-        stream.close("stop")
-        return tokens
-    finally:
-        stream.close()
-
-
-def _encode(model: "ServedModel", video: Video, tokens: list[int]) -> bytes:
-    whole = np.append(video.request.prompt, np.array(tokens, np.int32))
-    vision = parse(model.vocabulary, whole)[-1]
-    assert isinstance(vision, Vision)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        save_clip(model.tokenizer, vision, path)
-        return path.read_bytes()

@@ -1,5 +1,6 @@
 """/v1/videos: clips that are drawn behind their calls."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from emu3_megatron.generation.images import VisionPrompt
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta
 from emu3_megatron.serving.calls import Call
+from emu3_megatron.serving.clips import draw_video
 from emu3_megatron.serving.endpoints.images import TOP_K
 from emu3_megatron.serving.errors import Refused, wrong
 from emu3_megatron.serving.fields import (
@@ -61,7 +63,8 @@ async def create(service: Service, call: Call, outlet: Outlet) -> None:
     service.check_model(body.model)
     seed = service.new_seed() if body.seed is None else body.seed
     video = await service.in_worker(lambda: _video(service.model, body, seed))
-    service.videos.start(service, video)
+    service.check_place(video.rows)
+    service.videos.start(video, partial(draw_video, service))
     await outlet.json(_describe(service, video))
 
 
