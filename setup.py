@@ -14,6 +14,7 @@ setup(
     package_data={
         "emu3_megatron.config": ["recipes/*.yaml"],
         "emu3_megatron.alignment.voting": ["page.html", "page.css", "page.js"],
+        "emu3_megatron.serving": ["page/page.html", "page/page.css", "page/page.js"],
         "emu3_kernels": ["lib/*.so"],
     },
 )

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from emu3_megatron.serving.calls import Call, ClientGone, Receive, Scope, until_gone
-from emu3_megatron.serving.endpoints import chat, completions, images, status, tokens, videos
+from emu3_megatron.serving.endpoints import chat, completions, images, page, status, tokens, videos
 from emu3_megatron.serving.errors import Refused, internal
 from emu3_megatron.serving.outlet import Outlet, Send
 from emu3_megatron.serving.service import Service
@@ -36,6 +36,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
 ]
 OPEN: list[tuple[str, str, Handler]] = [
     ("GET", "/health", status.health),
+    ("GET", "/", page.show),
+    ("GET", "/static/{name}", page.static),
 ]
 """What may be called without a key."""
 

@@ -1,11 +1,11 @@
 """The voting page as voters use it: in headless Chromium, by keyboard, by clicks and on a phone."""
 
 import json
-import shutil
 import threading
 from contextlib import contextmanager
 
 import pytest
+from support.browser import DESK, Page, chromium
 from support.ports import free_port
 from support.preferences import make_samples
 
@@ -15,23 +15,13 @@ from emu3_megatron.alignment.voting.server import VotingServer
 
 pytestmark = pytest.mark.slow
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-DESK, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def browser():
-    found = [path for name in BROWSERS if (path := shutil.which(name))]
-    if not found:  # where one command would install it, its absence is no reason to pass
-        leave = pytest.fail if shutil.which("apt-get") else pytest.skip
-        leave("no Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # As root Chromium has no sandbox; it sees nothing but our own page.
-        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @contextmanager
@@ -50,47 +40,12 @@ def serving(folder, *voters, port=0):
         server.server_close()
 
 
-class Page:
-    """One voter's tab, with what went wrong in it."""
-
-    def __init__(self, browser, server, voter, size):
-        self.address = server.address(voter)
-        self.tab = browser.new_context(viewport=size).new_page()
-        self.tab.set_default_timeout(10_000)
-        self.errors, self.requested = [], []
-        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.tab.on("console", self._note)
-        self.tab.on("request", lambda request: self.requested.append(request.url))
-        self.tab.goto(self.address)
-        self.tab.wait_for_load_state("networkidle")
-
-    def _note(self, message):
-        if message.type == "error":
-            self.errors.append(message.text)
-
-    def press(self, *keys):
-        for key in keys:
-            self.tab.keyboard.press(key)
-
-    def wait_for(self, selector, text):
-        self.tab.locator(selector, has_text=text).first.wait_for(state="visible")
-
-    def text(self, selector):
-        return self.tab.locator(selector).first.inner_text()
-
-    def close(self):
-        self.tab.context.close()
-        assert self.errors == []
-        ours = (self.address.rpartition("/")[0], "data:")
-        assert [url for url in self.requested if not url.startswith(ours)] == []
-
-
 @pytest.fixture
 def opened(browser):
     """A function that opens a voter's page; with its server it ends, without errors till then."""
 
     def open_page(server, voter="ann", size=DESK):
-        server.pages.append(Page(browser, server, voter, size))
+        server.pages.append(Page(browser, server.address(voter), size))
         return server.pages[-1]
 
     return open_page
@@ -186,7 +141,7 @@ def test_a_reload_goes_on_and_shows_the_same_order(folder, opened):
 def test_a_page_goes_on_after_the_server_was_restarted(folder, browser):
     port = free_port()
     with serving(folder, port=port) as server:
-        page = Page(browser, server, "ann", DESK)
+        page = Page(browser, server.address("ann"), DESK)
         page.press("1", "2")
         page.wait_for("#prompt", "a cat 1")
     page.press("3", "4")
