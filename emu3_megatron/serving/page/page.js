@@ -407,7 +407,6 @@ function startAgain() {
   turns = [];
   at("talk").replaceChildren();
   at("anew").hidden = true;
-  at("question").value = "";
 }
 
 async function ask(question) {
