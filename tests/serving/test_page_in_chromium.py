@@ -351,7 +351,7 @@ def test_an_engine_that_fails_and_a_server_that_is_gone(decoder, tokenizer, open
         fail = lambda: 1 / 0
         monkeypatch.setattr(service.engine.worker.generator, "step", fail)
         page.wait_for("#trouble", "The model has failed. The server must be restarted.")
-        page.wait_for("#caption", "Stopped at row")
+        page.wait_for("#caption", "Failed at row")
     page.tab.click("#drawing .start")
     page.wait_for("#trouble", "The server does not answer.")
     page.errors.clear()

@@ -146,20 +146,19 @@ class Job {
     if (this.control) this.control.abort();
   }
 
-  // True when the work came to its end.
+  // How the work ended: "done", "stopped" or "failed".
   async run(work) {
-    if (this.control) return false;
     const { signal } = (this.control = new AbortController());
     this.show();
     complain("");
     try {
       await work(signal);
-      return true;
+      return "done";
     } catch (error) {
-      if (signal.aborted) return false;
+      if (signal.aborted) return "stopped";
       complain(error instanceof Trouble ? error.message : "Something went wrong in this page.");
-      if (!(error instanceof Trouble)) throw error;
-      return false;
+      if (!(error instanceof Trouble)) console.error(error);
+      return "failed";
     } finally {
       this.control = null;
       this.show();
@@ -221,7 +220,7 @@ async function draw(wanted) {
   if (drawing.control) return;
   const begun = performance.now();
   let last = null; // the newest preview, and which row it reaches
-  const done = await drawing.run(async (signal) => {
+  const end = await drawing.run(async (signal) => {
     at("progress").removeAttribute("value");
     at("progress").hidden = false;
     caption(wanted.prompt, "Waiting for the first row…");
@@ -237,8 +236,11 @@ async function draw(wanted) {
     if (!last || !last.whole) throw new Trouble("The connection broke off. Try again.");
   });
   at("progress").hidden = true;
-  if (done) return finish(wanted, last, (performance.now() - begun) / 1000);
-  const how = last ? `Stopped at row ${last.row} of ${last.rows}.` : "Stopped before the first row.";
+  if (end === "done") return finish(wanted, last, (performance.now() - begun) / 1000);
+  at("picture").hidden = !last;
+  at("empty").hidden = Boolean(last);
+  const place = last ? `at row ${last.row} of ${last.rows}` : "before the first row";
+  const how = `${end === "stopped" ? "Stopped" : "Failed"} ${place}.`;
   caption(wanted.prompt, how);
   say(how);
 }
@@ -423,7 +425,7 @@ async function ask(question) {
   at("anew").hidden = false;
   at("question").value = "";
   answer.setAttribute("aria-busy", "true"); // it is read out when it is whole
-  const done = await asking.run(async (signal) => {
+  const end = await asking.run(async (signal) => {
     const response = await call("/v1/chat/completions", { messages, stream: true }, signal);
     for await (const event of events(response, signal)) {
       const [choice] = event.choices;
@@ -433,12 +435,12 @@ async function ask(question) {
     if (!reason) throw new Trouble("The connection broke off. Try again.");
   });
   answer.setAttribute("aria-busy", "false");
-  if (done) turns.push({ question, answer: answer.textContent });
+  if (end === "done") turns.push({ question, answer: answer.textContent });
   else if (answer.isConnected && !at("question").value) at("question").value = question;
-  let end = done ? "" : "stopped";
-  if (done && reason === "length") end = "the longest answer ends here";
-  else if (done && !answer.textContent) end = "an empty answer";
-  if (end) answer.append(element("small", "", `(${end})`));
+  let note = end === "done" ? "" : end;
+  if (!note && reason === "length") note = "the longest answer ends here";
+  else if (!note && !answer.textContent) note = "an empty answer";
+  if (note) answer.append(element("small", "", `(${note})`));
 }
 
 function messagesOf(dialogue) {
