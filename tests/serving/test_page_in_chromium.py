@@ -108,20 +108,20 @@ def downloaded(page):
 def test_the_image_appears_row_by_row_and_its_last_preview_is_the_png(client, opened):
     page = opened(client, before=WATCH)
 
-    draw(page, seed="5", size=("64", "80"))
+    draw(page, seed="5", size=("128", "160"))
 
-    page.tab.wait_for_function("() => rows.at(-1) === 80")
+    page.tab.wait_for_function("() => rows.at(-1) === 160")
     rows = page.tab.evaluate("() => rows")
     assert len(set(rows)) > 3
     assert rows == sorted(rows)
     assert all(count % 8 == 0 for count in rows)
     *previews, whole, kept = map(base64.b64decode, page.tab.evaluate(BLOBS))
-    assert len(previews) == 10
-    body = {"prompt": "a cat", "seed": 5, "size": "64x80"}
+    assert len(previews) == 20
+    body = {"prompt": "a cat", "seed": 5, "size": "128x160"}
     answer = client.post("/v1/images/generations", json=body).json()
     drawn = base64.b64decode(answer["data"][0]["b64_json"])
     assert previews[-1] == whole == kept == drawn == downloaded(page)
-    assert np.asarray(Image.open(io.BytesIO(drawn))).shape == (80, 64, 3)
+    assert np.asarray(Image.open(io.BytesIO(drawn))).shape == (160, 128, 3)
 
 
 @pytest.fixture
