@@ -6,7 +6,7 @@ from emu3_megatron.cli.evaluate.losses import loss
 from emu3_megatron.cli.evaluate.measuring import fid, reconstruction, scores
 
 group = new_group(
-    help="Samples as public benchmark suites want them, and our own measures.\n\n"
+    help="Samples for public suites; loss, likeness, FID.\n\n"
     "Several processes share the work of draw and loss: "
     "torchrun --nproc-per-node N -m emu3_megatron evaluate …"
 )
