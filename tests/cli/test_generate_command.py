@@ -199,6 +199,17 @@ def test_what_cannot_be_generated_is_refused_in_one_line(
     assert {path.name for path in without_weights.iterdir()} == {"run"}
 
 
+def test_a_folder_that_cannot_be_made_is_found_before_any_weight_is_read(without_weights):
+    (without_weights / "file").touch()
+
+    image = ("image", "run", "x", "--grid", "2x2", "--out", "file/x.png")
+
+    ended = emu3("generate", *image, cwd=without_weights)
+
+    assert ended.code == 2
+    assert ended.said == "emu3: file: File exists\n"
+
+
 def test_a_prompt_of_text_that_is_too_long(without_weights):
     ended = emu3("generate", "text", "run", "x" * 200, cwd=without_weights)
 

@@ -84,7 +84,12 @@ def clip(
     A continuation sees the last seconds of the clip and adds some more; several follow one another.
     """
     from emu3_megatron.generation.clips import Continuation, fps_of, latent_frames
-    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, outputs_of
+    from emu3_megatron.generation.files.outputs import (
+        batches_of,
+        check_suffix,
+        make_folders,
+        outputs_of,
+    )
     from emu3_megatron.generation.files.prompts import Defaults
     from emu3_megatron.generation.files.writing import Drawer, works_of_clips
 
@@ -111,6 +116,7 @@ def clip(
     ]
     options = EngineOptions(eight_bit, speculate)
     check_or_estimate(source, works, limits, options, estimate)
+    make_folders(outputs)
     network = source.tokenizer(tokenizer)
     mesh = source.start()
     drawer = Drawer(

@@ -60,7 +60,12 @@ def image(
     estimate: EstimateOnly = False,
 ) -> None:
     """Draw images from captions."""
-    from emu3_megatron.generation.files.outputs import batches_of, check_suffix, outputs_of
+    from emu3_megatron.generation.files.outputs import (
+        batches_of,
+        check_suffix,
+        make_folders,
+        outputs_of,
+    )
     from emu3_megatron.generation.files.prompts import Defaults
     from emu3_megatron.generation.files.writing import Drawer, work_of
 
@@ -76,6 +81,7 @@ def image(
     works = [[work_of(source.vocabulary, j, settings.guidance) for j in some] for some in batches]
     options = EngineOptions(eight_bit, speculate)
     check_or_estimate(source, works, limits, options, estimate)
+    make_folders(outputs)
     network = source.tokenizer(tokenizer)
     mesh = source.start()
     drawer = Drawer(

@@ -75,6 +75,12 @@ def check_suffix(out: Path, suffixes: Sequence[str]) -> None:
         raise InputError(f"--out {out}: name a file that ends in {known}, or a folder")
 
 
+def make_folders(outputs: Sequence[Output]) -> None:
+    """Make the folders that outputs go to, before any is drawn: OSError if that cannot be."""
+    for folder in {output.path.parent for output in outputs}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _slug(text: str) -> str:
     """A prompt as a part of a file name."""
     words = re.findall(r"\w+", text.lower())
