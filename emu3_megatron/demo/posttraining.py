@@ -152,16 +152,8 @@ def generate(work: Work) -> None:
     tokenizer = ("--tokenizer", work.tokenizer)
     work.emu3(
         *("generate", "image", work.out / "preferences-run", DRAWN.caption, *tokenizer),
-        *(
-            "--grid",
-            "16x16",
-            "--guidance",
-            "1",
-            "--temperature",
-            "0.4",
-            "--out",
-            work.out / PICTURE,
-        ),
+        *("--grid", "16x16", "--guidance", "1", "--temperature", "0.4"),
+        *("--out", work.out / PICTURE),
     )
     work.emu3(
         *("generate", "dialogue", work.out / "instruct-run", WHAT, *tokenizer),
