@@ -369,7 +369,7 @@ GENERATE = ["generate", "image", "run", "a cat", "--out", "cat.png"]
     ("arguments", "message"),
     [
         ([], r"Missing command; see emu3 --help"),
-        (["drive"], r"No such command 'drive'; see emu3 --help"),
+        (["quux"], r"No such command 'quux'; see emu3 --help"),
         (["inspect"], r"Missing command; see emu3 inspect --help"),
         (["train"], r"Missing argument 'RECIPE'; see emu3 train --help"),
         (["pack", "shard", "--context", "64"], r"Missing option '--out'; see emu3 pack --help"),

@@ -36,7 +36,7 @@ def test_train_stop_resume_and_generate(recipe_file: Path) -> None:
     train = ["train", str(recipe_file), "parallel.tensor=2", "parallel.sequence=true"]
     run_processes(main, 2, [*train, "run.stop_after=2"])
     run_processes(main, 2, train)
-    generate = ["generate", "--checkpoint", str(run), "--prompt", "number 3", "--out", str(image)]
+    generate = ["generate", "image", str(run), "number 3", "--out", str(image)]
     run_processes(main, 1, generate)
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -98,8 +98,8 @@ def test_the_decoder_draws_the_same_codes(written, expected):
     greedy = ["--guidance", "1", "--temperature", "0"]
 
     for caption, given_chw in zip(drawn["captions"], pixels, strict=True):
-        prompt = ["--prompt", caption, "--grid", "3x4"]
-        succeed(written, "generate", "--checkpoint", "run", *prompt, *greedy, "--out", "drawn.png")
+        prompt = ["run", caption, "--grid", "3x4"]
+        succeed(written, "generate", "image", *prompt, *greedy, "--out", "drawn.png")
 
         image = np.asarray(Image.open(written / "drawn.png").convert("RGB"), np.float32)
         given = (given_chw.permute(1, 2, 0).numpy().clip(-1, 1) + 1) * 127.5

@@ -5,12 +5,11 @@ import json
 import statistics
 from pathlib import Path
 
-from PIL import Image
-
 from emu3_megatron.demo.material import PHOTOS
 from emu3_megatron.demo.pretraining import prepare_images, validation
 from emu3_megatron.demo.views import HELD_OUT, POOL, VIEWS, WHAT, lay_out_dialogues, lay_out_views
 from emu3_megatron.demo.work import Work
+from emu3_megatron.media.images import load_image
 from emu3_megatron.prepare.scores.colour import colourfulness
 
 PICTURE, ANSWER = "picture.png", "answer.jsonl"
@@ -82,8 +81,7 @@ def vote(samples: Path) -> None:
     """
     found = {}
     for path in (samples / "media").glob("*.png"):
-        with Image.open(path) as picture:
-            found[path.stem] = colourfulness(picture.convert("RGB"))
+        found[path.stem] = colourfulness(load_image(path))
     with (samples / "rule.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["sample", "colour"])

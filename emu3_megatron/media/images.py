@@ -69,6 +69,30 @@ def decode_image(data: bytes, path: str | Path) -> DecodedImage:
         raise UnreadableError(path, f"not a readable image ({reason_of(error)})") from None
 
 
+def size_of(data: bytes, path: str | Path) -> tuple[int, int] | None:
+    """Width and height by a file's header alone: a file of a few bytes may claim any size.
+
+    Args:
+        path: where the content is from, for the error.
+
+    Returns:
+        None where Pillow opens no image of so many pixels.
+
+    Raises:
+        UnreadableError: not an image.
+    """
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=FORMATS) as opened,
+        ):
+            return opened.size
+    except Image.DecompressionBombError:
+        return None
+    except Exception as error:
+        raise UnreadableError(path, reason_of(error)) from None
+
+
 def read_image(path: str | Path) -> DecodedImage:
     """Read and decode a file. Raises UnreadableError."""
     try:

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.generation.files.progress import image_of_rows
 from emu3_megatron.generation.files.reading import vision_of
 from emu3_megatron.grammar import Meta, Vision
-from emu3_megatron.media.images import FORMATS, MAX_ASPECT, check_aspect, decode_image
+from emu3_megatron.media.images import MAX_ASPECT, check_aspect, decode_image, size_of
 from emu3_megatron.serving.errors import wrong
 from emu3_megatron.serving.service import ServedModel
 
@@ -51,16 +50,10 @@ def encode_picture(model: ServedModel, data: bytes, most_pixels: int, param: str
 def _check_raster(data: bytes, most: int, param: str) -> None:
     """By the header alone: a file of a few bytes may claim any size."""
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=FORMATS) as opened,
-        ):
-            width, height = opened.size
-    except Image.DecompressionBombError:
-        width = height = most
-    except Exception:
+        size = size_of(data, param)
+    except InputError:
         raise _unreadable(param) from None
-    if width * height > most:
+    if size is None or size[0] * size[1] > most:
         raise wrong(f"{param}: an image has {most:,} pixels at most", param)
 
 
