@@ -67,9 +67,9 @@ def test_every_stage_of_the_demo_does_what_it_is_for(demo: Path) -> None:
     assert codes["stage-2"] < codes["stage-1"] - 1
     assert colour["quality"] > colour["stage-2"]
     assert summary["preferred"] > 0.55
-    assert captions["image-to-text"] >= max(captions["stage-2"], 0.75 * summary["views"])
+    assert captions["image-to-text"] >= max(captions["stage-2"], 0.6 * summary["views"])
     assert answers["image-to-text"] == 0
-    assert answers["instruct"] >= 0.75 * summary["questions"]
+    assert answers["instruct"] >= 0.6 * summary["questions"]
     assert answers["read-back"] == answers["instruct"]
     page = (demo / "report.html").read_text()
     for stage in stages_of("all"):
