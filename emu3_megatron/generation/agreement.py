@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emu3_megatron.generation.estimate import PREFILL
 from emu3_megatron.generation.forward import DecodeForward
 from emu3_megatron.generation.images import VisionPrompt, draw
-from emu3_megatron.generation.pool import KVPool
+from emu3_megatron.generation.pool import PREFILL, KVPool
 from emu3_megatron.generation.raster import Choice, Raster
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.generation.weights import DecodeWeights

@@ -8,11 +8,10 @@ import torch
 
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.generation.options import PLAIN, EngineOptions
-from emu3_megatron.generation.pool import SPARE
+from emu3_megatron.generation.pool import PREFILL, SPARE
 from emu3_megatron.grammar import Meta
 
 BYTES = {"fp32": 4, "bf16": 2}  # a number of weights and activations, by the recipe's precision
-PREFILL = 1024  # tokens of prompts that a step reads
 # Of each row, for every id: fp32 logits, those under guidance, fp64 noise and scores, ids.
 _BYTES_AN_ID = 4 + 4 + 8 + 8 + 8
 _COPIED = 64 << 20  # bytes that are copied to measure a bandwidth; more than caches hold

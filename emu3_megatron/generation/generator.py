@@ -15,7 +15,7 @@ from emu3_megatron.generation.forward import DecodeForward
 from emu3_megatron.generation.graphs import GraphedForward
 from emu3_megatron.generation.jobs import UNKNOWN, Job, Request, Row
 from emu3_megatron.generation.options import PLAIN, EngineOptions
-from emu3_megatron.generation.pool import KVPool
+from emu3_megatron.generation.pool import PREFILL, KVPool
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.generation.speculation import Speculation
@@ -26,7 +26,6 @@ from emu3_megatron.vocabulary import Vocabulary
 
 _WIDTH = 2  # tokens of a row that a decode step reads: a code, and what is forced after it
 _FORCED = 4  # unread tokens at the end of a grid: a code, EOL, EOF, EOI
-_PREFILL = 1024  # tokens of prompts that a step reads
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ class Generator:
 
     def _read_prompts(self) -> None:
         """Read what is too long for a decode step, in pieces, the oldest request first."""
-        left = _PREFILL
+        left = PREFILL
         for row in [row for job in self._running for row in job.rows]:
             if row.num_unread > _FORCED and left > 0:
                 piece = row.next_tokens(min(row.num_unread, left))

@@ -6,6 +6,7 @@ from torch import Tensor
 from emu3_megatron.generation.weights import DecodeWeights
 
 SPARE = 15  # places behind the capacity, for the padding of a call's shorter rows
+PREFILL = 1024  # tokens of prompts that a step reads
 
 
 class KVPool:

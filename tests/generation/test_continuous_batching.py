@@ -150,7 +150,7 @@ def test_a_cancelled_request_leaves_and_others_go_on(decoder, runs_ahead):
 
 
 def test_a_long_prompt_does_not_stop_others(decoder, monkeypatch):
-    monkeypatch.setattr("emu3_megatron.generation.generator._PREFILL", 8)
+    monkeypatch.setattr("emu3_megatron.generation.generator.PREFILL", 8)
     generator = Generator(decoder, VOCABULARY, rows=2, capacity=200)
     generator.submit(image("a", 4, 4), PLAIN, max_tokens=40)
     while generator.step() == []:

@@ -123,7 +123,7 @@ def test_a_long_prompt_is_read_in_pieces(decoder, monkeypatch):
     requests = [image("a cat " * 9, 2, 2), image("a cat", 2, 2)]
     expected = generate(decoder, VOCABULARY, requests, GREEDY, max_tokens=9)
 
-    monkeypatch.setattr("emu3_megatron.generation.generator._PREFILL", 7)
+    monkeypatch.setattr("emu3_megatron.generation.generator.PREFILL", 7)
     in_pieces = generate(decoder, VOCABULARY, requests, GREEDY, max_tokens=9)
 
     np.testing.assert_array_equal(in_pieces, expected)

@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.generation.estimate import PREFILL, Work, estimate, weight_bytes
+from emu3_megatron.generation.estimate import Work, estimate, weight_bytes
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.options import EngineOptions
+from emu3_megatron.generation.pool import PREFILL
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Meta, vision_prompt
 from emu3_megatron.model import Decoder, build_decoder
