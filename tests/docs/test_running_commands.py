@@ -39,6 +39,7 @@ NOT_RUN = {
     "runs/lora": "needs DeepSpeed; tests/examples/test_lora_example.py runs it",
     "examples/data": "reads Debian packages; tests/prepare/test_example.py runs it",
     "runs/data": "reads Debian packages; tests/prepare/test_example.py runs it",
+    "examples/openmoji": "asks the npm registry; tests/examples/test_openmoji_example.py runs it",
     "examples/shapes": "trains for minutes; tests/examples/test_quality_example.py runs it",
     "examples/quality": "trains for minutes; tests/examples/test_quality_example.py runs it",
     "prepare-quality-8b": "needs the tokenizer of the 8B model",
