@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "media": set(),
     "parallel": {"config"},
     "context_parallel": set(),
-    "vision": {"config", "media"},
+    "vision": {"config", "media", "emu3_kernels"},
     "data": {"grammar", "config", "context_parallel", "parallel"},
     "checkpoints": {"parallel"},
     "model": {"checkpoints", "parallel", "context_parallel", "emu3_kernels"},
