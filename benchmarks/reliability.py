@@ -27,12 +27,13 @@ from support.tiny import VOCABULARY, make_packs
 from emu3_megatron import manifest, parallel
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.data.packing.packs import pack_shards
+from emu3_megatron.model.tensors import named_tensors
 from emu3_megatron.runs.communication import Communication, HostClock
 from emu3_megatron.runs.hooks.guard import Guard
+from emu3_megatron.runs.hooks.replicas import drifted
 from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Verdict
 from emu3_megatron.runs.watchdog import Watchdog
-from emu3_megatron.training.replicas import drifted
 
 PAIRS = 50  # of steps a run
 OFTEN = 100
@@ -135,7 +136,7 @@ def actions(recipe: Recipe, folder: Path) -> dict[tuple[str, str], Action]:
         (f"{OFTEN} judgements, window full", "emu3"): repeat(judge),
         (f"{OFTEN} judgements, window full", "clocked"): clocked(repeat(judge)),
         (f"{OFTEN} heartbeats", "emu3"): repeat(lambda: watchdog._beat()),
-        ("comparing replicas", "emu3"): lambda: drifted(steps.engine.live),
+        ("comparing replicas", "emu3"): lambda: drifted(named_tensors(steps.engine.live)),
         ("a save", "megatron-core"): lambda: megatron_save(steps, folder),
         ("a save", "emu3"): lambda: steps.save(folder / "ours", 1),
     }

@@ -8,12 +8,12 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 from emu3_megatron.config.base import (
     REQUIRED,
     Component,
-    Config,
     chosen_by_kind,
     fixed,
     free,
     semantic,
 )
+from emu3_megatron.config.runs import EvaluationConfig
 
 
 class SourceSection(Component):
@@ -63,9 +63,8 @@ AnyData = Annotated[
 ]
 
 
-class ValidationConfig(Config):
+class ValidationConfig(EvaluationConfig):
     """Held-out loss while training: the same documents every time."""
 
-    every: PositiveInt = free(REQUIRED, "steps between evaluations; the last step has one too")
     batches: PositiveInt = free(REQUIRED, "batches of batch.size sequences an evaluation")
     sources: list[AnySource] = free(REQUIRED, "packs that are held out", min_length=1)

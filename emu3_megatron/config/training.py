@@ -28,6 +28,7 @@ from emu3_megatron.config.data import AnyData, MixtureConfig, ValidationConfig
 from emu3_megatron.config.engines import AnyEngine, DeepSpeedConfig
 from emu3_megatron.config.model import ModelConfig
 from emu3_megatron.config.objectives import AnyObjective, unfit
+from emu3_megatron.config.runs import GuardConfig, RunConfig
 from emu3_megatron.config.schedule import AnySchedule
 
 AnyHook = Annotated[SerializeAsAny[Component], chosen_by_kind({})]
@@ -93,11 +94,9 @@ class SampleConfig(Config):
     top_k: PositiveInt | None = free(2048, "likeliest tokens to draw among")
 
 
-class RunConfig(Config):
-    """Where a run lives, how long it is, what it leaves."""
+class DecoderRunConfig(RunConfig):
+    """Where a run lives, how long it is, what it starts from and leaves."""
 
-    dir: Path = free(REQUIRED, "folder of the run")
-    steps: PositiveInt = free(REQUIRED, "optimizer steps in all")
     init_from: Path | None = free(
         None,
         "checkpoint whose weights a new run starts from; the engine deepspeed takes a folder of "
@@ -108,30 +107,6 @@ class RunConfig(Config):
         "folder that transformers loads, to be written after the last step; with adapters "
         "merged, and beside them in adapter/",
     )
-    seed: int = fixed(0, "of initial weights, order of data, dropout")
-    log_every: PositiveInt = free(10, "steps between rows of metrics")
-    save_every: PositiveInt = free(1000, "steps between checkpoints; the last step has one too")
-    keep: PositiveInt = free(3, "newest checkpoints to keep")
-    save_in_background: bool = free(True, "training goes on while files are written")
-    resume: Literal["strict", "auto"] = free(
-        "strict", "auto passes over damaged checkpoints to the newest undamaged one"
-    )
-    hang_seconds: PositiveFloat = free(900.0, "without progress, before the run ends")
-    stop_after: PositiveInt | None = free(None, "leave after this step, as if told to")
-    wandb: str | None = free(None, "wandb project; honours WANDB_MODE=offline")
-    tensorboard: bool = free(False, "write TensorBoard's event files")
-
-
-class GuardConfig(Config):
-    """What happens to steps that must not move the weights. Those not finite are always skipped."""
-
-    spikes: Literal["ignore", "skip", "rollback"] = free(
-        "ignore", "rollback: weights of the last checkpoint, data goes on behind it"
-    )
-    threshold: PositiveFloat = free(6.0, "robust z-score of loss or gradient norm")
-    window: PositiveInt = free(128, "steps that the score is taken over")
-    patience: PositiveInt = free(5, "bad steps in a row that end the run")
-    replicas_every: PositiveInt = free(100, "steps between comparisons of copies")
 
 
 class DecoderRecipe(Config):
@@ -159,7 +134,7 @@ class Recipe(Config):
         "optimizer.decay_steps": "optimizer.schedule.steps",
     }
 
-    run: RunConfig = free(REQUIRED, RunConfig.__doc__ or "")
+    run: DecoderRunConfig = free(REQUIRED, DecoderRunConfig.__doc__ or "")
     model: ModelConfig = semantic(REQUIRED, ModelConfig.__doc__ or "")
     data: AnyData = semantic(REQUIRED, "what is read")
     batch: BatchConfig = semantic(REQUIRED, "sequences a step")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from emu3_megatron.config.training import RunConfig
+from emu3_megatron.config.runs import RunConfig
 from emu3_megatron.errors import InputError, RunEnded
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.votes import on_first_rank

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from emu3_megatron.checkpoints.folders import tracked
-from emu3_megatron.config.training import RunConfig
+from emu3_megatron.config.training import DecoderRunConfig
 from emu3_megatron.interchange.exporting import export_folder
 from emu3_megatron.interchange.importing import require_absent
 from emu3_megatron.parallel.votes import on_first_rank
@@ -21,7 +21,7 @@ class ExportFolder(Hook):
     name = "exporting"
     order = 95  # behind the save, whose checkpoint it reads
 
-    def __init__(self, config: RunConfig, engine: Any):
+    def __init__(self, config: DecoderRunConfig, engine: Any):
         self.config, self.engine = config, engine
         assert config.export is not None
         self.folder: Path = config.export

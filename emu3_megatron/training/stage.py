@@ -1,48 +1,45 @@
 """Trains a decoder as a recipe says: what a run starts from, its hooks, its checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron import parallel
-from emu3_megatron.checkpoints.folders import (
-    newest_sound,
-    read_checkpoint,
-    refuse_old,
-    saw_empty_captions,
-    tracked,
-    verify,
-)
+from emu3_megatron.checkpoints.folders import read_checkpoint, saw_empty_captions
 from emu3_megatron.checkpoints.state import SplitState, load_state
 from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.config.base import Component
-from emu3_megatron.config.changes import Change, changes, refuse_changes
+from emu3_megatron.config.changes import changes
 from emu3_megatron.config.engines import DeepSpeedConfig
 from emu3_megatron.config.load import saved_recipe
 from emu3_megatron.config.schedule import FallingConfig, ScheduleConfig
-from emu3_megatron.config.training import BatchConfig, RunConfig
+from emu3_megatron.config.training import BatchConfig, DecoderRunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.flops import flops_per_token, peak_flops
 from emu3_megatron.model.opening import check_model, find_weights
+from emu3_megatron.model.tensors import named_tensors
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
+from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
 from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Data, Hook, Run
 from emu3_megatron.runs.loop import take_steps
 from emu3_megatron.runs.metrics.log import Work
+from emu3_megatron.runs.resuming import check_changes, checkpoint_to_resume, last_step
+from emu3_megatron.runs.schedule import build_schedule
 from emu3_megatron.runs.supervision import supervised
 from emu3_megatron.training.engines import build_engine
 from emu3_megatron.training.engines.hub_weights import check_hub_folder, is_hub_folder
 from emu3_megatron.training.evaluator import HeldOutLoss
 from emu3_megatron.training.exporting import ExportFolder
-from emu3_megatron.training.interfaces import EngineSetting, Objective
+from emu3_megatron.training.interfaces import Engine, EngineSetting, Objective
 from emu3_megatron.training.placing import Placer
-from emu3_megatron.training.replicas import CompareReplicas
-from emu3_megatron.training.schedule import build_schedule
 from emu3_megatron.training.trainer import DecoderTrainer
 
 
@@ -67,17 +64,18 @@ def train(
     mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
     _check_layout(recipe.batch, mesh)
     with supervised(recipe.run, mesh, peak_flops()) as run:
-        checkpoint, about = _to_resume_from(recipe.run, recipe.model)
+        checkpoint, about = checkpoint_to_resume(recipe.run)
         before = None
         if checkpoint:
+            check_model(checkpoint, about, recipe.model)
             before = saved_recipe(Recipe, about["recipe"], f"{checkpoint}: its recipe")
         recipe = _completed(recipe, objective, data, before)
         if before:
-            _check_changes(run.folder, list(changes(before, recipe)), accept)
+            check_changes(run.folder, list(changes(before, recipe)), accept)
             _check_base(recipe.engine, before.run, recipe.run)
         _say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
         first = about.get("step", 0)
-        last = min(recipe.run.steps, recipe.run.stop_after or recipe.run.steps)
+        last = last_step(recipe.run)
         start_from, origin = None, about
         # A checkpoint of adapters does not hold the weights on which they stand.
         if not checkpoint or getattr(recipe.engine, "lora", None):
@@ -96,13 +94,7 @@ def train(
         take_steps(run, guard, first, last)
 
 
-def _check_changes(folder: Path, changed: list[Change], accept: bool) -> None:
-    """Refuse changes that a resume may not make, and print the others."""
-    refuse_changes(folder, changed, accept)
-    on_first_rank(lambda: [print(f"recipe changed: {change}") for change in changed])
-
-
-def _check_base(engine: Component, before: RunConfig, now: RunConfig) -> None:
+def _check_base(engine: Component, before: DecoderRunConfig, now: DecoderRunConfig) -> None:
     """Adapters stand on the weights that their run started from."""
     if getattr(engine, "lora", None) and before.init_from != now.init_from:
         raise InputError(
@@ -131,22 +123,8 @@ def _check_layout(batch: BatchConfig, mesh: Mesh) -> None:
         )
 
 
-def _to_resume_from(config: RunConfig, model: ModelConfig) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to resume from, proven whole and of this model, and its manifest."""
-    folder = config.dir / "checkpoints"
-    path = newest_sound(folder) if config.resume == "auto" else tracked(folder)
-    if path is None:
-        return None, {}
-    about = read_checkpoint(path)
-    refuse_old(path, about)
-    check_model(path, about, model)
-    if config.resume == "strict":
-        verify(path)
-    return path, about
-
-
 def _to_start_from(
-    config: RunConfig, model: ModelConfig, engine: Component
+    config: DecoderRunConfig, model: ModelConfig, engine: Component
 ) -> tuple[Path | None, dict[str, Any]]:
     """The weights that a run starts from, proven of this model, and what is known of them."""
     init_from = config.init_from
@@ -200,7 +178,7 @@ def _assemble(
     trainer = DecoderTrainer(
         engine,
         objective,
-        rate=build_schedule(recipe.optimizer),
+        rate=build_schedule(recipe.optimizer.schedule, recipe.optimizer.lr),
         mesh=mesh,
         place=Placer(vocabulary, mesh.context_rank),
         seed=recipe.run.seed,
@@ -213,7 +191,7 @@ def _assemble(
     run.hooks = [
         LogMetrics(recipe.run, recipe.validation),
         guard,
-        CompareReplicas(recipe.guard, engine),
+        CompareReplicas(recipe.guard, partial(_live_weights, engine)),
         saves,
         *([ExportFolder(recipe.run, engine)] if recipe.run.export else []),
         *hooks,
@@ -224,6 +202,12 @@ def _assemble(
         evaluator = HeldOutLoss(trainer, engine.decoder, held_out, run)
         run.hooks.append(Validate(recipe.validation, evaluator))
     return guard
+
+
+@contextmanager
+def _live_weights(engine: Engine) -> Iterator[Iterable[Named]]:
+    with engine.decoder() as decoder:
+        yield named_tensors(decoder)
 
 
 def _is_same_data(kind: str, about: dict[str, Any]) -> bool:

@@ -16,11 +16,11 @@ from emu3_megatron.data.setting import Setting
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.runs.interfaces import StepResult, Verdict
 from emu3_megatron.runs.metrics.log import Work
+from emu3_megatron.runs.schedule import build_schedule
 from emu3_megatron.training.engines import build_engine
 from emu3_megatron.training.interfaces import Engine, EngineSetting
 from emu3_megatron.training.objectives import build_objective
 from emu3_megatron.training.placing import Placer
-from emu3_megatron.training.schedule import build_schedule
 from emu3_megatron.training.trainer import DecoderTrainer
 
 
@@ -75,7 +75,7 @@ def start(recipe: Recipe, engine: Callable[[Any, EngineSetting], Engine] | None 
     trainer = DecoderTrainer(
         engine(recipe.engine, setting) if engine else build_engine(recipe.engine, setting),
         objective,
-        rate=build_schedule(optimizer),
+        rate=build_schedule(optimizer.schedule, optimizer.lr),
         mesh=mesh,
         place=Placer(vocabulary, mesh.context_rank),
         seed=recipe.run.seed,

@@ -12,7 +12,7 @@ from transformers import optimization
 from emu3_megatron.config.base import semantic
 from emu3_megatron.config.schedule import ScheduleConfig
 from emu3_megatron.config.training import OptimizerConfig
-from emu3_megatron.training.schedule import build_schedule
+from emu3_megatron.runs.schedule import build_schedule
 
 LR, STEPS = 3e-4, 100
 
@@ -21,7 +21,7 @@ def rates(taken=STEPS, lr=LR, **schedule):
     """The rates of so many steps; the schedule is as long, unless it says otherwise."""
     config = OptimizerConfig.model_validate({"lr": lr, "schedule": schedule})
     config.schedule = config.schedule.completed(taken)
-    return [build_schedule(config)(step) for step in range(1, taken + 1)]
+    return [build_schedule(config.schedule, config.lr)(step) for step in range(1, taken + 1)]
 
 
 # Against other implementations. Where theirs count steps from 0, ours start at their second step,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from emu3_megatron.checkpoints.folders import tracked, verify
 from emu3_megatron.checkpoints.state import Saved, State, load_state
-from emu3_megatron.config.training import GuardConfig
+from emu3_megatron.config.runs import GuardConfig
 from emu3_megatron.errors import DIVERGED, RunEnded
 from emu3_megatron.files import write_json
 from emu3_megatron.parallel.votes import any_rank, on_first_rank

@@ -1,7 +1,7 @@
 """Hooks that log rows of metrics and the held-out loss."""
 
 from emu3_megatron.checkpoints.state import Saved, State
-from emu3_megatron.config.training import RunConfig, ValidationConfig
+from emu3_megatron.config.runs import EvaluationConfig, RunConfig
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.interfaces import Evaluator, Hook, Run, StepResult
 from emu3_megatron.runs.metrics.writers import open_writers
@@ -13,7 +13,7 @@ class LogMetrics(Hook):
     name = "logging"
     order = 0  # before the guard: the step that ends a run has its row
 
-    def __init__(self, config: RunConfig, validation: ValidationConfig | None):
+    def __init__(self, config: RunConfig, validation: EvaluationConfig | None):
         self.config, self.validation = config, validation
         self.skipped = 0
 
@@ -46,7 +46,7 @@ class LogMetrics(Hook):
         self.skipped = state["skipped"]
 
 
-def validates(config: ValidationConfig | None, step: int, last: int) -> bool:
+def validates(config: EvaluationConfig | None, step: int, last: int) -> bool:
     """Whether the held-out loss is due after a step; after the last of a run it always is."""
     return config is not None and (step % config.every == 0 or step == last)
 
@@ -60,7 +60,7 @@ class Validate(Hook):
     name = "validating"
     order = 30
 
-    def __init__(self, config: ValidationConfig, evaluator: Evaluator):
+    def __init__(self, config: EvaluationConfig, evaluator: Evaluator):
         self.config, self.evaluator = config, evaluator
 
     def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:

@@ -2,7 +2,7 @@
 
 from emu3_megatron.checkpoints.folders import prune
 from emu3_megatron.checkpoints.saving import PendingSave, SaveError, request_checkpoint
-from emu3_megatron.config.training import RunConfig
+from emu3_megatron.config.runs import RunConfig
 from emu3_megatron.runs.interfaces import Hook, Run, StepResult
 
 

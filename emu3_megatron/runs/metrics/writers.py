@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from emu3_megatron.config.training import RunConfig
+from emu3_megatron.config.runs import RunConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 

@@ -13,7 +13,6 @@ from emu3_megatron.config.schedule import (
     ScheduleConfig,
     WsdConfig,
 )
-from emu3_megatron.config.training import OptimizerConfig
 
 Shape = Callable[[float], float]  # from 1 at 0 to 0 at 1
 
@@ -30,9 +29,13 @@ class Rate(Protocol):
     def __call__(self, step: int, /) -> float: ...
 
 
-def build_schedule(optimizer: OptimizerConfig) -> Rate:
-    """The learning rate of each step. Raises InputError: a third party's cannot be built."""
-    rate: Rate = build(optimizer.schedule, _BUILTIN, optimizer.lr)
+def build_schedule(schedule: ScheduleConfig, lr: float) -> Rate:
+    """The learning rate of each step. Raises InputError: a third party's cannot be built.
+
+    Args:
+        lr: the highest rate, `optimizer.lr`.
+    """
+    rate: Rate = build(schedule, _BUILTIN, lr)
     return rate
 
 

@@ -1,37 +1,48 @@
 """A hook that compares the copies of weights that ranks hold, bit for bit.
 
-All data and context parallel ranks hold the same weights; tensor parallel ranks share the norms.
+All data and context parallel ranks hold the same weights, tensor parallel ranks those that are not
+divided among them.
 Nothing in training compares them: a copy that drifts trains on, and only the loss tells, late.
 """
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
 
-from emu3_megatron.config.training import GuardConfig
+from emu3_megatron.config.runs import GuardConfig
 from emu3_megatron.errors import DIVERGED, RunEnded
-from emu3_megatron.model import Decoder
-from emu3_megatron.model.tensors import named_tensors
 from emu3_megatron.parallel.groups import tensor_group, tensor_rank, token_group
 from emu3_megatron.runs.interfaces import Hook, Run, StepResult
-from emu3_megatron.training.interfaces import Engine
 
 _CHUNK = 1 << 24  # elements hashed at once
 
+Named = tuple[str, torch.Tensor]
+
 
 class CompareReplicas(Hook):
-    """Ends a run whose ranks no longer hold the same copies."""
+    """Ends a run whose ranks no longer hold the same copies.
+
+    Args:
+        weights: opens the live weights by name.
+    """
 
     name = "comparing replicas"
     order = 20  # before any save: damaged weights must not become the newest checkpoint
 
-    def __init__(self, config: GuardConfig, engine: Engine):
-        self.config, self.engine = config, engine
+    def __init__(
+        self,
+        config: GuardConfig,
+        weights: Callable[[], AbstractContextManager[Iterable[Named]]],
+    ):
+        self.config, self.weights = config, weights
 
     def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:
         if step % self.config.replicas_every and not is_last:
             return
-        with self.engine.decoder() as decoder:
-            words = drifted(decoder)
+        with self.weights() as named:
+            words = drifted(named)
         if words:
             run.events.add("replicas differ", step, why=words)
             raise RunEnded(
@@ -41,18 +52,18 @@ class CompareReplicas(Hook):
             )
 
 
-def drifted(decoder: Decoder) -> str | None:
-    """The first parameter that is not bit for bit the same on all ranks that should share it.
+def drifted(named: Iterable[Named]) -> str | None:
+    """The first tensor that is not bit for bit the same on all ranks that should share it.
 
     A call on every rank alike.
 
     Returns:
         Its name and the ranks with their hashes, the same words on all ranks; or None.
     """
-    parameters = list(named_tensors(decoder))
-    hashes_p = torch.stack([_hash(parameter.detach()) for _, parameter in parameters])
+    tensors = list(named)
+    hashes_p = torch.stack([_hash(tensor.detach()) for _, tensor in tensors])
     whole_p = torch.tensor(
-        [not getattr(parameter, "tensor_model_parallel", False) for _, parameter in parameters],
+        [not getattr(tensor, "tensor_model_parallel", False) for _, tensor in tensors],
         device=hashes_p.device,
     )
     differs_p = _differs(hashes_p, token_group())
@@ -61,7 +72,7 @@ def drifted(decoder: Decoder) -> str | None:
     dist.all_reduce(votes_p, op=dist.ReduceOp.MAX)
     if not votes_p.any():
         return None
-    return _describe(parameters, hashes_p, whole_p, int(votes_p.argmax()))
+    return _describe(tensors, hashes_p, whole_p, int(votes_p.argmax()))
 
 
 def _hash(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,7 +94,7 @@ def _differs(hashes_p: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 
 
 def _describe(
-    parameters: list[tuple[str, torch.nn.Parameter]],
+    tensors: Sequence[Named],
     hashes_p: torch.Tensor,
     whole_p: torch.Tensor,
     index: int,
@@ -98,4 +109,4 @@ def _describe(
         f"{value & (1 << 64) - 1:016x} on ranks {', '.join(map(str, having))}"
         for (_, value), having in sorted(ranks.items(), key=lambda item: -len(item[1]))
     )
-    return f"{parameters[index][0]} is not the same on all ranks: {copies}"
+    return f"{tensors[index][0]} is not the same on all ranks: {copies}"
