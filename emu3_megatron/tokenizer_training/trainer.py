@@ -19,7 +19,7 @@ from emu3_megatron.config.tokenizer import TokenizerRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.tokenizer_training.codebook import CodebookKeeper
 from emu3_megatron.tokenizer_training.initialization import start_from_principal_components
-from emu3_megatron.tokenizer_training.losses import Reconstruction, psnr_db, weighted_loss
+from emu3_megatron.tokenizer_training.losses.terms import Reconstruction, psnr_db, weighted_loss
 from emu3_megatron.tokenizer_training.samples import Broken, Samples
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 

@@ -14,7 +14,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.media.images import load_image, to_pixels
 from emu3_megatron.media.writers import write_clip
 from emu3_megatron.tokenizer_training.codebook import CodebookKeeper
-from emu3_megatron.tokenizer_training.losses import Reconstruction, psnr_db, weighted_loss
+from emu3_megatron.tokenizer_training.losses.terms import Reconstruction, psnr_db, weighted_loss
 from emu3_megatron.tokenizer_training.samples import Samples
 from emu3_megatron.tokenizer_training.trainer import train_tokenizer
 from emu3_megatron.vision.quantizer import VectorQuantizer
@@ -159,7 +159,7 @@ def test_codebook_is_placed_where_the_latents_are():
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
-    one = torch.ones(1)
+    one = torch.ones(1, 1)
     result = Reconstruction(pixels=one, rebuilt=3 * one, latents=one, vectors=0 * one)
     loss, terms = weighted_loss(result, {"l2": 1, "l1": 0, "codebook": 0.25, "commitment": 1})
     assert loss.item() == 4 + 0.25 + 1

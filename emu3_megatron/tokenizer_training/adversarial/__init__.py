@@ -1,0 +1,1 @@
+"""Discriminators of frames and clips, what they add to the loss, and when."""

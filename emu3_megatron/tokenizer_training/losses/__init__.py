@@ -1,0 +1,1 @@
+"""What the tokenizer is trained to minimise, besides the discriminators' judgement."""
