@@ -27,17 +27,19 @@ from emu3_megatron.demo.results import (
     Results,
 )
 from emu3_megatron.demo.work import Work
-from emu3_megatron.evaluation import reconstruction
-from emu3_megatron.evaluation.reconstruction import At, means
 from emu3_megatron.generation.answers import describe, say
 from emu3_megatron.generation.images import VisionPrompt, draw
 from emu3_megatron.generation.sampling import SamplingSettings
 from emu3_megatron.grammar import Document, Meta
+from emu3_megatron.media.files import IMAGE_SUFFIXES, find_files
 from emu3_megatron.media.images import to_image
 from emu3_megatron.model import Decoder, Inputs, SequenceLayout
 from emu3_megatron.model.opening import open_decoder
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.prepare.scores.colour import colourfulness
+from emu3_megatron.vision.files import At
+from emu3_megatron.vision.measures import reconstruction
+from emu3_megatron.vision.measures.reconstruction import codec_of, means
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import CODE, TEXT, Vocabulary
 
@@ -63,7 +65,9 @@ def measure(work: Work, has_later: bool) -> Results:
 
 def mean_psnr(photos: Path, tokenizer: VisionTokenizer, area: int) -> float:
     """Mean over photos, in dB, of what the tokenizer keeps of them."""
-    return means([*reconstruction.measure(tokenizer, photos, At(area))])["PSNR"]
+    files = find_files(photos, IMAGE_SUFFIXES)
+    measured = reconstruction.measure(codec_of(tokenizer), files, At(area))
+    return means(measured.kept)["PSNR"]
 
 
 def _measure_first(out: Path, mesh: Mesh) -> Generated:

@@ -13,9 +13,9 @@ from emu3_megatron.cli import main
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
 from emu3_megatron.evaluation.paper import beside_paper
-from emu3_megatron.evaluation.similarity import psnr_b, ssim_b
 from emu3_megatron.evaluation.suites.scores import read_scores
 from emu3_megatron.media.writers import write_clip, write_png
+from emu3_megatron.vision.measures.similarity import psnr_b, ssim_b
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 

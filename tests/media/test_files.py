@@ -6,6 +6,7 @@ import pytest
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_files
+from emu3_megatron.media.overlap import refuse_overlap
 
 
 def test_files_are_found_in_folders_too_and_sorted(tmp_path):
@@ -35,3 +36,14 @@ def test_the_error_comes_back_from_another_process():
     error = pickle.loads(pickle.dumps(UnreadableError("a.jpg", "not a readable image")))
 
     assert (str(error), error.reason) == ("a.jpg: not a readable image", "not a readable image")
+
+
+def test_tested_files_with_the_content_of_training_files_are_refused(tmp_path):
+    for name, content in {"a.png": b"one", "b.png": b"two", "c.png": b"three"}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "renamed.png").write_bytes(b"two")
+    tested = [tmp_path / "a.png", tmp_path / "renamed.png"]
+
+    refuse_overlap(tested, [tmp_path / "c.png"])
+    with pytest.raises(InputError, match=r"renamed\.png: has the content .*b\.png \(1 of 2 files"):
+        refuse_overlap(tested, [tmp_path / "b.png", tmp_path / "c.png"])

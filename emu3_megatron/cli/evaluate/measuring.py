@@ -52,13 +52,16 @@ def reconstruction(
     import torch
 
     from emu3_megatron.evaluation.paper import beside_paper
-    from emu3_megatron.evaluation.reconstruction import At, means, measure
     from emu3_megatron.files import replacing
+    from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
+    from emu3_megatron.vision.files import At
+    from emu3_megatron.vision.measures.reconstruction import codec_of, means, measure
     from emu3_megatron.vision.tokenizer import VisionTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = VisionTokenizer.load(tokenizer).to(device)
-    kept = list(measure(network, folder, At(area, fps, frames)))
+    files = find_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    kept = measure(codec_of(network), files, At(area, fps, frames)).kept
     if out:
         with replacing(out) as beside:
             lines = [json.dumps({**asdict(k), "path": str(k.path)}) for k in kept]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Of Wang et al., Image quality assessment (2004): the window, and what keeps divisions stable.
-_SIDE, _SIGMA = 11, 1.5
+SSIM_SIDE, _SIGMA = 11, 1.5
 _K1, _K2 = 0.01, 0.03
 
 
@@ -38,7 +38,7 @@ def ssim_b(one_bchw: Tensor, other_bchw: Tensor) -> Tensor:
 
 def _blur(x_bchw: Tensor) -> Tensor:
     """Gaussian means around every place whose window lies inside."""
-    places = torch.arange(_SIDE, dtype=x_bchw.dtype, device=x_bchw.device) - _SIDE // 2
+    places = torch.arange(SSIM_SIDE, dtype=x_bchw.dtype, device=x_bchw.device) - SSIM_SIDE // 2
     weights = (-(places**2) / (2 * _SIGMA**2)).exp()
     weights = weights / weights.sum()
     flat = x_bchw.flatten(0, 1)[:, None]

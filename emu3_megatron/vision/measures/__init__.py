@@ -1,0 +1,1 @@
+"""What the vision tokenizer keeps of images and clips, in numbers; and what needs no training."""
