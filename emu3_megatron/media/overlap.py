@@ -29,7 +29,7 @@ def refuse_overlap(tested: Sequence[Path], trained: Iterable[Path]) -> None:
         path, other = both[0]
         raise InputError(
             f"{path}: has the content of the training file {other} "
-            f"({len(both):,} of {len(tested):,} files are in both); test on files that no training saw"
+            f"({len(both):,} of {len(tested):,} files are in both); test on other files"
         )
 
 
