@@ -27,7 +27,7 @@ test-slow: install
 	    [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
 	    apt-get install --yes --quiet --no-install-recommends slurm-wlm munge chromium
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[slow]'
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps 'vbench==0.1.5'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps 'vbench==0.1.5' 'lpips==0.1.4'
 	$(BIN)/python -m pytest -m slow
 
 lint: install
