@@ -156,7 +156,7 @@ class Lpips(nn.Module):
             features = zip(self._features(one_nchw), self._features(other_nchw), strict=True)
             for index, (one, other) in enumerate(features):
                 head = self.get_buffer(_buffer(_head(index)))
-                squared = (_normalised(one) - _normalised(other)).square()
+                squared = (normalised(one) - normalised(other)).square()
                 distance_n = distance_n + F.conv2d(squared, head).flatten(1).mean(1)
             return distance_n
 
@@ -171,7 +171,8 @@ class Lpips(nn.Module):
                 yield x_nchw
 
 
-def _normalised(features_nchw: Tensor) -> Tensor:
+def normalised(features_nchw: Tensor) -> Tensor:
+    """The features of each place at length 1, or 0 where all are 0."""
     length_n1hw = (features_nchw.square().sum(1, keepdim=True) + _EPSILON).sqrt()
     return features_nchw / length_n1hw
 
