@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.vision.blocks import Level, MiddleBlock, SpatialNorm, Upsample
+from emu3_megatron.vision.precision import FullPrecisionConv2d
+from emu3_megatron.vision.recompute import Recomputable
 from emu3_megatron.vision.temporal import TemporalResnetBlock, TemporalUpsample
 
 
@@ -28,7 +30,7 @@ class UpLevel(Level):
         return self.upsample(super().forward(hidden_nchw, code_nchw))
 
 
-class Decoder(nn.Module):
+class Decoder(Recomputable):
     """The modulating decoder of MoVQ: code vectors also steer the norm of every 2D layer."""
 
     def __init__(self, network: TokenizerNetwork):
@@ -49,7 +51,7 @@ class Decoder(nn.Module):
             for i in range(len(widths))
         )
         self.norm_out = SpatialNorm(widths[0], code)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = FullPrecisionConv2d(widths[0], 3, 3, padding=1)
         self.time_conv = nn.ModuleList(TemporalUpsample(latent) for _ in range(2))
         self.time_res_stack = nn.ModuleList(
             TemporalResnetBlock(latent) for _ in range(network.num_res_blocks)
@@ -71,4 +73,7 @@ class Decoder(nn.Module):
         hidden_nchw = self.mid(self.conv_in(latent_nchw), code_nchw)
         for level in reversed(self.up):
             hidden_nchw = level(hidden_nchw, code_nchw)
+        return self.run(self._pixels, hidden_nchw, code_nchw)
+
+    def _pixels(self, hidden_nchw: Tensor, code_nchw: Tensor) -> Tensor:
         return self.conv_out(F.silu(self.norm_out(hidden_nchw, code_nchw)))

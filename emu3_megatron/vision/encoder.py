@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.vision.blocks import Downsample, Level, MiddleBlock, PlainNorm
+from emu3_megatron.vision.precision import FullPrecisionConv2d
+from emu3_megatron.vision.recompute import Recomputable
 from emu3_megatron.vision.temporal import TemporalDownsample, TemporalResnetBlock
 
 
@@ -21,7 +23,7 @@ class DownLevel(Level):
         return self.downsample(super().forward(hidden_nchw, code_nchw))
 
 
-class Encoder(nn.Module):
+class Encoder(Recomputable):
     def __init__(self, network: TokenizerNetwork):
         super().__init__()
         widths = network.level_channels
@@ -39,7 +41,7 @@ class Encoder(nn.Module):
         )
         self.mid = MiddleBlock(widths[-1])
         self.norm_out = PlainNorm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], latent, 3, padding=1)
+        self.conv_out = FullPrecisionConv2d(widths[-1], latent, 3, padding=1)
         self.time_conv = nn.ModuleList(TemporalDownsample(latent) for _ in range(2))
         self.time_res_stack = nn.ModuleList(
             TemporalResnetBlock(latent) for _ in range(network.num_res_blocks)
@@ -47,14 +49,20 @@ class Encoder(nn.Module):
 
     def encode_frames(self, pixels_nchw: Tensor) -> Tensor:
         """[n, 3, 8h, 8w] to [n, c, h, w], each frame on its own."""
-        return self.conv_out(self.features(pixels_nchw))
+        return self.run(self._latents, self._levels(pixels_nchw))
 
     def features(self, pixels_nchw: Tensor) -> Tensor:
         """What the latents are made of: as `encode_frames`, with the channels of the last level."""
+        return F.silu(self.norm_out(self._levels(pixels_nchw)))
+
+    def _levels(self, pixels_nchw: Tensor) -> Tensor:
         hidden_nchw = self.conv_in(pixels_nchw)
         for level in self.down:
             hidden_nchw = level(hidden_nchw)
-        return F.silu(self.norm_out(self.mid(hidden_nchw)))
+        return self.mid(hidden_nchw)
+
+    def _latents(self, hidden_nchw: Tensor) -> Tensor:
+        return self.conv_out(F.silu(self.norm_out(hidden_nchw)))
 
     def shorten_time(self, frames_bcthw: Tensor) -> Tensor:
         """[b, c, t, h, w] to [b, c, t // 4, h, w]; latent j has seen frames 0 to 4j + 3."""

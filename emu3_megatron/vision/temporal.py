@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emu3_megatron.vision.precision import full_precision
+
 
 class CausalConv3d(nn.Module):
     """Conv3d padded with zeros on the past side only, so that frame t never sees frame t+1."""
@@ -20,6 +22,7 @@ class CausalConv3d(nn.Module):
         self.padding = (columns, columns, rows, rows, past, 0)  # F.pad counts from the last axis
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride)
 
+    @full_precision
     def forward(self, hidden_bcthw: Tensor) -> Tensor:
         return self.conv(F.pad(hidden_bcthw, self.padding))
 

@@ -23,7 +23,9 @@ from emu3_megatron.vision.temporal import CausalConv3d
 SPATIAL_FACTOR = 8
 TEMPORAL_FACTOR = 4
 FORMAT = "emu3-megatron/vision-tokenizer"
-_PIXELS_AT_ONCE = 4 * 720 * 720  # through the 2D networks; frames are independent there
+# Through the 2D networks, where frames are independent; for gradients fewer, so that what a block
+# computes again in backward stays small.
+_PIXELS_AT_ONCE, _PIXELS_FOR_GRADIENTS = 4 * 720 * 720, 512 * 512
 
 
 class VisionTokenizer(nn.Module):
@@ -164,7 +166,10 @@ def _whole_groups(pixels_btchw: Tensor) -> Tensor:
 
 def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor, pixels_each: int) -> Tensor:
     """Apply to a few frames at a time: a long clip needs hardly more memory than a short one."""
-    frames = max(1, _PIXELS_AT_ONCE // pixels_each)
+    at_once = _PIXELS_FOR_GRADIENTS if torch.is_grad_enabled() else _PIXELS_AT_ONCE
+    frames = max(1, at_once // pixels_each)
+    if frames >= len(tensors[0]):
+        return function(*tensors)
     chunks = zip(*(tensor.split(frames) for tensor in tensors), strict=True)
     return torch.cat([function(*chunk) for chunk in chunks])
 
