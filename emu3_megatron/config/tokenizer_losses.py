@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator as validator
 
-from emu3_megatron.config.base import Config, fixed, free, semantic
+from emu3_megatron.config.base import REQUIRED, Config, fixed, free, semantic
 
 
 class PerceptualConfig(Config):
@@ -42,7 +42,10 @@ class EntropyConfig(Config):
 
     weight: float = semantic(0.1, "of the term", gt=0)
     temperature: float = semantic(
-        1.0, "squared distance that makes a code e times less likely", gt=0
+        REQUIRED,
+        "squared distance that makes a code e times less likely; a third of that between latents "
+        "and their codes serves: of the metric commitment x the length of a code",
+        gt=0,
     )
 
 

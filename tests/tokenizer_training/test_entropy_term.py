@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from emu3_megatron.tokenizer_training.losses.entropy import entropy_term, probability_sums
+from emu3_megatron.tokenizer_training.losses.entropy import (
+    MeanProbabilities,
+    entropy_term,
+    probability_sums,
+)
 
 TEMPERATURE = 0.7
 
@@ -59,6 +63,22 @@ def test_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(term, (latents, book))
 
 
+def test_the_running_mean_follows_the_steps_and_is_in_the_state():
+    latents, book = latents_and_book()
+    kept, resumed = (MeanProbabilities(len(book), decay=0.75) for _ in range(2))
+    sums = [probability_sums(latents * scale, book, TEMPERATURE) for scale in (1, 2, 3)]
+
+    assert kept.mean.tolist() == [1 / 11] * 11
+    for step in sums[:2]:
+        kept.update(step, samples=3)
+    torch.testing.assert_close(kept.mean, (0.75 * sums[0] + 0.25 * sums[1]) / 3)
+
+    resumed.load_state_dict(kept.state_dict())
+    for one in (kept, resumed):
+        one.update(sums[2], samples=3)
+    assert torch.equal(kept.mean, resumed.mean)
+
+
 def test_sure_latents_that_use_all_codes_reach_the_least_value():
     book = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) * 100
     latents = book.T.reshape(1, 4, 1, 2, 4)
@@ -78,6 +98,32 @@ def test_a_code_that_nobody_chooses_leaves_it_finite():
 
     assert mean[0] == 0
     assert latents.grad.isfinite().all()
+
+
+def test_more_codes_come_into_use_with_it():
+    """Codes that start far from the latents, drawn to them by the codebook term."""
+    plain, with_entropy = perplexity_after_training(0.0), perplexity_after_training(0.1)
+
+    assert with_entropy > 1.3 * plain
+
+
+def perplexity_after_training(weight: float) -> float:
+    generator = torch.Generator().manual_seed(0)
+    book = (3 + 0.05 * torch.randn(64, 2, generator=generator)).requires_grad_()
+    kept, optimizer = MeanProbabilities(len(book)), torch.optim.Adam([book], 3e-2)
+    for _ in range(300):
+        latents = torch.randn(4, 2, 1, 8, 8, generator=generator)
+        rows = latents.movedim(1, -1).reshape(-1, 2)
+        loss = (book[torch.cdist(rows, book).argmin(1)] - rows).square().mean()
+        if weight:
+            loss = loss + weight * entropy_term(latents, book, kept.mean, 0.05).mean()
+            kept.update(probability_sums(latents, book, 0.05), samples=4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    codes = torch.cdist(torch.randn(4096, 2, generator=generator), book).argmin(1)
+    used = codes.bincount(minlength=64) / 4096
+    return math.exp(-torch.special.xlogy(used, used).sum().item())
 
 
 def test_pieces_are_all_that_is_in_memory(monkeypatch):

@@ -16,7 +16,7 @@ def resumed(before, after, accept=True):
     [
         ({"l1": 1}, "l1: 0.0 → 1.0"),
         ({"perceptual": {"kind": "gradient_ssim"}}, "perceptual.kind: none → gradient_ssim"),
-        ({"entropy": {}}, "entropy: None → {}"),
+        ({"entropy": {"temperature": 1}}, "entropy: None → {'temperature': 1.0}"),
     ],
 )
 def test_another_loss_set_is_refused(changed, named):

@@ -1,14 +1,15 @@
 """Entropy loss of the codes, in pieces over the codebook.
 
 Each latent chooses codes with probabilities p = softmax(-distance² / temperature). The loss is the
-mean entropy of p less the entropy of their mean over the step: it falls as each latent is sure of
-its code and all codes are used alike, down to -log(number of codes).
+mean entropy of p less the entropy of their mean m: it falls as each latent is sure of its code and
+all codes are used alike, down to -log(number of codes).
 
-The mean over the step needs all ranks, so there are two phases: `probability_sums` of each group,
-summed over groups and ranks and divided by the number of samples; then `entropy_term` of each group
-with that mean. For the mean m as a constant, mean(H(p) + Σ p log m) has the value and the gradient
-of the whole loss: that of m itself is Σ p, which is always 1. So the term is one value for each
-sample, and how samples are grouped changes nothing.
+For m as a constant, the mean of H(p) + sum of p log m has the value and the gradient of the whole
+loss, since m's own gradient is that of sum p, which is always 1. So `entropy_term` gives one value
+for each sample, and how samples are grouped changes nothing; but it needs m first.
+`MeanProbabilities` keeps a running mean over the steps before, moved by `probability_sums` over all
+ranks: no second pass over the samples, and no batch too small to say how often each of many codes
+is used.
 
 Latents times codes are never in memory at once (4,096 x 32,768 are 512 MiB); the backward pass
 computes the pieces again.
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emu3_megatron.tokenizer_training.losses.terms import at_least_fp32
 
@@ -56,8 +57,7 @@ def entropy_term(
     """The loss of each sample [b], with gradients to latents and codes.
 
     Args:
-        mean_k: `probability_sums` over all groups and ranks of the step, divided by the number of
-            their samples.
+        mean_k: the mean probability of each code over samples.
         temperature: as in `probability_sums`.
         at_once: probabilities in memory at a time.
     """
@@ -66,6 +66,31 @@ def entropy_term(
         log_mean_k = mean_k.clamp_min(torch.finfo(torch.float32).tiny).log().to(latents_nc)
         values_n = _Entropy.apply(latents_nc, book_kc, log_mean_k, temperature, at_once)
         return values_n.view(len(latents_bcfhw), -1).mean(1)
+
+
+class MeanProbabilities(nn.Module):
+    """The running mean probability of each code over samples; a checkpoint holds its buffers."""
+
+    mean: Tensor  # [k]
+    updates: Tensor
+
+    def __init__(self, codes: int, decay: float = 0.9):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.full((codes,), 1 / codes, dtype=torch.float64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, sums_k: Tensor, samples: float | Tensor) -> None:
+        """Move the mean by one step.
+
+        Args:
+            sums_k: `probability_sums` of the step, added up over all groups and ranks.
+            samples: the number of their samples, at least 1.
+        """
+        kept = torch.where(self.updates > 0, self.decay, 0.0).to(sums_k)  # the first counts whole
+        self.mean.copy_(kept * self.mean + (1 - kept) * sums_k / samples)
+        self.updates += 1
 
 
 def _rows(latents_bcfhw: Tensor) -> Tensor:

@@ -96,12 +96,19 @@ def _ssim_n(one_nchw: Tensor, other_nchw: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian means around every place whose window lies inside."""
-    flat = x.flatten(0, -3)[:, None]
-    for axis in (-2, -1):
-        side = min(_SIDE, x.shape[axis])
-        places = torch.arange(side, dtype=x.dtype, device=x.device) - (side - 1) / 2
-        weights = (-(places**2) / (2 * _SIGMA**2)).exp()
-        shape = [1, 1, side, 1] if axis == -2 else [1, 1, 1, side]
-        flat = F.conv2d(flat, (weights / weights.sum()).view(shape))
-    return flat.view(*x.shape[:-2], *flat.shape[-2:])
+    """Gaussian means around every place whose window lies inside.
+
+    By a product with a banded matrix: on a CPU it takes a tenth of the time of a convolution.
+    """
+    height, width = x.shape[-2:]
+    return _windows(height, x) @ x @ _windows(width, x).T
+
+
+def _windows(side: int, like: Tensor) -> Tensor:
+    """[places, side]: the weights of the window around each place."""
+    half = (min(_SIDE, side) - 1) / 2
+    pixels = torch.arange(side, dtype=like.dtype, device=like.device)
+    places = pixels[: side - int(2 * half)] + half
+    distance = pixels - places[:, None]
+    weights = (-(distance**2) / (2 * _SIGMA**2)).exp() * (distance.abs() <= half)
+    return weights / weights.sum(1, keepdim=True)
