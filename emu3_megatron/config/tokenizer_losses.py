@@ -7,6 +7,8 @@ from pydantic import model_validator as validator
 
 from emu3_megatron.config.base import REQUIRED, Config, fixed, free, semantic
 
+_LPIPS_SIDE = 32  # below it AlexNet has nothing left to pool
+
 
 class PerceptualConfig(Config):
     """A loss that compares what is seen rather than pixel with pixel."""
@@ -35,6 +37,22 @@ class PerceptualConfig(Config):
                     f"kind=lpips needs {name}, a file ({what}); kind=gradient_ssim needs none"
                 )
         return self
+
+    def require_sides(self, side: int, name: str) -> None:
+        """Refuse pixels that the loss has no features of.
+
+        Args:
+            side: the shortest that training samples can have.
+            name: the recipe's key that decides it.
+
+        Raises:
+            ValueError: they are too few.
+        """
+        if self.kind == "lpips" and side < _LPIPS_SIDE:
+            raise ValueError(
+                f"{name}: {side} pixels are under the {_LPIPS_SIDE} that "
+                "loss.perceptual.kind=lpips needs; take larger ones, or kind=gradient_ssim"
+            )
 
 
 class EntropyConfig(Config):
@@ -71,7 +89,7 @@ class AdversarialConfig(Config):
 
     weight: float = semantic(0.1, "of the adversarial term", gt=0)
     adaptive: bool = semantic(
-        False, "multiply the weight so that the term's gradient is as long as that of the others"
+        True, "multiply the weight so that the term's gradient is as long as that of the others"
     )
     start: int = semantic(1, "step from which the discriminators train", ge=1)
     warmup: int = semantic(1000, "steps they train alone before the tokenizer feels them", ge=0)

@@ -110,8 +110,8 @@ def test_more_codes_come_into_use_with_it():
 def perplexity_after_training(weight: float) -> float:
     generator = torch.Generator().manual_seed(0)
     book = (3 + 0.05 * torch.randn(64, 2, generator=generator)).requires_grad_()
-    kept, optimizer = MeanProbabilities(len(book)), torch.optim.Adam([book], 3e-2)
-    for _ in range(300):
+    kept, optimizer = MeanProbabilities(len(book)), torch.optim.Adam([book], 6e-2)
+    for _ in range(150):
         latents = torch.randn(4, 2, 1, 8, 8, generator=generator)
         rows = latents.movedim(1, -1).reshape(-1, 2)
         loss = (book[torch.cdist(rows, book).argmin(1)] - rows).square().mean()

@@ -108,3 +108,12 @@ def test_lpips_without_a_file_is_refused(missing):
 
     with pytest.raises(ValidationError, match=f"kind=lpips needs {missing}, a file"):
         PerceptualConfig(kind="lpips", **given)
+
+
+def test_pixels_too_few_for_lpips_are_refused():
+    lpips = PerceptualConfig(kind="lpips", weights="vgg16-397923af.pth", heads="vgg.pth")
+
+    lpips.require_sides(32, "data.crop")
+    PerceptualConfig().require_sides(8, "data.crop")
+    with pytest.raises(ValueError, match=r"data.crop: 24 pixels are under the 32"):
+        lpips.require_sides(24, "data.crop")
