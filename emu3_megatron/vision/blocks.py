@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emu3_megatron.vision.block import Block, FrameNorm
 from emu3_megatron.vision.precision import full_precision
-from emu3_megatron.vision.recompute import Recomputable
 
 GROUPS = 32  # every GroupNorm of the network; channels must be a multiple of it
 
 
-class PlainNorm(nn.GroupNorm):
+class PlainNorm(FrameNorm):
     """GroupNorm that ignores the code vectors, so that it can stand where SpatialNorm does."""
 
     def __init__(self, channels: int):
@@ -33,7 +33,7 @@ class SpatialNorm(nn.Module):
 
     def __init__(self, channels: int, code_channels: int):
         super().__init__()
-        self.norm_layer = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm_layer = FrameNorm(GROUPS, channels, eps=1e-6)
         self.conv_y = nn.Conv2d(code_channels, channels, 1)
         self.conv_b = nn.Conv2d(code_channels, channels, 1)
 
@@ -51,7 +51,9 @@ def make_norm(channels: int, code_channels: int | None) -> nn.Module:
     return PlainNorm(channels) if code_channels is None else SpatialNorm(channels, code_channels)
 
 
-class ResnetBlock(Recomputable):
+class ResnetBlock(Block):
+    halo = 2
+
     def __init__(self, in_channels: int, out_channels: int, code_channels: int | None = None):
         super().__init__()
         self.norm1 = make_norm(in_channels, code_channels)
@@ -70,7 +72,7 @@ class ResnetBlock(Recomputable):
         return self.nin_shortcut(input_nchw) + hidden_nchw
 
 
-class AttentionBlock(Recomputable):
+class AttentionBlock(Block):
     """Single-head attention among the places of one frame, with a residual path."""
 
     def __init__(self, channels: int, code_channels: int | None = None):
@@ -86,9 +88,10 @@ class AttentionBlock(Recomputable):
 
     def _compute(self, input_nchw: Tensor, code_nchw: Tensor | None) -> Tensor:
         normed_nchw = self.norm(input_nchw, code_nchw)
-        # [n, 1, h*w, c]: one head, every place a position
+        # [n, 1, h*w, c]: one head, every place a position. Channels side by side, as torch's
+        # attention needs them so as not to hold all [h*w, h*w] scores.
         q, k, v = (
-            conv(normed_nchw).flatten(2).transpose(1, 2).unsqueeze(1)
+            conv(normed_nchw).flatten(2).transpose(1, 2).contiguous().unsqueeze(1)
             for conv in (self.q, self.k, self.v)
         )
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -109,8 +112,10 @@ class MiddleBlock(nn.Module):
         return self.block_2(hidden_nchw, code_nchw)
 
 
-class Downsample(Recomputable):
+class Downsample(Block):
     """Halve height and width."""
+
+    halo = 1
 
     def __init__(self, channels: int):
         super().__init__()
@@ -119,17 +124,19 @@ class Downsample(Recomputable):
     def forward(self, hidden_nchw: Tensor) -> Tensor:
         return self.run(self._compute, hidden_nchw)
 
-    def _compute(self, hidden_nchw: Tensor) -> Tensor:
+    def _compute(self, hidden_nchw: Tensor, code_nchw: None) -> Tensor:
         return self.conv(F.pad(hidden_nchw, (0, 1, 0, 1)))  # only right and below, as published
 
 
-class Upsample(Recomputable):
+class Upsample(Block):
     """Double height and width: every pixel becomes 2x2, then a 3x3 convolution.
 
     The 3x3 convolution sees 2x2 pixels of the small picture, for each of the four pixels that one
     becomes. So it is computed as four 2x2 convolutions of the small picture: 16 products instead
     of 36, and no large copy.
     """
+
+    halo = 1
 
     def __init__(self, channels: int):
         super().__init__()
@@ -138,7 +145,7 @@ class Upsample(Recomputable):
     def forward(self, hidden_nchw: Tensor) -> Tensor:
         return self.run(self._compute, hidden_nchw)
 
-    def _compute(self, hidden_nchw: Tensor) -> Tensor:
+    def _compute(self, hidden_nchw: Tensor, code_nchw: None) -> Tensor:
         height, width = hidden_nchw.shape[-2:]
         # [right or left, below or above, o, i, 2, 2]
         weight = _merged_taps(_merged_taps(self.conv.weight, -2), -1).flatten(0, 2)

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.vision.block import Block
 from emu3_megatron.vision.blocks import Level, MiddleBlock, SpatialNorm, Upsample
 from emu3_megatron.vision.precision import FullPrecisionConv2d
-from emu3_megatron.vision.recompute import Recomputable
 from emu3_megatron.vision.temporal import TemporalResnetBlock, TemporalUpsample
 
 
@@ -30,8 +30,13 @@ class UpLevel(Level):
         return self.upsample(super().forward(hidden_nchw, code_nchw))
 
 
-class Decoder(Recomputable):
-    """The modulating decoder of MoVQ: code vectors also steer the norm of every 2D layer."""
+class Decoder(Block):
+    """The modulating decoder of MoVQ: code vectors also steer the norm of every 2D layer.
+
+    As a block it is its last layers, from the last level to pixels.
+    """
+
+    halo = 1
 
     def __init__(self, network: TokenizerNetwork):
         super().__init__()

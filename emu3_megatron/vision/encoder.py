@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.vision.block import Block
 from emu3_megatron.vision.blocks import Downsample, Level, MiddleBlock, PlainNorm
 from emu3_megatron.vision.precision import FullPrecisionConv2d
-from emu3_megatron.vision.recompute import Recomputable
 from emu3_megatron.vision.temporal import TemporalDownsample, TemporalResnetBlock
 
 
@@ -23,7 +23,11 @@ class DownLevel(Level):
         return self.downsample(super().forward(hidden_nchw, code_nchw))
 
 
-class Encoder(Recomputable):
+class Encoder(Block):
+    """Both networks; as a block it is its last layers, from the last level to latents."""
+
+    halo = 1
+
     def __init__(self, network: TokenizerNetwork):
         super().__init__()
         widths = network.level_channels
@@ -61,7 +65,7 @@ class Encoder(Recomputable):
             hidden_nchw = level(hidden_nchw)
         return self.mid(hidden_nchw)
 
-    def _latents(self, hidden_nchw: Tensor) -> Tensor:
+    def _latents(self, hidden_nchw: Tensor, code_nchw: None) -> Tensor:
         return self.conv_out(F.silu(self.norm_out(hidden_nchw)))
 
     def shorten_time(self, frames_bcthw: Tensor) -> Tensor:

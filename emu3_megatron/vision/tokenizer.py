@@ -94,31 +94,22 @@ class VisionTokenizer(nn.Module):
 
         An image is a frame repeated 4 times; the 2D network, blind to time, runs on it once.
         """
-        frame_bchw = self._encode_frames(pixels_bchw)
-        frames_bcthw = frame_bchw.unsqueeze(2).expand(-1, -1, TEMPORAL_FACTOR, -1, -1)
-        return self.quant_conv(self.encoder.shorten_time(frames_bcthw))
+        frame_bchw = self.frame_latents(pixels_bchw)
+        return self.merge_frames(frame_bchw.unsqueeze(2).expand(-1, -1, TEMPORAL_FACTOR, -1, -1))
 
     def clip_latents(self, pixels_btchw: Tensor) -> Tensor:
         """Latents [b, c, t // 4, h / 8, w / 8] before quantization."""
         pixels_btchw = _whole_groups(pixels_btchw)
-        frames_nchw = self._encode_frames(pixels_btchw.flatten(0, 1))
-        frames_bcthw = frames_nchw.unflatten(0, pixels_btchw.shape[:2]).transpose(1, 2)
-        return self.quant_conv(self.encoder.shorten_time(frames_bcthw))
+        frames_nchw = self.frame_latents(pixels_btchw.flatten(0, 1))
+        return self.merge_frames(frames_nchw.unflatten(0, pixels_btchw.shape[:2]).transpose(1, 2))
 
     def decode_vectors(self, vectors_bcfhw: Tensor, frames: int | None = None) -> Tensor:
         """Pixels [b, t, 3, 8h, 8w] of code vectors: all 4f frames, or only the first `frames`."""
-        latents = self.post_quant_conv(vectors_bcfhw)
-        stretched = self.decoder.stretch_time(latents, vectors_bcfhw)
-        latent_btchw, code_btchw = (x[:, :, :frames].transpose(1, 2) for x in stretched)
-        pixels_nchw = _in_chunks(
-            self.decoder.decode_frames,
-            latent_btchw.flatten(0, 1),
-            code_btchw.flatten(0, 1),
-            pixels_each=latent_btchw[0, 0, 0].numel() * SPATIAL_FACTOR**2,
-        )
-        return pixels_nchw.unflatten(0, latent_btchw.shape[:2])
+        latent_bcthw, code_bcthw = self.stretch_vectors(vectors_bcfhw)
+        return self.frame_pixels(latent_bcthw[:, :, :frames], code_bcthw[:, :, :frames])
 
-    def _encode_frames(self, pixels_nchw: Tensor) -> Tensor:
+    def frame_latents(self, pixels_nchw: Tensor) -> Tensor:
+        """[n, c, h / 8, w / 8] of pixels [n, 3, h, w], each frame on its own."""
         height, width = pixels_nchw.shape[-2:]
         if height % SPATIAL_FACTOR or width % SPATIAL_FACTOR:
             raise InputError(
@@ -126,6 +117,24 @@ class VisionTokenizer(nn.Module):
             )
         pixels_nchw = pixels_nchw.to(self.quantize.embedding.weight)
         return _in_chunks(self.encoder.encode_frames, pixels_nchw, pixels_each=height * width)
+
+    def merge_frames(self, frames_bcthw: Tensor) -> Tensor:
+        """Latents [b, c, t // 4, h, w] before quantization, of those of frames."""
+        return self.quant_conv(self.encoder.shorten_time(frames_bcthw))
+
+    def stretch_vectors(self, vectors_bcfhw: Tensor) -> tuple[Tensor, Tensor]:
+        """Of code vectors what each of the 4f frames is decoded from: latents and code vectors."""
+        return self.decoder.stretch_time(self.post_quant_conv(vectors_bcfhw), vectors_bcfhw)
+
+    def frame_pixels(self, latent_bcthw: Tensor, code_bcthw: Tensor) -> Tensor:
+        """Pixels [b, t, 3, 8h, 8w], each frame on its own."""
+        batch, _, frames, height, width = latent_bcthw.shape
+        pixels_nchw = _in_chunks(
+            self.decoder.decode_frames,
+            *(x.transpose(1, 2).flatten(0, 1) for x in (latent_bcthw, code_bcthw)),
+            pixels_each=height * width * SPATIAL_FACTOR**2,
+        )
+        return pixels_nchw.unflatten(0, (batch, frames))
 
     def _require_eval(self) -> None:
         if self.training:
@@ -157,10 +166,15 @@ class VisionTokenizer(nn.Module):
         return tokenizer.eval()
 
 
-def _whole_groups(pixels_btchw: Tensor) -> Tensor:
-    frames = pixels_btchw.shape[1]
+def require_whole_group(frames: int) -> None:
+    """Raises InputError where a clip has too few frames for one latent."""
     if frames < TEMPORAL_FACTOR:
         raise InputError(f"a clip of {frames} frames: at least {TEMPORAL_FACTOR} are needed")
+
+
+def _whole_groups(pixels_btchw: Tensor) -> Tensor:
+    frames = pixels_btchw.shape[1]
+    require_whole_group(frames)
     return pixels_btchw[:, : frames - frames % TEMPORAL_FACTOR]
 
 

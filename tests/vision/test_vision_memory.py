@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
-from emu3_megatron.vision import recompute, tokenizer
+from emu3_megatron.vision import block, tokenizer
 from emu3_megatron.vision.recompute import recompute_blocks
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
@@ -44,8 +44,8 @@ def counted(network, monkeypatch):
         blocks.append(inside.gib)
         return original(compute, *inputs, **options)
 
-    original = recompute.checkpoint
-    monkeypatch.setattr(recompute, "checkpoint", checkpoint)
+    original = block.checkpoint
+    monkeypatch.setattr(block, "checkpoint", checkpoint)
     with saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         yield saved, blocks
 
@@ -106,6 +106,6 @@ def test_gradients_are_the_same(small, noise, monkeypatch, on, frames_at_once):
 
 def test_nothing_is_computed_again_without_gradients(small, noise, monkeypatch):
     recompute_blocks(small, True)
-    monkeypatch.setattr(recompute, "checkpoint", None)
+    monkeypatch.setattr(block, "checkpoint", None)
     with torch.no_grad():
         small.clip_latents(noise(1, 4, 3, 16, 16).double())
