@@ -19,7 +19,8 @@ def nearest_code(
         rows_nc: fp32 or fp64 [n, c].
         book_kc: [k, c], like the rows.
         backend: "reference" is plain torch in fp64; "torch" multiplies pieces of the rows by the
-            book and leaves out what all vectors have in common, |row|². "auto" takes what fits.
+            book and leaves out what all vectors have in common, |row|²; "triton" sums differences
+            on a GPU, in fp32, of at most 16 channels. "auto" takes what fits.
 
     Returns:
         int64 [n].

@@ -9,10 +9,9 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "gpu.sh"
 TESTS = ["test_one", "test_two"]
-SANITIZERS, TIMINGS = (
-    ["memcheck", "racecheck"],
-    ["dpo", "decoding_kernels", "generation", "linear_cross_entropy", "ring_attention"],
-)
+SANITIZERS = ["memcheck", "racecheck"]
+TIMINGS = ["dpo", "decoding_kernels", "tokenizer_encoding", "generation"]
+TIMINGS += ["linear_cross_entropy", "ring_attention"]
 PARTS = ["build", *TESTS, *SANITIZERS, *TIMINGS]
 
 
