@@ -5,12 +5,18 @@ Attribute names follow the released Emu3-VisionTokenizer, so that its weights lo
 
 import torch
 import torch.nn.functional as F
+from emu3_kernels.group_norm_silu import group_norm_silu
 from torch import Tensor, nn
 
 from emu3_megatron.vision.block import Block, FrameNorm
 from emu3_megatron.vision.precision import full_precision
 
 GROUPS = 32  # every GroupNorm of the network; channels must be a multiple of it
+
+
+def _fused(layer: FrameNorm, hidden_nchw: Tensor) -> bool:
+    """Whether a kernel computes the norm and the SiLU after it: on a GPU, without gradients."""
+    return hidden_nchw.is_cuda and not torch.is_grad_enabled() and layer.bands is None
 
 
 class PlainNorm(FrameNorm):
@@ -22,6 +28,12 @@ class PlainNorm(FrameNorm):
     @full_precision
     def forward(self, hidden_nchw: Tensor, code_nchw: Tensor | None = None) -> Tensor:
         return super().forward(hidden_nchw)
+
+    def silu(self, hidden_nchw: Tensor, code_nchw: Tensor | None = None) -> Tensor:
+        """SiLU of the norm."""
+        if _fused(self, hidden_nchw):
+            return group_norm_silu(hidden_nchw, GROUPS, self.weight, self.bias, self.eps)
+        return F.silu(self(hidden_nchw))
 
 
 class SpatialNorm(nn.Module):
@@ -41,12 +53,25 @@ class SpatialNorm(nn.Module):
     def forward(self, hidden_nchw: Tensor, code_nchw: Tensor) -> Tensor:
         height, width = code_nchw.shape[-2:]
         normed = self.norm_layer(hidden_nchw).unflatten(3, (width, -1)).unflatten(2, (height, -1))
-        scale = self.conv_y(code_nchw)[:, :, :, None, :, None]
-        shift = self.conv_b(code_nchw)[:, :, :, None, :, None]
+        scale, shift = (x[:, :, :, None, :, None] for x in self._of_codes(code_nchw))
         return torch.addcmul(shift, normed, scale).flatten(4, 5).flatten(2, 3)
 
+    def silu(self, hidden_nchw: Tensor, code_nchw: Tensor | None) -> Tensor:
+        """SiLU of the norm."""
+        assert code_nchw is not None
+        norm = self.norm_layer
+        if not _fused(norm, hidden_nchw):
+            return F.silu(self(hidden_nchw, code_nchw))
+        of_codes = self._of_codes(code_nchw)
+        return group_norm_silu(hidden_nchw, GROUPS, norm.weight, norm.bias, norm.eps, *of_codes)
 
-def make_norm(channels: int, code_channels: int | None) -> nn.Module:
+    @full_precision
+    def _of_codes(self, code_nchw: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift at each code."""
+        return self.conv_y(code_nchw), self.conv_b(code_nchw)
+
+
+def make_norm(channels: int, code_channels: int | None) -> PlainNorm | SpatialNorm:
     """The decoder's norm where there are code vectors to follow, the encoder's otherwise."""
     return PlainNorm(channels) if code_channels is None else SpatialNorm(channels, code_channels)
 
@@ -67,8 +92,8 @@ class ResnetBlock(Block):
         return self.run(self._compute, input_nchw, code_nchw)
 
     def _compute(self, input_nchw: Tensor, code_nchw: Tensor | None) -> Tensor:
-        hidden_nchw = self.conv1(F.silu(self.norm1(input_nchw, code_nchw)))
-        hidden_nchw = self.conv2(F.silu(self.norm2(hidden_nchw, code_nchw)))
+        hidden_nchw = self.conv1(self.norm1.silu(input_nchw, code_nchw))
+        hidden_nchw = self.conv2(self.norm2.silu(hidden_nchw, code_nchw))
         return self.nin_shortcut(input_nchw) + hidden_nchw
 
 

@@ -81,4 +81,4 @@ class Decoder(Block):
         return self.run(self._pixels, hidden_nchw, code_nchw)
 
     def _pixels(self, hidden_nchw: Tensor, code_nchw: Tensor) -> Tensor:
-        return self.conv_out(F.silu(self.norm_out(hidden_nchw, code_nchw)))
+        return self.conv_out(self.norm_out.silu(hidden_nchw, code_nchw))

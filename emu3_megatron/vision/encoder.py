@@ -57,7 +57,7 @@ class Encoder(Block):
 
     def features(self, pixels_nchw: Tensor) -> Tensor:
         """What the latents are made of: as `encode_frames`, with the channels of the last level."""
-        return F.silu(self.norm_out(self._levels(pixels_nchw)))
+        return self.norm_out.silu(self._levels(pixels_nchw))
 
     def _levels(self, pixels_nchw: Tensor) -> Tensor:
         hidden_nchw = self.conv_in(pixels_nchw)
@@ -66,7 +66,7 @@ class Encoder(Block):
         return self.mid(hidden_nchw)
 
     def _latents(self, hidden_nchw: Tensor, code_nchw: None) -> Tensor:
-        return self.conv_out(F.silu(self.norm_out(hidden_nchw)))
+        return self.conv_out(self.norm_out.silu(hidden_nchw))
 
     def shorten_time(self, frames_bcthw: Tensor) -> Tensor:
         """[b, c, t, h, w] to [b, c, t // 4, h, w]; latent j has seen frames 0 to 4j + 3."""

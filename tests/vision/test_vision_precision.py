@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
+from emu3_megatron.vision import blocks
 from emu3_megatron.vision.blocks import SpatialNorm, Upsample
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
@@ -87,3 +88,16 @@ def test_folded_upsampling_is_the_published_one():
     torch.testing.assert_close(
         torch.autograd.grad(found, weights, slope), torch.autograd.grad(expected, weights, slope)
     )
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fused_norms_are_the_layers(network, noise, monkeypatch, autocast):
+    """What a GPU does with a kernel, here with the kernel's reference."""
+    images = noise(2, 3, 32, 40)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+        latents = network.image_latents(images)
+        pixels = network.decode_vectors(latents)
+        monkeypatch.setattr(blocks, "_fused", lambda layer, hidden: True)
+        fused = network.image_latents(images)
+        torch.testing.assert_close(fused, latents, rtol=0, atol=1e-5)
+        torch.testing.assert_close(network.decode_vectors(latents), pixels, rtol=0, atol=1e-5)
