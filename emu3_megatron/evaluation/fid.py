@@ -45,15 +45,24 @@ def frechet_distance(real: Path, drawn: Path, weights: Path, device: torch.devic
         InputError: torchmetrics is not installed, the weights cannot be used, or a folder holds
             fewer than two images.
     """
+    metric = open_metric(weights, device)
+    for folder, is_real in ((real, True), (drawn, False)):
+        _add(metric, folder, is_real, device)
+    return metric.compute().item()
+
+
+def open_metric(weights: Path, device: torch.device) -> Any:
+    """torchmetrics' FrechetInceptionDistance; its sums go over all processes by themselves.
+
+    Raises:
+        InputError: torchmetrics is not installed, or the weights cannot be used.
+    """
     features = _load(weights, device)
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ModuleNotFoundError:
         raise InputError("FID needs torchmetrics: pip install 'emu3-megatron[evaluate]'") from None
-    metric = FrechetInceptionDistance(feature=features).to(device)
-    for folder, is_real in ((real, True), (drawn, False)):
-        _add(metric, folder, is_real, device)
-    return metric.compute().item()
+    return FrechetInceptionDistance(feature=features).to(device)
 
 
 def count_images(folder: Path) -> int:

@@ -102,10 +102,10 @@ PAPER: dict[str, Published] = {
     ),
     "reconstruction": Published(
         [
-            Row("128 x 128", {"PSNR": 21.71, "SSIM": 0.630, "LPIPS": 0.099}),
-            Row("256 x 256", {"PSNR": 21.59, "SSIM": 0.622, "LPIPS": 0.109}),
-            Row("512 x 512", {"PSNR": 22.69, "SSIM": 0.690, "LPIPS": 0.112}),
-            Row("720 x 720", {"PSNR": 24.30, "SSIM": 0.771, "LPIPS": 0.110}),
+            Row("Emu3, 128 x 128", {"PSNR": 21.71, "SSIM": 0.630, "LPIPS": 0.099}),
+            Row("Emu3, 256 x 256", {"PSNR": 21.59, "SSIM": 0.622, "LPIPS": 0.109}),
+            Row("Emu3, 512 x 512", {"PSNR": 22.69, "SSIM": 0.690, "LPIPS": 0.112}),
+            Row("Emu3, 720 x 720", {"PSNR": 24.30, "SSIM": 0.771, "LPIPS": 0.110}),
         ],
         "Emu3's vision tokenizer on 3,172 videos of Pexels, 5 s each, 8 frames at 12 frames a "
         "second; LPIPS with AlexNet",
@@ -113,21 +113,25 @@ PAPER: dict[str, Published] = {
 }
 
 
-def beside_paper(name: str, ours: Mapping[str, float] | None = None) -> list[str]:
+def beside_paper(name: str, ours: Sequence[Row] = ()) -> list[str]:
     """Lines of a table: ours first, if there are any, then the paper's with its conditions.
 
     Args:
-        ours: by the names of the suite's own scorer.
+        ours: scores by the names of the suite's own scorer.
     """
     published = PAPER[name]
-    columns = [*([Row("ours", ours)] if ours else []), *published.rows]
+    columns = [*ours, *published.rows]
     names = list(dict.fromkeys(score for column in columns for score in column.scores))
     cells = [["", *(column.model for column in columns)]] + [
         [name, *(_shown(column.scores.get(name)) for column in columns)] for name in names
     ]
+    return [*aligned(cells), f"Emu3's paper (arXiv 2409.18869): {published.conditions}"]
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.rjust, line, widths)) for line in cells]
-    return [*lines, f"Emu3's paper (arXiv 2409.18869): {published.conditions}"]
+    return ["  ".join(map(str.rjust, line, widths)) for line in cells]
 
 
 def _shown(score: float | None) -> str:

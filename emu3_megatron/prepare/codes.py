@@ -12,7 +12,6 @@ from torch import Tensor
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.images import to_pixels
-from emu3_megatron.prepare.scores.duplicates import content_hash
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -63,13 +62,3 @@ def refuse_other_codes(network: TokenizerNetwork, vocabulary: Vocabulary) -> Non
             f"tokenizer: it has {network.codebook_size:,} codes, the model's vocabulary "
             f"{vocabulary.num_codes:,}; use the tokenizer that belongs to the model"
         )
-
-
-def tokenizer_hash(folder: Path) -> str:
-    """Hash of the tokenizer's files. Raises InputError when there are none."""
-    try:
-        return content_hash(
-            b"".join((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
-        )
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read; is {folder} a tokenizer?") from None

@@ -17,7 +17,7 @@ from emu3_megatron.prepare.clips import (
     decide_clips,
     score_clips,
 )
-from emu3_megatron.prepare.codes import refuse_other_codes, tokenizer_hash
+from emu3_megatron.prepare.codes import refuse_other_codes
 from emu3_megatron.prepare.dialogues.preparing import prepare_dialogues
 from emu3_megatron.prepare.executors import Worker, line_of
 from emu3_megatron.prepare.features import prepare_features
@@ -34,6 +34,7 @@ from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text import text_tasks, tokenise
 from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
+from emu3_megatron.vision.coding import tokenizer_hash
 from emu3_megatron.vision.tokenizer import read_network
 from emu3_megatron.vocabulary import Vocabulary
 

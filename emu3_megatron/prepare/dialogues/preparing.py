@@ -10,7 +10,6 @@ from typing import Any
 from emu3_megatron.config.dialogues import DialoguesConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import find_files
-from emu3_megatron.prepare.codes import tokenizer_hash
 from emu3_megatron.prepare.dialogues.documents import DocumentsTask, RowToWrite, WriteDocuments
 from emu3_megatron.prepare.dialogues.encoding import Encoded, FirstShown, encode_shown
 from emu3_megatron.prepare.dialogues.rows import SUFFIXES
@@ -19,6 +18,7 @@ from emu3_megatron.prepare.dialogues.tables import ReadRows, ReadTask, read_deci
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.workspace import Workspace, digest, file_state
+from emu3_megatron.vision.coding import tokenizer_hash
 
 KIND = "dialogues"
 _WAY_OUT = "repair the row, or set odd rows aside with --skip-bad"

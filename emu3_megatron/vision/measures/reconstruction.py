@@ -25,6 +25,7 @@ Watch = Callable[[Path, Tensor, Tensor], None]
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of two sets of images [n, 3, h, w] in [-1, 1], the distance of each pair [n]: LPIPS."""
 
+_LPIPS_SIDE = 32
 _EXACT = 100.0  # dB of an exact copy, so that one black clip does not make a mean infinite
 
 
@@ -69,10 +70,17 @@ class Kept:
 
 @dataclass(frozen=True)
 class Measured:
-    """Files, those that could not be used, and how often each code occurred, by kind."""
+    """Measures of files.
+
+    Attributes:
+        failed: files that could not be used.
+        broken: files that were rebuilt with NaN in them.
+        counts: how often each code occurred, by kind.
+    """
 
     kept: Sequence[Kept] = ()
     failed: Sequence[Failed] = ()
+    broken: Sequence[Failed] = ()
     counts: dict[Kind, Tensor] = field(default_factory=dict)
 
     def of_kind(self, kind: Kind) -> list[Kept]:
@@ -91,6 +99,7 @@ def joined(parts: Sequence[Measured]) -> Measured:
     return Measured(
         sorted((kept for part in parts for kept in part.kept), key=lambda kept: kept.path),
         sorted((failed for part in parts for failed in part.failed), key=lambda f: f.path),
+        sorted((broken for part in parts for broken in part.broken), key=lambda b: b.path),
         counts,
     )
 
@@ -126,26 +135,27 @@ def measure(
     lpips: Distance | None = None,
     watch: Watch | None = None,
 ) -> Measured:
-    """Measure files; one that cannot be read, or has NaN in what comes out, is among the failed.
+    """Measure files.
 
     Args:
         batch: files of one shape that go through at once; changes no number on a CPU.
     """
     kept: list[Kept] = []
     failed: list[Failed] = []
+    broken: list[Failed] = []
     counts: dict[Kind, Tensor] = {}
     for found in batches(paths, at, batch):
         if isinstance(found, Failed):
             failed.append(found)
             continue
-        if min(found.pixels.shape[-2:]) < SSIM_SIDE:
-            reason = f"a side under {SSIM_SIDE} pixels, which SSIM needs"
+        if min(found.pixels.shape[-2:]) < (least := _LPIPS_SIDE if lpips else SSIM_SIDE):
+            reason = f"a side under {least} pixels, which {'LPIPS' if lpips else 'SSIM'} needs"
             failed += [Failed(path, reason) for path in found.paths]
             continue
         rebuilt, codes = codec.rebuild(found.pixels)
         for index, path, given, shown in _files(found, rebuilt):
             if bad := int(shown.isnan().sum()):
-                failed.append(Failed(path, f"NaN in {bad:,} of {shown.numel():,} rebuilt values"))
+                broken.append(Failed(path, f"NaN in {bad:,} of {shown.numel():,} rebuilt values"))
                 continue
             given, shown = _bytes(given), _bytes(shown)
             own = None if codes is None else codes[index].cpu()
@@ -155,7 +165,7 @@ def measure(
                 counts[found.kind] = counts.get(found.kind, torch.zeros_like(found_k)) + found_k
             if watch:
                 watch(path, given, shown)
-    return joined([Measured(kept, failed, counts)])
+    return joined([Measured(kept, failed, broken, counts)])
 
 
 def _files(batch: Batch, rebuilt: Tensor) -> Iterator[tuple[int, Path, Tensor, Tensor]]:

@@ -5,21 +5,11 @@ from typing import Annotated
 
 import typer
 
-from emu3_megatron.cli.arguments import Overrides, RecipeName, new_group
+from emu3_megatron.cli.arguments import Overrides, RecipeName
 from emu3_megatron.config.load import load_recipe
 from emu3_megatron.config.tokenizer import TokenizerRecipe
 
-group = new_group(
-    help="Train the vision tokenizer.\n\nIt turns images and clips into codes, and codes back."
-)
 
-
-@group.callback()
-def _has_commands() -> None:
-    """Keeps `train` a command of its own while it is the only one."""
-
-
-@group.command()
 def train(
     recipe: RecipeName,
     out: Annotated[
