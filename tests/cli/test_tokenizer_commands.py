@@ -1,12 +1,15 @@
 """`emu3 tokenizer encode`, `decode` and `evaluate`, as one runs them."""
 
+import hashlib
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from PIL import Image
 from support.processes import run_processes
 
@@ -18,6 +21,7 @@ from emu3_megatron.media.images import load_image, to_pixels
 from emu3_megatron.media.writers import write_clip, write_png
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
+HEADS = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
 SMALL = {"base_channels": 32, "channel_multiplier": (1, 1, 1, 1), "num_res_blocks": 1}
 SIDE = ["--side", "32"]
 
@@ -211,6 +215,25 @@ def test_frechet_is_the_distance_of_two_normal_distributions():
     # of one dimension: (m - m')² + (s - s')²
     expected = (one.mean() - (2 * one + 3).mean()) ** 2 + one.std() ** 2
     assert frechet(one, 2 * one + 3) == pytest.approx(expected.item())
+
+
+def test_lpips_is_computed_with_weights_given(tmp_path, tokenizer, files, emu3):
+    kernels = [(64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3)]
+    weights = {}
+    for index, (after, before, side) in zip((0, 3, 6, 8, 10), kernels, strict=True):
+        scale = (before * side * side) ** -0.5
+        weights[f"features.{index}.weight"] = scale * torch.randn(after, before, side, side)
+        weights[f"features.{index}.bias"] = torch.zeros(after)
+    torch.save(weights, tmp_path / "net.pth")
+    digest = hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
+    given = ["--lpips", "net.pth", "--lpips-heads", HEADS / "alex.pth"]
+
+    assert f"sha256 {digest} is of none of" in emu3("evaluate", "files", *SIDE, *given, code=2)
+    emu3("evaluate", "files", *SIDE, *given, "--lpips-sha256", digest, "--out", "out")
+
+    found = evaluation(tmp_path)
+    assert found["networks"]["LPIPS"].startswith(f"lpips_alexnet {digest[:8]}")
+    assert found["sizes"][0]["image"]["LPIPS"] > 0
 
 
 @pytest.mark.parametrize(

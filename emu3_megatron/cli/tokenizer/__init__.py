@@ -3,7 +3,7 @@
 from emu3_megatron.cli.arguments import new_group
 from emu3_megatron.cli.tokenizer.coding import decode, encode
 from emu3_megatron.cli.tokenizer.evaluating import evaluate
-from emu3_megatron.cli.tokenizer.train import train
+from emu3_megatron.cli.tokenizer.training import train
 
 group = new_group(
     help="Train the vision tokenizer, measure it, use it.\n\n"
