@@ -5,7 +5,7 @@ from typing import Any
 
 from emu3_megatron.config.base import Config
 from emu3_megatron.config.prepare import PrepareRecipe
-from emu3_megatron.config.tokenizer import TokenizerRecipe
+from emu3_megatron.config.tokenizer_training import TokenizerRecipe
 from emu3_megatron.config.training import Recipe
 
 SCHEMAS: tuple[type[Config], ...] = (Recipe, TokenizerRecipe, PrepareRecipe)

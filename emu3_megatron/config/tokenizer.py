@@ -1,12 +1,11 @@
-"""Schema of tokenizer recipes: the network of the vision tokenizer, and its training."""
+"""Schema of the vision tokenizer's network."""
 
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic import model_validator as validator
 
-from emu3_megatron.config.base import Config
+from emu3_megatron.config.base import Config, fixed
 
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},  # the published network: every default below
@@ -25,16 +24,16 @@ class TokenizerNetwork(Config):
 
     model_config = ConfigDict(frozen=True)
 
-    preset: str = Field("full", description="full (270,740,287 parameters) or tiny")
-    codebook_size: int = Field(32768, ge=2, description="number of codes")
-    embed_dim: int = Field(4, ge=1, description="length of a code vector")
-    latent_channels: int = Field(4, ge=1, description="channels that the temporal layers see")
-    base_channels: int = Field(256, gt=0, multiple_of=32, description="channels at full resolution")
-    channel_multiplier: tuple[int, int, int, int] = Field(
-        (1, 2, 2, 4), description="times base_channels, at each of the four resolutions"
+    preset: str = fixed("full", "full (270,740,287 parameters) or tiny")
+    codebook_size: int = fixed(32768, "number of codes", ge=2)
+    embed_dim: int = fixed(4, "length of a code vector", ge=1)
+    latent_channels: int = fixed(4, "channels that the temporal layers see", ge=1)
+    base_channels: int = fixed(256, "channels at full resolution", gt=0, multiple_of=32)
+    channel_multiplier: tuple[int, int, int, int] = fixed(
+        (1, 2, 2, 4), "times base_channels, at each of the four resolutions"
     )
-    num_res_blocks: int = Field(2, ge=1, description="residual blocks a level; the decoder has +1")
-    attention_levels: tuple[int, ...] = Field((3,), description="which have attention; 3: smallest")
+    num_res_blocks: int = fixed(2, "residual blocks a level; the decoder has +1", ge=1)
+    attention_levels: tuple[int, ...] = fixed((3,), "which have attention; 3: smallest")
 
     @validator(mode="before")
     @classmethod
@@ -49,54 +48,3 @@ class TokenizerNetwork(Config):
     @property
     def level_channels(self) -> tuple[int, ...]:
         return tuple(self.base_channels * multiplier for multiplier in self.channel_multiplier)
-
-
-class TokenizerData(Config):
-    """What the tokenizer sees."""
-
-    images: Path = Field(description="folder of photos, searched through")
-    clips: Path | None = Field(None, description="folder of clips; photos alone without it")
-    area: int = Field(262_144, ge=64, description="pixels of a photo or frame after its resize")
-    crop: int | None = Field(
-        256, ge=8, multiple_of=8, description="square side; null: whole photos"
-    )
-    clip_share: float = Field(0.25, ge=0, le=1, description="share of samples that are clips")
-    clip_frames: int = Field(8, ge=4, multiple_of=4, description="frames of a clip sample")
-    clip_fps: float = Field(12, gt=0, description="frames a second to take from clips")
-
-
-class LossWeights(Config):
-    """Weight of each term; 0 leaves it out."""
-
-    l2: float = Field(1, ge=0, description="mean squared error of the pixels")
-    l1: float = Field(0, ge=0, description="mean absolute error of the pixels")
-    codebook: float = Field(0.25, ge=0, description="draws codes to latents")
-    commitment: float = Field(1, ge=0, description="draws latents to codes")
-
-
-class TokenizerRecipe(Config):
-    """A training of the tokenizer."""
-
-    READER: ClassVar[str] = "emu3 tokenizer train"
-
-    network: TokenizerNetwork = Field(
-        default_factory=lambda: TokenizerNetwork.model_validate({}),
-        description=TokenizerNetwork.__doc__,
-    )
-    data: TokenizerData = Field(description=TokenizerData.__doc__)
-    loss: LossWeights = Field(
-        default_factory=lambda: LossWeights.model_validate({}), description=LossWeights.__doc__
-    )
-    start_from: Path | None = Field(None, description="tokenizer folder to go on from")
-    steps: int = Field(ge=1, description="optimizer steps")
-    batch_size: int = Field(ge=1, description="photos and clips a step")
-    lr: float = Field(gt=0, description="peak learning rate")
-    lr_warmup_steps: int = Field(0, ge=0, description="steps of linear rise; a cosine to 0 follows")
-    betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
-    clip_grad_norm: float = Field(1, gt=0, description="longest gradient")
-    plain_steps: int = Field(ge=1, description="steps without codes, before k-means places them")
-    batch_norm_steps: int = Field(ge=0, description="steps that set BatchNorm's statistics")
-    revive_every: int = Field(ge=1, description="steps between two revivals of unused codes")
-    log_every: int = Field(10, ge=1, description="steps between two lines of metrics.jsonl")
-    workers: int = Field(0, ge=0, description="processes that read the data; 0: the main one")
-    seed: int = Field(0, ge=0, description="of weights, order, crops and codes")

@@ -66,8 +66,8 @@ def _read_ahead(
         num_workers=workers,
         # A fork server between us and them would heed the signals that they do not.
         multiprocessing_context="fork" if workers else None,
-        collate_fn=_unchanged,
-        worker_init_fn=_heed_no_signal,
+        collate_fn=unchanged,
+        worker_init_fn=heed_no_signal,
         pin_memory=torch.cuda.is_available(),
     )
     step: list[Batch] = []
@@ -102,10 +102,10 @@ def _allow_as_many_files_as_possible() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _heed_no_signal(worker: int) -> None:
+def heed_no_signal(worker: int) -> None:
     """A cluster's signal reaches every process of a job: the ranks decide, and still need data."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _unchanged(value: T) -> T:
+def unchanged(value: T) -> T:
     return value

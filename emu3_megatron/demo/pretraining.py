@@ -24,7 +24,7 @@ def tokenizer(work: Work) -> None:
         *("tokenizer", "train", "tokenizer-tiny-cpu"),
         f"data.images={work.out / 'photos'}",
         f"data.clips={work.out / 'clips'}",
-        *("--out", work.out / "tokenizer-run"),
+        f"run.dir={work.out / 'tokenizer-run'}",
     )
 
 

@@ -21,7 +21,15 @@ def start_from_principal_components(encoder: Encoder, frames: Iterable[Tensor]) 
     Args:
         frames: pixels [n, 3, h, w].
     """
-    features_nc = torch.cat([encoder.features(x).movedim(1, -1).flatten(0, -2) for x in frames])
+    frames = list(frames)
+    if not frames:
+        return
+    features_nc = torch.cat(
+        [
+            encoder.features(x.to(encoder.conv_in.weight)).movedim(1, -1).flatten(0, -2)
+            for x in frames
+        ]
+    )
     values_c, axes_cc = torch.linalg.eigh(torch.cov(features_nc.T))
     wanted = encoder.conv_out.out_channels
     scaled_cl = axes_cc[:, -wanted:] * values_c[-wanted:].clamp_min(1e-8).rsqrt() * _SPREAD

@@ -1,69 +1,97 @@
 """Makes training samples from the photos and clips of a folder."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from emu3_megatron.config.tokenizer import TokenizerData
+from emu3_megatron.config.tokenizer_training import TokenizerData
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from emu3_megatron.media.images import load_image, resize_to_area, to_pixels
 from emu3_megatron.media.videos import read_clip, read_info
 
 _KEPT = 256  # decoded photos and pieces of clips in memory: a small folder is decoded once
+_SIZES = 2  # of a zoom, on either side of the plain one
 
 
 @dataclass(frozen=True)
-class Broken:
-    """Stands in a batch for a file that cannot be used."""
+class Sample:
+    """A photo or a piece of a clip, or why there is none.
 
-    path: Path
-    reason: str
-
-
-class Samples(Dataset[Tensor | Broken]):
-    """Photos, and clips among them, whole or cropped.
-
-    Item i is pixels [3, h, w] or [t, 3, h, w]; what it is follows from the seed and i alone, so
-    that the number of worker processes changes nothing.
+    Attributes:
+        index: of all samples of the run, from 0.
+        pixels: [3, h, w] or [t, 3, h, w] in [-1, 1]; None where the file cannot be used.
+        fault: why; it names the file.
     """
 
-    def __init__(self, data: TokenizerData, seed: int, length: int):
-        self.data = data
-        self.seed = seed
-        self.length = length
+    index: int
+    pixels: Tensor | None = None
+    fault: str = ""
+
+
+class Samples:
+    """Photos, and clips among them, whole or cropped.
+
+    What sample i is follows from the seed and i alone, whichever process reads it.
+    """
+
+    def __init__(self, data: TokenizerData, seed: int):
+        self.data, self.seed = data, seed
         self.images = find_files(data.images, IMAGE_SUFFIXES)
         self.clips = find_files(data.clips, VIDEO_SUFFIXES) if data.clips else []
 
-    def __len__(self) -> int:
-        return self.length
+    @property
+    def count(self) -> int:
+        """Files that there are."""
+        return len(self.images) + len(self.clips)
 
-    def __getitem__(self, index: int) -> Tensor | Broken:
-        if not 0 <= index < self.length:
-            raise IndexError(index)  # ends a for loop over the samples
+    def content(self) -> str:
+        """Hash of the files' names and sizes: by it a resumed run knows its data."""
+        folders = ((self.data.images, self.images), (self.data.clips, self.clips))
+        names = [
+            f"{path.relative_to(folder)}\0{path.stat().st_size}"
+            for folder, paths in folders
+            if folder
+            for path in paths
+        ]
+        return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def read(self, index: int) -> Sample:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        clip = bool(self.clips) and torch.rand((), generator=draw).item() < self.data.clip_share
-        paths = self.clips if clip else self.images
+        is_clip = bool(self.clips) and torch.rand((), generator=draw) < self.data.share_of_clips
+        paths = self.clips if is_clip else self.images
         path = paths[_order(len(paths), self.seed, index // len(paths))[index % len(paths)]]
+        area = self._area(draw)
         try:
-            pixels = self._clip(path, draw) if clip else _image(path, self.data.area)
+            pixels = self._clip(path, area, draw) if is_clip else _image(path, area)
         except InputError as error:
-            return Broken(path, str(error))
-        return _crop(pixels.float().div(127.5).sub(1), self.data.crop, draw)
+            return Sample(index, fault=str(error))
+        pixels = _crop(pixels.float().div(127.5).sub(1), self.data.crop, draw)
+        if self.data.flip and torch.rand((), generator=draw) < 0.5:
+            pixels = pixels.flip(-1)
+        return Sample(index, pixels)
 
-    def _clip(self, path: Path, draw: torch.Generator) -> Tensor:
+    def _area(self, draw: torch.Generator) -> int:
+        """A few sizes rather than any, so that decoded photos can be kept."""
+        if self.data.zoom == 1:
+            return self.data.area
+        power = torch.randint(-_SIZES, _SIZES + 1, (), generator=draw).item() / _SIZES
+        return round(self.data.area * self.data.zoom**power)
+
+    def _clip(self, path: Path, area: int, draw: torch.Generator) -> Tensor:
+        data = self.data
         last = read_info(path).last_frame_time
-        frames = int(last * self.data.clip_fps + 0.01) + 1  # rounded times
-        windows = max(1, frames // self.data.clip_frames)
+        frames = int(last * data.clip_fps + 0.01) + 1  # rounded times
+        windows = max(1, frames // data.clip_frames)
         window = int(torch.randint(windows, (), generator=draw))
-        return _window(path, self.data.area, self.data.clip_frames, self.data.clip_fps, window)
+        return _window(path, area, data.clip_frames, data.clip_fps, window)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(count, generator=generator).tolist()
@@ -71,7 +99,7 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
 
 @lru_cache(maxsize=_KEPT)
 def _image(path: Path, area: int) -> Tensor:
-    return _bytes(to_pixels(resize_to_area(load_image(path), area)))
+    return _bytes(path, to_pixels(resize_to_area(load_image(path), area)))
 
 
 @lru_cache(maxsize=_KEPT)
@@ -80,10 +108,12 @@ def _window(path: Path, area: int, frames: int, fps: float, window: int) -> Tens
     pixels_tchw = read_clip(path, area=area, fps=fps, start=start, num_frames=frames)
     if len(pixels_tchw) < frames:
         raise InputError(f"{path}: fewer than {frames} frames from {start:g} seconds on")
-    return _bytes(pixels_tchw)
+    return _bytes(path, pixels_tchw)
 
 
-def _bytes(pixels: Tensor) -> Tensor:
+def _bytes(path: Path, pixels: Tensor) -> Tensor:
+    if not pixels.isfinite().all():
+        raise InputError(f"{path}: holds pixels that are not finite")
     return pixels.add(1).mul(127.5).round().byte()  # a quarter of the memory to keep
 
 

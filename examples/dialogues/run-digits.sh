@@ -5,7 +5,7 @@ set -euo pipefail
 here=$(dirname "$0")
 out=runs/digits
 python "$here/digits.py" "$out"
-emu3 tokenizer train "$here/tokenizer.yaml" --out "$out/tokenizer"
+emu3 tokenizer train "$here/tokenizer.yaml" "run.dir=$out/tokenizer"
 emu3 prepare all prepare-dialogues-tiny-cpu
 torchrun --nproc-per-node 2 -m emu3_megatron train image-to-text-tiny-cpu "$@"
 torchrun --nproc-per-node 2 -m emu3_megatron train instruct-tiny-cpu "$@"

@@ -5,7 +5,8 @@ photos=${1:?"usage: run.sh FOLDER_OF_PHOTOS [PROMPT]"}
 prompt=${2:-$(head -n 1 "$(ls "$photos"/*.txt | head -n 1)")}
 out=runs/laptop
 
-emu3 tokenizer train tokenizer-tiny-cpu "data.images=$photos" data.clips=null --out "$out/tokenizer"
+emu3 tokenizer train tokenizer-tiny-cpu "data.images=$photos" data.clips=null \
+  data.clip_share=null "run.dir=$out/tokenizer"
 emu3 prepare images prepare-tiny-cpu --source "$photos" --out "$out/data" \
   --tokenizer "$out/tokenizer/tokenizer"
 torchrun --nproc-per-node 2 -m emu3_megatron train stage1-tiny-cpu parallel.tensor=2 \

@@ -76,7 +76,7 @@ def test_overrides_stand_before_or_behind_flags(arguments):
     assert list(values["overrides"]) == ["run.steps=60", "data.workers=0"]
 
 
-@pytest.mark.parametrize("command", [["tokenizer", "train"], ["prepare", "images"]])
+@pytest.mark.parametrize("command", [["prepare", "dialogues"], ["prepare", "images"]])
 def test_overrides_stand_behind_flags_of_other_commands(command):
     _, values = parse([*command, "recipe.yaml", "a=1", "--out", "folder", "b.0.c=2"])
 

@@ -46,5 +46,5 @@ def test_every_key_has_a_description(name, field):
 def test_the_sections_are_those_of_all_recipes():
     found = {section.__name__ for schema in SCHEMAS for section in sections_of(schema)}
 
-    assert {"Recipe", "PackSource", "NextTokenConfig", "EndpointConfig", "LossWeights"} <= found
+    assert {"Recipe", "PackSource", "NextTokenConfig", "EndpointConfig", "LossConfig"} <= found
     assert all(issubclass(schema, Config) for schema in SCHEMAS)

@@ -6,7 +6,7 @@ import yaml
 from emu3_megatron.config import ModelConfig, Recipe, load_recipe
 from emu3_megatron.config.load import saved_recipe, shipped_recipes
 from emu3_megatron.config.prepare import PrepareRecipe
-from emu3_megatron.config.tokenizer import TokenizerRecipe
+from emu3_megatron.config.tokenizer_training import TokenizerRecipe
 from emu3_megatron.errors import InputError
 
 VALID = {

@@ -11,7 +11,7 @@ from support.command_line import parse
 from emu3_megatron.cli import main
 from emu3_megatron.config import Recipe, load_recipe
 from emu3_megatron.config.prepare import PrepareRecipe
-from emu3_megatron.config.tokenizer import TokenizerRecipe
+from emu3_megatron.config.tokenizer_training import TokenizerRecipe
 from emu3_megatron.demo import pretraining
 from emu3_megatron.demo.documents import Trained
 from emu3_megatron.demo.material import PHOTOS

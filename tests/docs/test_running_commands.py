@@ -58,7 +58,7 @@ NOT_RUN = {
 }
 # What is added to a command so that it takes seconds.
 ADDED = {
-    "emu3 tokenizer train": ["steps=8", "plain_steps=4", "batch_norm_steps=4"],
+    "emu3 tokenizer train": ["run.steps=8", "codebook.plain_steps=4"],
     "emu3 train": ["run.steps=4", "optimizer.schedule.warmup_steps=1", "run.dir=runs/new"],
     "torchrun": ["run.steps=4", "optimizer.schedule.warmup_steps=1"],
 }

@@ -11,7 +11,7 @@ from support.media import write_video
 
 import emu3_megatron
 from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig
-from emu3_megatron.config.tokenizer import TokenizerData, TokenizerNetwork
+from emu3_megatron.config.tokenizer_training import TokenizerData, TokenizerNetwork
 from emu3_megatron.prepare.clips import EncodeClips, ScoreClips
 from emu3_megatron.prepare.images import EncodeImages, EncodeTask, ScoreImages
 from emu3_megatron.tokenizer_training.samples import Samples
@@ -96,7 +96,7 @@ def test_an_image_is_the_same_to_the_tokenizer_and_to_prepare(tmp_path, encoded_
     data = TokenizerData(images=folder, area=AREA, crop=None)
     config = ImagesConfig(source=folder, area=AREA, ocr=False)
 
-    trained_on = Samples(data, seed=0, length=1)[0]
+    trained_on = Samples(data, seed=0).read(0).pixels
     encoded = encoded_pixels(EncodeImages, config, ScoreImages(config, "cpu").score(path.name))
 
     assert torch.equal(trained_on, encoded)
@@ -120,7 +120,7 @@ def test_a_clip_is_the_same_to_the_tokenizer_and_to_prepare(tmp_path, encoded_pi
         crop=None,
     )
 
-    trained_on = Samples(data, seed=0, length=1)[0]
+    trained_on = Samples(data, seed=0).read(0).pixels
     encoded = encoded_pixels(EncodeClips, config, row)
 
     assert torch.equal(trained_on, encoded)

@@ -19,10 +19,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Work:
-    """What one step came to over all ranks, for rates."""
+    """What one step came to over all ranks, for rates.
+
+    Attributes:
+        samples: where a step is counted in them too.
+    """
 
     tokens: int = 0
     flops: float = 0.0
+    samples: int = 0
 
 
 class Waited(Iterator[T]):
@@ -85,6 +90,7 @@ class Log:
         """Count the work of a step."""
         self._tokens += work.tokens
         self._flops += work.flops
+        self._samples += work.samples
 
     def write(self, row: Mapping[str, Any]) -> None:
         for writer in self.writers:
@@ -119,14 +125,16 @@ class Log:
             "step_seconds": seconds / (step - self._step),
             "tokens_per_second": self._tokens / seconds,
         }
-        if self.peak_flops:
+        if self._samples:
+            measured["samples_per_second"] = self._samples / seconds
+        if self.peak_flops and self._flops:
             measured["mfu"] = self._flops / seconds / self.peak_flops
         self._restart(step)
         return measured
 
     def _restart(self, step: int) -> None:
         self._mark, self._step = time.perf_counter(), step
-        self._tokens, self._flops = 0, 0.0
+        self._tokens, self._flops, self._samples = 0, 0.0, 0
 
 
 def peak_memory() -> int:

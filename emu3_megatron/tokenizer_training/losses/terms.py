@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -66,18 +65,3 @@ TERMS: dict[str, Term] = {"l2": l2, "l1": l1, "codebook": codebook, "commitment"
 
 def _squared_b(one: Tensor, other: Tensor) -> Tensor:
     return mean_b((at_least_fp32(one) - at_least_fp32(other)).square())
-
-
-def weighted_loss(
-    result: Reconstruction, weights: dict[str, float]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each of its terms before its weight; a term of weight 0 is not run."""
-    values = {name: TERMS[name](result).mean() for name, weight in weights.items() if weight}
-    total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
-    return total, {name: value.detach() for name, value in values.items()}
-
-
-def psnr_db(result: Reconstruction) -> Tensor:
-    """Peak signal-to-noise ratio of the picture as it is shown, clipped to [-1, 1], in decibels."""
-    error = F.mse_loss(result.rebuilt.detach().clamp(-1, 1), result.pixels)
-    return 10 * (4 / error).log10()  # the range is 2 wide, so the peak squared is 4

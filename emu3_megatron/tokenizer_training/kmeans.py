@@ -1,0 +1,81 @@
+"""k-means over latents, and the placing of further codes beside codes that stay."""
+
+import torch
+from emu3_kernels.nearest_code import nearest_code
+from torch import Tensor
+
+FAR_AWAY = 1e4  # where codes lie that are out of use: no latent is near
+_AT_ONCE = 1 << 24  # distances
+
+
+def fit(start_kc: Tensor, latents_nc: Tensor, rounds: int) -> Tensor:
+    """Lloyd's algorithm: the means that latents gather around.
+
+    Args:
+        start_kc: where the means begin; one that no latent is nearest to stays.
+    """
+    means_kc = start_kc.clone()
+    for _ in range(rounds):
+        _move(means_kc, nearest_code(latents_nc, means_kc), latents_nc, 0)
+    return means_kc
+
+
+def _move(book_kc: Tensor, codes_n: Tensor, latents_nc: Tensor, first: int) -> None:
+    """Codes from number `first` on go to the mean of the latents that are theirs."""
+    counts_k = codes_n.bincount(minlength=len(book_kc))
+    sums_kc = torch.zeros_like(book_kc).index_add_(0, codes_n, latents_nc)
+    moves_k = counts_k > 0
+    moves_k[:first] = False
+    book_kc[moves_k] = sums_kc[moves_k] / counts_k[moves_k, None]
+
+
+def fit_beside(
+    old_kc: Tensor,
+    count: int,
+    latents_nc: Tensor,
+    guarded_nc: Tensor,
+    rounds: int,
+    draw: torch.Generator,
+) -> Tensor:
+    """`count` further codes for latents that the old ones serve badly.
+
+    The old codes stay, and so does the code of each of `guarded_nc`: a new code that would take one
+    is put onto a latent where it takes none. Where there is none, the code stays out of use.
+
+    Returns:
+        The new codes [count, c].
+    """
+    distances_n = _squared_to_nearest(latents_nc, old_kc)
+    new_kc = latents_nc[_weighted(distances_n, count, draw)].clone()
+    book_kc = torch.cat((old_kc, new_kc))
+    for _ in range(rounds):
+        _move(book_kc, nearest_code(latents_nc, book_kc), latents_nc, len(old_kc))
+    new_kc = book_kc[len(old_kc) :]
+    if not len(guarded_nc):
+        return new_kc
+    radius_n = _squared_to_nearest(guarded_nc, old_kc)
+    takes_k = _takes(new_kc, guarded_nc, radius_n)
+    harmless_n = ~_takes(latents_nc, guarded_nc, radius_n)
+    weights_n = distances_n * harmless_n
+    if weights_n.sum() > 0:
+        new_kc[takes_k] = latents_nc[_weighted(weights_n, int(takes_k.sum()), draw)]
+    else:
+        new_kc[takes_k] = FAR_AWAY
+    return new_kc
+
+
+def _squared_to_nearest(latents_nc: Tensor, book_kc: Tensor) -> Tensor:
+    return (latents_nc - book_kc[nearest_code(latents_nc, book_kc)]).square().sum(1)
+
+
+def _takes(points_kc: Tensor, guarded_nc: Tensor, radius_n: Tensor) -> Tensor:
+    """Which points are nearer to a guarded latent than its own code is."""
+    parts = points_kc.split(max(1, _AT_ONCE // len(guarded_nc)))
+    return torch.cat([((torch.cdist(p, guarded_nc) ** 2) <= radius_n).any(1) for p in parts])
+
+
+def _weighted(weights_n: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """Numbers drawn with probabilities in proportion to weights."""
+    sums_n = weights_n.double().cpu().cumsum(0)
+    places = torch.rand(count, generator=draw, dtype=torch.float64) * sums_n[-1]
+    return torch.searchsorted(sums_n, places).clamp_max(len(sums_n) - 1).to(weights_n.device)
