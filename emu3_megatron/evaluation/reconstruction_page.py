@@ -25,21 +25,22 @@ class Pair:
 
 
 def page(
-    title: str, said: str, sizes: Sequence[AtSize], codebook_size: int, pairs: Sequence[Pair]
+    where: str, said: str, sizes: Sequence[AtSize], codebook_size: int, pairs: Sequence[Pair]
 ) -> str:
     """The whole page.
 
     Args:
+        where: tokenizer and files.
         said: the conditions.
         pairs: at a size of `sizes`; of some files.
     """
-    blocks = [pages.paragraph(said)]
+    blocks = [pages.code(where), pages.paragraph(said)]
     for size in sizes:
         blocks += _tables(size, codebook_size)
     blocks += [pages.heading("Beside the paper"), *_paper(sizes), pages.heading("Pictures")]
     fps = sizes[0].at.fps
     blocks += [block for pair in pairs for block in _pictures(pair, fps)]
-    return pages.page(title, blocks)
+    return pages.page("What a tokenizer keeps", blocks)
 
 
 def _tables(size: AtSize, codebook_size: int) -> list[Html]:
@@ -75,7 +76,7 @@ def _pictures(pair: Pair, fps: float) -> list[Html]:
         f"difference, {_AMPLIFIED} times": difference,
     }
     cards = [pages.card([_picture(frames, fps)], [name]) for name, frames in parts.items()]
-    return [pages.heading(str(pair.path), level=3), pages.side_by_side(cards)]
+    return [pages.heading(pair.path.name, level=3), pages.side_by_side(cards)]
 
 
 def _picture(bytes_tchw: Tensor, fps: float) -> Html:

@@ -195,6 +195,6 @@ def _write_files(
     ]
     with replacing(out / "files.jsonl") as beside:
         beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    title = f"{values['tokenizer']} on {values['folder']}"
+    where = f"tokenizer {values['tokenizer']}\nfolder    {values['folder']}"
     with replacing(out / "page.html") as beside:
-        beside.write_text(page(title, said, sizes, codes, pairs), encoding="utf-8")
+        beside.write_text(page(where, said, sizes, codes, pairs), encoding="utf-8")
