@@ -95,7 +95,7 @@ def test_gradients_are_the_same(small, noise, monkeypatch, on, frames_at_once):
     expected = gradients(small, pixels)
 
     recompute_blocks(small, on)
-    monkeypatch.setattr(tokenizer, "_PIXELS_FOR_GRADIENTS", frames_at_once * 24 * 16)
+    monkeypatch.setattr(tokenizer, "_FOR_GRADIENTS", frames_at_once * 24 * 16)
     found = gradients(small, pixels)
 
     # a bias of keys changes nothing: its gradient is rounding alone
