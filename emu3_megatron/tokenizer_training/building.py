@@ -57,7 +57,7 @@ def build_trainer(
         has_clips = recipe.data.share_of_clips > 0
         networks = _with_discriminators(networks, recipe.adversarial, has_clips, mesh.device)
     return TokenizerTrainer(
-        recipe, networks, old_codes=old_codes, files=samples.count, report=report
+        recipe, networks, old_codes=old_codes, files=len(samples.paths), report=report
     )
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 FAR_AWAY = 1e4  # where codes lie that are out of use: no latent is near
 _AT_ONCE = 1 << 24  # distances
+_TAKEN = 0.002  # share of the guarded latents that may change their code
 
 
 def fit(start_kc: Tensor, latents_nc: Tensor, rounds: int) -> Tensor:
@@ -39,14 +40,15 @@ def fit_beside(
 ) -> Tensor:
     """`count` further codes for latents that the old ones serve badly.
 
-    The old codes stay, and so does the code of each of `guarded_nc`: a new code that would take one
-    is put onto a latent where it takes none. Where there is none, the code stays out of use.
+    The old codes stay, and of `guarded_nc` all but 0.2% at most keep their code: new codes that
+    would take more are put onto latents where they take none. Where there are none, such a code
+    stays out of use.
 
     Returns:
         The new codes [count, c].
     """
     distances_n = _squared_to_nearest(latents_nc, old_kc)
-    new_kc = latents_nc[_weighted(distances_n, count, draw)].clone()
+    new_kc = latents_nc[_weighted(distances_n, count, draw)]
     book_kc = torch.cat((old_kc, new_kc))
     for _ in range(rounds):
         _move(book_kc, nearest_code(latents_nc, book_kc), latents_nc, len(old_kc))
@@ -54,13 +56,13 @@ def fit_beside(
     if not len(guarded_nc):
         return new_kc
     radius_n = _squared_to_nearest(guarded_nc, old_kc)
-    takes_k = _takes(new_kc, guarded_nc, radius_n)
-    harmless_n = ~_takes(latents_nc, guarded_nc, radius_n)
-    weights_n = distances_n * harmless_n
+    taken_k, order = _taken(new_kc, guarded_nc, radius_n).sort()
+    moves = order[taken_k.cumsum(0) > _TAKEN * len(guarded_nc)]
+    weights_n = distances_n * (_taken(latents_nc, guarded_nc, radius_n) == 0)
     if weights_n.sum() > 0:
-        new_kc[takes_k] = latents_nc[_weighted(weights_n, int(takes_k.sum()), draw)]
+        new_kc[moves] = latents_nc[_weighted(weights_n, len(moves), draw)]
     else:
-        new_kc[takes_k] = FAR_AWAY
+        new_kc[moves] = FAR_AWAY
     return new_kc
 
 
@@ -68,10 +70,10 @@ def _squared_to_nearest(latents_nc: Tensor, book_kc: Tensor) -> Tensor:
     return (latents_nc - book_kc[nearest_code(latents_nc, book_kc)]).square().sum(1)
 
 
-def _takes(points_kc: Tensor, guarded_nc: Tensor, radius_n: Tensor) -> Tensor:
-    """Which points are nearer to a guarded latent than its own code is."""
+def _taken(points_kc: Tensor, guarded_nc: Tensor, radius_n: Tensor) -> Tensor:
+    """How many guarded latents each point is nearer to than their own code is: [k]."""
     parts = points_kc.split(max(1, _AT_ONCE // len(guarded_nc)))
-    return torch.cat([((torch.cdist(p, guarded_nc) ** 2) <= radius_n).any(1) for p in parts])
+    return torch.cat([((torch.cdist(p, guarded_nc) ** 2) <= radius_n).sum(1) for p in parts])
 
 
 def _weighted(weights_n: Tensor, count: int, draw: torch.Generator) -> Tensor:

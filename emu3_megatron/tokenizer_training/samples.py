@@ -45,9 +45,9 @@ class Samples:
         self.clips = find_files(data.clips, VIDEO_SUFFIXES) if data.clips else []
 
     @property
-    def count(self) -> int:
-        """Files that there are."""
-        return len(self.images) + len(self.clips)
+    def paths(self) -> list[Path]:
+        """All files that there are."""
+        return self.images + self.clips
 
     def content(self) -> str:
         """Hash of the files' names and sizes: by it a resumed run knows its data."""

@@ -12,6 +12,8 @@ from emu3_megatron.config.changes import changes
 from emu3_megatron.config.load import saved_recipe
 from emu3_megatron.config.tokenizer_training import TokenizerRecipe
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.overlap import refuse_overlap
+from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
@@ -106,5 +108,6 @@ def _assemble(run: Run, recipe: TokenizerRecipe, data: TokenizerFiles, is_new: b
     ]
     if recipe.validation:
         held_out = HeldOutFiles(recipe.validation, lambda: trainer.evaluated, run.mesh)
+        on_first_rank(lambda: refuse_overlap(held_out.paths, data.samples.paths))
         run.hooks += [Validate(recipe.validation, held_out), ShowReconstructions(held_out)]
     return guard

@@ -24,14 +24,17 @@ from emu3_megatron.tokenizer_training.trainer import TokenizerTrainer
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 40, 220), (230, 220, 60), (240, 240, 240), (8, 8, 8)]
 
 
-def make_photos(folder: Path, sizes: Sequence[tuple[int, int]] = ((32, 32),)) -> Path:
+def make_photos(
+    folder: Path, sizes: Sequence[tuple[int, int]] = ((32, 32),), mirrored: bool = False
+) -> Path:
     """Six pictures of two colours each, with these widths and heights in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, colour in enumerate(COLOURS):
         width, height = sizes[i % len(sizes)]
         values = np.full((height, width, 3), colour, np.uint8)
         values[:, width // 2 :] = COLOURS[i - 1]
-        Image.fromarray(values).save(folder / f"{i}.png")
+        values = values[:, ::-1] if mirrored else values
+        Image.fromarray(np.ascontiguousarray(values)).save(folder / f"{i}.png")
     return folder
 
 

@@ -27,7 +27,12 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(photos, tmp_path_factory):
+def held_out(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("held-out"), mirrored=True)
+
+
+@pytest.fixture(scope="module")
+def trained(photos, held_out, tmp_path_factory):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run")
     recipe = tokenizer_recipe(
@@ -37,7 +42,7 @@ def trained(photos, tmp_path_factory):
         codebook={"plain_steps": 30},
         batch_norm_steps=30,
         ema={"decay": 0.9},
-        validation={"every": 30, "images": photos, "area": 1024, "shown": 2},
+        validation={"every": 30, "images": held_out, "area": 1024, "shown": 2},
     )
     train(recipe)
     return folder
@@ -85,11 +90,11 @@ def test_without_codes_psnr_has_another_name(trained):
     assert "psnr_db" in names[32]
 
 
-def test_validation_measures_what_is_saved(trained, photos):
+def test_validation_measures_what_is_saved(trained, held_out):
     """The running mean of the weights, through the codes."""
     found = [row for row in rows(trained) if "validation/images/psnr_db" in row]
     assert [row["step"] for row in found] == [30, 60]
-    saved = psnr(VisionTokenizer.load(trained / "tokenizer"), photos)
+    saved = psnr(VisionTokenizer.load(trained / "tokenizer"), held_out)
     assert found[-1]["validation/images/psnr_db"] == pytest.approx(saved, abs=1e-6)
 
 
@@ -111,7 +116,6 @@ def finished_recipe(trained, photos, **changes):
         "codebook": {"plain_steps": 30},
         "batch_norm_steps": 30,
         "ema": {"decay": 0.9},
-        "validation": {"every": 30, "images": photos, "area": 1024, "shown": 2},
     }
     return tokenizer_recipe(trained, photos, **{**values, **changes})
 
@@ -221,6 +225,13 @@ def test_pixels_that_are_no_numbers_are_named(tmp_path, photos, mesh, monkeypatc
     with pytest.raises(InputError, match="not one of its files could be used"):
         steps.take(0, 4)
     assert "holds pixels that are not finite" in told[0]
+
+
+def test_training_files_are_not_held_out(photos, tmp_path):
+    shutil.copy(photos / "3.png", tmp_path / "other.png")
+    recipe = tokenizer_recipe(tmp_path / "run", photos, validation={"every": 2, "images": tmp_path})
+    message = refused(recipe)
+    assert f"{tmp_path / 'other.png'}: has the content of the training file" in message
 
 
 def test_nothing_usable_is_refused(tmp_path):
