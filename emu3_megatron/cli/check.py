@@ -124,6 +124,8 @@ def _check_checkpoint(path: str, model: str | None, deep: bool) -> str:
 def _contents(about: dict[str, Any]) -> str:
     """What a checkpoint holds, by its manifest."""
     recipe = about["recipe"]
+    if "network" in recipe:
+        return f"the training of a vision tokenizer of {recipe['network']['codebook_size']:,} codes"
     model = recipe["model"]
     name = model.get("preset")
     preset = f"{name}, " if name in PRESETS and PRESETS[name].items() <= model.items() else ""

@@ -115,7 +115,7 @@ class Checkpoint:
         from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
 
         about = read_checkpoint(find_checkpoint(path))
-        return cls(path, about, DecoderRecipe.model_validate(about["recipe"]))
+        return cls(path, about, DecoderRecipe.of(path, about))
 
     @cached_property
     def vocabulary(self) -> "Vocabulary":

@@ -87,6 +87,9 @@ class CodebookConfig(Config):
 class MuonConfig(Config):
     """Muon moves the weights of 2D convolutions by their momentum made orthogonal."""
 
+    lr: PositiveFloat | None = semantic(
+        None, "their highest learning rate, on the same schedule; optimizer.lr without it"
+    )
     momentum: float = semantic(0.95, "of the gradients", ge=0, lt=1)
 
 
@@ -165,6 +168,14 @@ class TokenizerRecipe(Config):
     validation: TokenizerValidationConfig | None = free(
         None, TokenizerValidationConfig.__doc__ or ""
     )
+
+    @property
+    def terms(self) -> list[str]:
+        """Names of the loss terms, for whoever asks what a run minimises."""
+        perceptual = self.loss.perceptual.kind
+        found = [*self.loss.weights, *([perceptual] if perceptual != "none" else [])]
+        found += ["entropy"] if self.loss.entropy else []
+        return found + (["adversarial"] if self.adversarial else [])
 
     @validator(mode="after")
     def _schedule_fits(self) -> "TokenizerRecipe":

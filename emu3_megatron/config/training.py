@@ -3,6 +3,7 @@
 Each field says once whether it may change when a run resumes: `free`, `semantic` or `fixed`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,6 +31,7 @@ from emu3_megatron.config.model import ModelConfig
 from emu3_megatron.config.objectives import AnyObjective, unfit
 from emu3_megatron.config.runs import GuardConfig, RunConfig
 from emu3_megatron.config.schedule import AnySchedule
+from emu3_megatron.errors import InputError
 
 AnyHook = Annotated[SerializeAsAny[Component], chosen_by_kind({})]
 
@@ -117,6 +119,15 @@ class DecoderRecipe(Config):
     model: ModelConfig
     precision: Literal["fp32", "bf16"]
     sample: SampleConfig | None = None
+
+    @classmethod
+    def of(cls, path: Path, about: Mapping[str, Any]) -> "DecoderRecipe":
+        """That of a checkpoint, from its manifest. Raises InputError when it holds no decoder."""
+        if "model" not in about["recipe"]:
+            raise InputError(
+                f"{path}: a checkpoint of the vision tokenizer's training; name one of a decoder"
+            )
+        return cls.model_validate(about["recipe"])
 
 
 class Recipe(Config):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
 from emu3_megatron.checkpoints.folders import verify as require_sound
-from emu3_megatron.config import ModelConfig
+from emu3_megatron.config.training import DecoderRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
 from emu3_megatron.interchange import configs, text_files
@@ -92,7 +92,7 @@ class _Decoder:
             require_sound(self.path)
         about = read_checkpoint(self.path)
         recipe = about["recipe"]
-        self.model = ModelConfig.model_validate(recipe["model"])
+        self.model = DecoderRecipe.of(self.path, about).model
         if ranks_file:
             self.model = self.model.model_copy(update={"ranks_file": ranks_file})
         self.max_positions: int = about.get("max_positions") or recipe["data"]["context"]

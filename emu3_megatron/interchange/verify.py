@@ -9,6 +9,7 @@ from torch import Tensor
 from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
 from emu3_megatron.checkpoints.folders import verify as require_sound
 from emu3_megatron.config import ModelConfig
+from emu3_megatron.config.training import DecoderRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.interchange import configs
 from emu3_megatron.interchange.configs import HubConfig
@@ -62,7 +63,7 @@ def verify(folder: Path, checkpoint: Path) -> list[str]:
 def _compare_decoders(
     weights: Weights, names: DecoderNames, config: HubConfig, checkpoint: Path
 ) -> str:
-    model = ModelConfig.model_validate(read_checkpoint(checkpoint)["recipe"]["model"])
+    model = DecoderRecipe.of(checkpoint, read_checkpoint(checkpoint)).model
     given = config.decoder(None)
     for field in configs.ARCHITECTURE:
         if getattr(given, field) != getattr(model, field):

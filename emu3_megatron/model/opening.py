@@ -30,7 +30,7 @@ def open_decoder(
     """
     path = find_checkpoint(path)
     verify(path)
-    recipe = DecoderRecipe.model_validate(read_checkpoint(path)["recipe"])
+    recipe = DecoderRecipe.of(path, read_checkpoint(path))
     parallel = ParallelConfig(tensor=mesh.tensor_size, context=mesh.context_size)
     bf16 = recipe.precision == "bf16"
     decoder = build_decoder(recipe.model, parallel, seed=None, bf16=bf16, backend=backend)
@@ -74,7 +74,7 @@ def check_model(path: Path, about: dict[str, Any], model: ModelConfig) -> None:
     Args:
         about: what the checkpoint's manifest says.
     """
-    saved = ModelConfig.model_validate(about["recipe"]["model"])
+    saved = DecoderRecipe.of(path, about).model
     for field in _ARCHITECTURE:
         if getattr(saved, field) != getattr(model, field):
             raise InputError(

@@ -19,12 +19,13 @@ def status(folder: Path) -> list[str]:
     description = folder / "run.json"
     if not description.is_file():
         raise InputError(f"{folder}: no run here, run.json is missing; give a recipe's run.dir")
-    recipe = json.loads(description.read_text())["recipe"]
+    about = json.loads(description.read_text())
     rows = _rows(folder / "metrics.jsonl")
     events = read_events(folder)
     return [
         f"{folder}: {_life(folder, events)}",
-        *_progress(rows, recipe["run"]["steps"]),
+        *_progress(rows, about["recipe"]["run"]["steps"]),
+        *([f"loss terms: {', '.join(about['terms'])}"] if "terms" in about else []),
         _checkpoints(folder, events),
         *_troubles(events),
         *_ranks(folder),
@@ -91,7 +92,14 @@ def _checkpoints(folder: Path, events: list[dict[str, Any]]) -> str:
 
 def _troubles(events: list[dict[str, Any]]) -> list[str]:
     lines = []
-    for kind in ("skipped", "rolled back", "save failed", "replicas differ", "gave up"):
+    for kind in (
+        "skipped",
+        "rolled back",
+        "save failed",
+        "replicas differ",
+        "gave up",
+        "unusable file",
+    ):
         steps = [str(event["step"]) for event in events if event["event"] == kind]
         if steps:
             shown = ", ".join(steps[-5:])

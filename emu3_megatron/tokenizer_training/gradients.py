@@ -15,6 +15,9 @@ def sum_over_ranks(grads: Sequence[Tensor], samples: Tensor) -> None:
 
     Ranks hold other shapes, and some hold no clip: no hook could wait for a gradient.
     """
+    if dist.get_world_size() == 1:
+        torch._foreach_div_(list(grads), samples.item())
+        return
     bucket: list[Tensor] = []
     elements = 0
     for grad in grads:

@@ -101,11 +101,12 @@ class AdamWithMuon:
 
     Args:
         adam: over those of the parameters that Muon does not move.
+        times: Muon's learning rate is so many times Adam's.
     """
 
-    def __init__(self, parameters: Parameters, adam: Adam, momentum: float):
+    def __init__(self, parameters: Parameters, adam: Adam, momentum: float, times: float):
         self.parameters = dict(parameters)
-        self.adam, self.momentum = adam, momentum
+        self.adam, self.momentum, self.times = adam, momentum, times
         self.matrices = {n: p for n, p in parameters.items() if n not in adam.parameters}
         self._momenta = {name: torch.zeros_like(p) for name, p in self.matrices.items()}
 
@@ -120,7 +121,7 @@ class AdamWithMuon:
             momentum = self._momenta[name].lerp_(parameter.grad, 1 - self.momentum)
             ahead = parameter.grad.lerp(momentum, self.momentum).flatten(1)
             scale = 0.2 * max(ahead.shape) ** 0.5
-            parameter.sub_(orthogonal(ahead).view_as(parameter), alpha=lr * scale)
+            parameter.sub_(orthogonal(ahead).view_as(parameter), alpha=lr * self.times * scale)
         self.adam.step(lr)
 
     def forget_rows(self, name: str, rows: Tensor) -> None:

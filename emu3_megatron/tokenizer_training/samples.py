@@ -15,7 +15,7 @@ from emu3_megatron.media.images import load_image, resize_to_area, to_pixels
 from emu3_megatron.media.videos import read_clip, read_info
 
 _KEPT = 256  # decoded photos and pieces of clips in memory: a small folder is decoded once
-_SIZES = 2  # of a zoom, on either side of the plain one
+_SIZES = 3  # of a zoom, on either side of the plain one
 
 
 @dataclass(frozen=True)

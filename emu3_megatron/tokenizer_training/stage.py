@@ -56,7 +56,7 @@ def train_tokenizer(recipe: TokenizerRecipe, accept: bool = False) -> None:
         guard = _assemble(run, recipe, data, is_new=checkpoint is None)
         if checkpoint:
             load_state(checkpoint, run.owners())
-        run.about = {"recipe": recipe.model_dump(mode="json")}
+        run.about = {"recipe": recipe.model_dump(mode="json"), "terms": recipe.terms}
         if first >= last and mesh.is_first:
             print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")
         take_steps(run, guard, first, last)
@@ -83,13 +83,7 @@ def _completed(
 
 def _assemble(run: Run, recipe: TokenizerRecipe, data: TokenizerFiles, is_new: bool) -> Guard:
     """Give a run its trainer, data and hooks."""
-
-    def report(step: int, faults: list[str]) -> None:
-        gathered: list[list[str]] = [[]] * run.mesh.size
-        dist.all_gather_object(gathered, faults)
-        told = [fault for of_rank in gathered for fault in of_rank]
-        run.events.add("unusable files", step, details="; ".join(told))
-
+    report = _Unusable(run)
     trainer = build_trainer(recipe, data.samples, run.mesh, report, is_new)
     saves = SaveCheckpoints(recipe.run)
     guard = Guard(recipe.guard, saves)
@@ -111,3 +105,19 @@ def _assemble(run: Run, recipe: TokenizerRecipe, data: TokenizerFiles, is_new: b
         on_first_rank(lambda: refuse_overlap(held_out.paths, data.samples.paths))
         run.hooks += [Validate(recipe.validation, held_out), ShowReconstructions(held_out)]
     return guard
+
+
+class _Unusable:
+    """Names each file that cannot be used, once; a call on every rank."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.known: set[str] = set()
+
+    def __call__(self, step: int, faults: list[str]) -> None:
+        gathered: list[list[str]] = [[]] * self.run.mesh.size
+        dist.all_gather_object(gathered, faults)
+        told = {fault for of_rank in gathered for fault in of_rank}
+        for fault in sorted(told - self.known):
+            self.run.events.add("unusable file", step, f"left out: {fault}", details=fault)
+        self.known |= told

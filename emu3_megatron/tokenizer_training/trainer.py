@@ -348,10 +348,11 @@ def _optimizers(
     if config.muon:
         others = {n: p for n, p in parameters.items() if not is_matrix(n, p)}
     adam = Adam(others, (config.beta1, config.beta2), config.epsilon)
-    yield (
-        "tokenizer",
-        AdamWithMuon(parameters, adam, config.muon.momentum) if config.muon else adam,
-    )
+    if config.muon:
+        times = (config.muon.lr or config.lr) / config.lr
+        yield "tokenizer", AdamWithMuon(parameters, adam, config.muon.momentum, times)
+    else:
+        yield "tokenizer", adam
     if networks.discriminators and adversarial:
         for name, network in networks.discriminators.named_children():
             yield name, Adam(dict(network.named_parameters()), adversarial.betas)

@@ -15,6 +15,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import find_files
 from emu3_megatron.runs.events import read_events
 from emu3_megatron.runs.interfaces import Verdict
+from emu3_megatron.runs.status import status
 from emu3_megatron.tokenizer_training.stage import train_tokenizer
 from emu3_megatron.vision.files import At, read_pixels
 from emu3_megatron.vision.measures.reconstruction import codec_of, means, measure
@@ -88,6 +89,23 @@ def test_without_codes_psnr_has_another_name(trained):
     assert "psnr_without_codes_db" in names[30]
     assert "psnr_db" not in names[30]
     assert "psnr_db" in names[32]
+
+
+def test_status_says_what_is_minimised(trained):
+    lines = status(trained)
+    assert "step: 60 of 60" in lines[1]
+    assert "loss terms: l2, codebook, commitment" in lines
+
+
+def test_it_is_no_decoder(trained, tmp_path):
+    command = ("generate", "image", trained, "a cat", "--tokenizer", trained / "tokenizer")
+    ended = emu3(*command, "--out", tmp_path / "x.png", cwd=tmp_path)
+    assert ended.code == 2
+    assert "a checkpoint of the vision tokenizer's training; name one of a decoder" in ended.said
+    assert (
+        "the training of a vision tokenizer of 32 codes"
+        in emu3("check", trained, cwd=tmp_path).said
+    )
 
 
 def test_validation_measures_what_is_saved(trained, held_out):
@@ -209,7 +227,8 @@ def test_unusable_files_are_named_and_counted(tmp_path, photos):
     Image.new("RGB", (8, 80)).save(tmp_path / "photos" / "narrow.png")
     train(tokenizer_recipe(tmp_path / "run", tmp_path / "photos", data={"workers": 1}))
 
-    told = [e["details"] for e in read_events(tmp_path / "run") if e["event"] == "unusable files"]
+    told = [e["details"] for e in read_events(tmp_path / "run") if e["event"] == "unusable file"]
+    assert len(told) == 2  # each once
     assert any("broken.png: " in line for line in told)
     assert any("narrow.png: " in line for line in told)
     counted = [row["unusable_samples"] for row in rows(tmp_path / "run") if "loss" in row]
