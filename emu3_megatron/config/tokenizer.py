@@ -9,6 +9,13 @@ from emu3_megatron.config.base import Config, fixed
 
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {},  # the published network: every default below
+    # One CPU core for an hour, or a GPU for minutes.
+    "small": {
+        "codebook_size": 2048,
+        "base_channels": 32,
+        "channel_multiplier": (1, 2, 4, 4),
+        "num_res_blocks": 1,
+    },
     # The demo and the tests: small in size, not in kind.
     "tiny": {
         "codebook_size": 512,
@@ -24,7 +31,7 @@ class TokenizerNetwork(Config):
 
     model_config = ConfigDict(frozen=True)
 
-    preset: str = fixed("full", "full (270,740,287 parameters) or tiny")
+    preset: str = fixed("full", "full (270,740,287 parameters), small or tiny")
     codebook_size: int = fixed(32768, "number of codes", ge=2)
     embed_dim: int = fixed(4, "length of a code vector", ge=1)
     latent_channels: int = fixed(4, "channels that the temporal layers see", ge=1)
