@@ -4,8 +4,8 @@
         --json FILE --picture FILE [--recipe NAME] [run.steps=… further overrides]
 
 A row of the JSON holds the figures of `emu3 tokenizer evaluate`, the CPU seconds of the training,
-and the held-out PSNR while it trained. NAME replaces a row of that name. The picture shows the first
-files of the folder, above what is left of them.
+and the held-out PSNR while it trained. NAME replaces a row of that name. The picture shows the
+first files of the folder, above what is left of them.
 """
 
 import argparse
