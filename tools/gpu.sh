@@ -70,6 +70,8 @@ part decoding_kernels 60 \
   "$python" benchmarks/decoding_kernels.py --json "$out/decoding_kernels_gpu.json"
 part tokenizer_encoding 60 \
   "$python" benchmarks/tokenizer_encoding.py --json "$out/tokenizer_encoding_gpu.json"
+part tokenizer_step 90 \
+  "$python" benchmarks/tokenizer_step.py --json "$out/tokenizer_step_gpu.json"
 part generation 120 "$python" benchmarks/generation.py --json "$out/generation_gpu.json"
 part linear_cross_entropy $(((deadline - SECONDS) / 2)) \
   "$python" benchmarks/linear_cross_entropy.py --json "$out/linear_cross_entropy_gpu.json"

@@ -27,7 +27,7 @@ class HeldOutFiles:
     """Reconstruction through the codes, as `runs.interfaces.Evaluator`. Ranks share the files.
 
     Args:
-        tokenizer: gives the weights to evaluate.
+        tokenizer: gives the weights to evaluate; None while their codes are not placed.
 
     Raises:
         InputError: no files, or none of them can be used.
@@ -36,7 +36,7 @@ class HeldOutFiles:
     def __init__(
         self,
         config: TokenizerValidationConfig,
-        tokenizer: Callable[[], VisionTokenizer],
+        tokenizer: Callable[[], VisionTokenizer | None],
         mesh: Mesh,
     ):
         self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
@@ -63,7 +63,10 @@ class HeldOutFiles:
 
     def _measured(self, goes_on: Callable[[], bool]) -> Measured | None:
         """Of all ranks' files."""
-        codec = codec_of(self.tokenizer())
+        tokenizer = self.tokenizer()
+        if tokenizer is None:
+            return None
+        codec = codec_of(tokenizer)
         at = At(self.config.area)
         parts: list[Measured] = []
         for first in range(0, len(self.paths), _AT_ONCE * self.mesh.size):
@@ -77,12 +80,15 @@ class HeldOutFiles:
 
     def shown(self) -> Iterator[tuple[Path, Tensor, Tensor]]:
         """Path, true and rebuilt frames [t, 3, h, w], bytes, of the files that are drawn."""
+        tokenizer = self.tokenizer()
+        if tokenizer is None:
+            return
         found: list[tuple[Path, Tensor, Tensor]] = []
         images = [path for path in self.paths if path.suffix.lower() in IMAGE_SUFFIXES]
         clips = [path for path in self.paths if path not in images]
         chosen = images[: self.config.shown] + clips[: self.config.shown]
         watch = lambda path, given, shown: found.append((path, given, shown))
-        measure(codec_of(self.tokenizer()), chosen, At(self.config.area), watch=watch)
+        measure(codec_of(tokenizer), chosen, At(self.config.area), watch=watch)
         yield from found
 
 

@@ -101,7 +101,7 @@ def _assemble(run: Run, recipe: TokenizerRecipe, data: TokenizerFiles, is_new: b
         WriteTokenizer(trainer, data.samples.images[:_MEASURED], recipe.data.area),
     ]
     if recipe.validation:
-        held_out = HeldOutFiles(recipe.validation, lambda: trainer.evaluated, run.mesh)
+        held_out = HeldOutFiles(recipe.validation, trainer.with_codes, run.mesh)
         on_first_rank(lambda: refuse_overlap(held_out.paths, data.samples.paths))
         run.hooks += [Validate(recipe.validation, held_out), ShowReconstructions(held_out)]
     return guard

@@ -85,6 +85,10 @@ class TokenizerTrainer:
         """The weights that are saved and evaluated."""
         return self.ema.tokenizer if self.ema else self.tokenizer
 
+    def with_codes(self) -> VisionTokenizer | None:
+        """The weights that are saved and evaluated, once their codes are placed."""
+        return self.evaluated if self.old_codes or self.placed is not None else None
+
     def used_codes(self, step: int) -> bool:
         """Whether, after a step, some step has trained the decoder on codes."""
         return self.old_codes > 0 or (self.placed is not None and self.placed < step)
