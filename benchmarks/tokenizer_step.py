@@ -44,7 +44,7 @@ def cases(quick: bool) -> Iterator[Case]:
                     "crop": None,
                 },
                 "batch": {"size": photos + clips, "pixels": 2 * side * side * 8},
-                "codebook": {"plain_steps": 0, "kmeans": False, "restart_every": 0},
+                "codebook": {"plain_steps": 0, "kmeans": False, "restart_after": 0},
                 "batch_norm_steps": 0,
                 "optimizer": {"lr": 1e-4, "schedule": {"kind": "constant"}, "muon": {}},
                 "adversarial": {"start": 1, "warmup": 0, "layers": 2 if ON_GPU else 1},

@@ -63,7 +63,7 @@ else:
     recipe = TokenizerRecipe.model_validate({
         "run": {"dir": folder / "run", "steps": 1000}, "network": network,
         "data": {"images": folder, "area": side * side, "crop": None}, "batch": {"size": size},
-        "codebook": {"plain_steps": 1, "restart_every": 1000}, "batch_norm_steps": 0,
+        "codebook": {"plain_steps": 1, "restart_after": 0}, "batch_norm_steps": 0,
         "optimizer": optimizer,
     })
     mesh = parallel.start()

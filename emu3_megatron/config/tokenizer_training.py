@@ -77,8 +77,8 @@ class CodebookConfig(Config):
     kmeans: bool = fixed(True, "place the codes by k-means when they begin")
     kmeans_rounds: PositiveInt = fixed(10, "of k-means")
     window: PositiveInt = fixed(8, "recent latents to keep, for each code")
-    restart_every: NonNegativeInt = semantic(
-        REQUIRED, "steps between restarts of unused codes on recent latents; 0: never"
+    restart_after: NonNegativeInt = semantic(
+        16, "latents seen, for each code, before the unused ones move onto some; 0: never"
     )
     restart_until: float = semantic(0.8, "share of run.steps after which none restarts", ge=0, le=1)
     count_steps: PositiveInt = fixed(100, "steps over which usage and perplexity are counted")
@@ -135,7 +135,7 @@ class TokenizerRecipe(Config):
         "betas": "optimizer.beta1",
         "clip_grad_norm": "optimizer.clip",
         "plain_steps": "codebook.plain_steps",
-        "revive_every": "codebook.restart_every",
+        "revive_every": "codebook.restart_after",
         "log_every": "run.log_every",
         "workers": "data.workers",
         "seed": "run.seed",

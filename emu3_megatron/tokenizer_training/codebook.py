@@ -19,7 +19,7 @@ from emu3_megatron.vision.measures.usage import usage_of
 from emu3_megatron.vision.quantizer import VectorQuantizer
 
 KINDS = ("images", "clips")
-KEPT_A_SAMPLE = 256  # latents
+KEPT_A_SAMPLE = 1024  # latents
 _BUCKETS = 10  # of the counts: the oldest is dropped as a new one begins
 
 
@@ -68,7 +68,7 @@ class CodebookKeeper:
         return self.quantizer.embedding.weight.data
 
     def choose(self, index: int, latents_nc: Tensor) -> Tensor:
-        """The latents of a sample that are kept, at most 256, whatever else is in the batch."""
+        """The latents of a sample that are kept, at most 1,024, whatever else is in the batch."""
         draw = torch.Generator().manual_seed((self.seed << 32) + index)
         chosen = torch.randperm(len(latents_nc), generator=draw)[:KEPT_A_SAMPLE]
         return latents_nc[chosen.to(latents_nc.device)]
@@ -133,6 +133,11 @@ class CodebookKeeper:
         dist.broadcast(book_kc, 0)
         self._book_kc.copy_(book_kc)
         self.uses_k.zero_()
+
+    def is_restart_due(self) -> bool:
+        """Whether so many latents came by since the last restart that an unused code is dead."""
+        after = self.config.restart_after * len(self.uses_k)
+        return bool(after and self.uses_k.sum() >= after)
 
     def restart(self, step: int) -> Tensor:
         """Move the codes unused since the last restart onto latents; returns their numbers."""

@@ -271,8 +271,7 @@ class TokenizerTrainer:
             if step >= min(config.plain_steps, run.steps):
                 self._place(step)
         elif (
-            config.restart_every
-            and step % config.restart_every == 0
+            self.keeper.is_restart_due()
             and step <= config.restart_until * run.steps
             and self.recipe.trained == "all"
         ):

@@ -22,7 +22,7 @@ def recipe(tmp_path_factory):
         run={"steps": 40},
         data={"clips": clips, "clip_frames": 4, "clip_fps": 8, "clip_share": 0.3},
         batch={"size": 4},
-        codebook={"plain_steps": 12, "restart_every": 5},
+        codebook={"plain_steps": 12, "restart_after": 4},
         optimizer={"lr": 1e-3, "muon": {}},
         ema={"decay": 0.9},
         adversarial={"start": 6, "warmup": 8, "layers": 1, "channels": 8, "lecam": 0.1},

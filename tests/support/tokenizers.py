@@ -55,7 +55,7 @@ def tokenizer_recipe(folder: Path, photos: Path, **changes: Any) -> TokenizerRec
         "network": {"preset": "tiny", "codebook_size": 32, "channel_multiplier": (1, 1, 1, 1)},
         "data": {"images": photos, "area": 32 * 32, "crop": None, "workers": 0},
         "batch": {"size": 2},
-        "codebook": {"plain_steps": 3, "restart_every": 2},
+        "codebook": {"plain_steps": 3, "restart_after": 2},
         "batch_norm_steps": 4,
         "optimizer": {"lr": 2e-3},
     }

@@ -14,7 +14,7 @@ CORNERS = torch.tensor([[5.0, 5], [5, -5], [-5, 5], [-5, -5]])
 
 
 def keeper(codes=4, length=2, clip_share=0.5, **config):
-    section = CodebookConfig.model_validate({"plain_steps": 1, "restart_every": 1} | config)
+    section = CodebookConfig.model_validate({"plain_steps": 1} | config)
     torch.manual_seed(0)
     return CodebookKeeper(VectorQuantizer(codes, length), section, 0, clip_share)
 
@@ -119,7 +119,7 @@ def test_a_restarted_code_has_no_past(mesh, tmp_path):
         tmp_path / "run",
         photos,
         run={"steps": 20},
-        codebook={"plain_steps": 0, "kmeans": False, "restart_every": 4},
+        codebook={"plain_steps": 0, "kmeans": False, "restart_after": 4},
         ema={"decay": 0.9},
     )
     steps = start_tokenizer(recipe, mesh)

@@ -30,7 +30,7 @@ def recipe_of(folder, steps):
         # Three samples a step: with three processes each has one, some have a broken file alone.
         batch={"size": 3, "pixels": 1500},
         data={"clips": folder / "clips", "clip_frames": 4, "clip_fps": 8, "clip_share": 0.3},
-        codebook={"plain_steps": 6, "restart_every": 5},
+        codebook={"plain_steps": 6, "restart_after": 4},
         ema={"decay": 0.9},
         batch_norm_steps=12,
         adversarial={"start": 3, "warmup": 4, "layers": 1, "channels": 8, "adaptive": True},
