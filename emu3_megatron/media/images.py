@@ -1,11 +1,14 @@
 """Reads any image file as an upright 8-bit RGB image; resizing, conversion to pixels and back."""
 
+import contextlib
 import io
 import math
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +16,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.colour import by_profile, colour_note, to_srgb
 from emu3_megatron.media.files import UnreadableError, reason_of
 
 MAX_ASPECT = 5  # longer side over shorter; the published processor rejects beyond it
 # Named, because Pillow would also open EPS, for which it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
+# TIFF's tags, and what they say.
+_BITS, _PHOTOMETRIC, _SAMPLES, _NO_DATA = 258, 262, 339, 42113
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_LARGEST = 1e30  # beyond it a value stands for a missing one
 # How an image is turned upright, by its EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,8 +44,9 @@ class DecodedImage:
     """An image as everybody sees it.
 
     Attributes:
-        image: RGB of 8 bits, upright.
-        notes: what was done to it: `rotated`, `cmyk`, `deep`, `alpha`, `first of 12`.
+        image: RGB of 8 bits in sRGB, upright.
+        notes: what was done to it: `rotated`, `cmyk`, `deep`, `no data`, `alpha`, `icc`,
+            `unusable icc`, `pq`, `hlg`, `wide gamut`, `first of 12`.
     """
 
     image: Image.Image
@@ -47,8 +56,9 @@ class DecodedImage:
 def decode_image(data: bytes, path: str | Path) -> DecodedImage:
     """Decode a file's content.
 
-    The image is turned by its EXIF orientation; CMYK is converted, more than 8 bits are scaled to
-    8, transparency is laid over white, and an animation is represented by its first frame.
+    The image is turned by its EXIF orientation; colours are converted to sRGB by the image's
+    profile, HDR is tone-mapped, more than 8 bits are scaled to 8, transparency is laid over white,
+    and an animation is represented by its first frame.
 
     Args:
         path: where the content is from, for the error.
@@ -62,7 +72,7 @@ def decode_image(data: bytes, path: str | Path) -> DecodedImage:
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=FORMATS) as opened,
         ):
-            return _decode(opened)
+            return _decode(opened, data)
     except UnidentifiedImageError:
         raise UnreadableError(path, "not a readable image (unknown format)") from None
     except Exception as error:  # decoders raise whatever the damage leads them to
@@ -119,7 +129,7 @@ def check_aspect(path: str | Path, width: int, height: int) -> None:
         raise InputError(f"{path}: {width}x{height} is narrower than 1:{MAX_ASPECT}")
 
 
-def _decode(opened: Image.Image) -> DecodedImage:
+def _decode(opened: Image.Image, data: bytes) -> DecodedImage:
     notes = []
     if (frames := getattr(opened, "n_frames", 1)) > 1:
         notes.append(f"first of {frames}")
@@ -127,8 +137,11 @@ def _decode(opened: Image.Image) -> DecodedImage:
         notes.append("rotated")
     opened.load()
     turn = _TURNS.get(_orientation(opened))  # asked again: Pillow turns a TIFF as it loads it
-    image, note = _to_rgb(opened if turn is None else opened.transpose(turn))
-    return DecodedImage(image, tuple(notes + note))
+    image, more = _to_8_bits(opened)
+    image, profiled = _in_srgb(image, opened, data)
+    image, shown = _to_rgb(image)
+    notes += [note for note in (*more, profiled, shown) if note]
+    return DecodedImage(image if turn is None else image.transpose(turn), tuple(notes))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -138,35 +151,89 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_deep(image), ["deep"]
-    if image.mode == "CMYK":
-        return image.convert("RGB"), ["cmyk"]
-    if image.mode in _TRANSPARENT or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB"), ["alpha"]
-    return image.convert("RGB"), []
-
-
-def _from_deep(image: Image.Image) -> Image.Image:
-    """The 8 bits of more."""
-    values = np.nan_to_num(np.asarray(image, np.float32))
-    low, high = _range_of(values, image.mode)
+def _to_8_bits(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Grey of 8 bits of a deeper image, and notes; others stay."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image, []
+    values, has_gaps = _known(_values_of(image), image)
+    low, high = _range_of(values, image)
     scaled = (values - low) * (255 / max(high - low, 1e-6))
-    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    grey = np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(grey), ["deep", *(["no data"] if has_gaps else [])]
 
 
-def _range_of(values: np.ndarray, mode: str) -> tuple[float, float]:
-    """From black to white: what the mode can hold or is used for, else what is there."""
-    if mode.startswith("I;16"):
-        return 0, 65_535
-    low, high = float(values.min()), float(values.max())
-    for white in (1,) if mode == "F" else (255, 65_535):
+def _values_of(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if image.mode != "I":
+        return values.astype(np.float32)
+    if _tag(image, _BITS) == 32 and _tag(image, _SAMPLES) in (None, _UNSIGNED):
+        values = values.view(np.uint32)  # Pillow has only signed ones
+    return values.astype(np.float64)  # which holds every integer of 32 bits
+
+
+def _known(values: np.ndarray, image: Image.Image) -> tuple[np.ndarray, bool]:
+    """The values with NaN where there are none, and whether there are such gaps."""
+    gaps = ~np.isfinite(values) | (abs(values) > _LARGEST)
+    with contextlib.suppress(ValueError):
+        gaps |= values == values.dtype.type(str(_tag(image, _NO_DATA)).strip("\0 "))
+    if gaps.all():
+        raise ValueError("no pixel has a value")
+    return np.where(gaps, np.nan, values), bool(gaps.any())
+
+
+def _range_of(values: np.ndarray, image: Image.Image) -> tuple[float, float]:
+    """From black to white: what the bits can hold or are used for, else what is there."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if image.mode.startswith("I;16"):
+        return 0, 2 ** (_tag(image, _BITS) or 16) - 1
+    for white in (1,) if image.mode == "F" else (255, 65_535, 2**32 - 1):
         if low >= 0 and high <= white:
             return 0, white
     return low, high
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """The first value of a TIFF's tag; None where there is none."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _in_srgb(
+    image: Image.Image, opened: Image.Image, data: bytes
+) -> tuple[Image.Image, str | None]:
+    """Convert by what the file says of its colours: by H.273's numbers, else by its profile."""
+    primaries, transfer = _colours_of(data, opened.format)
+    if note := colour_note(primaries, transfer):
+        alpha = image.getchannel("A") if image.mode == "RGBA" else None
+        converted = Image.fromarray(to_srgb(np.asarray(image.convert("RGB")), primaries, transfer))
+        if alpha is not None:
+            converted.putalpha(alpha)
+        return converted, note
+    profile = opened.info.get("icc_profile")
+    if profile and (image.mode in ("P", "PA", "LA") or "transparency" in image.info):
+        image = image.convert("RGBA")
+    converted, note = by_profile(image, profile)
+    return converted, note or ("cmyk" if image.mode == "CMYK" else None)
+
+
+def _colours_of(data: bytes, kind: str | None) -> tuple[int, int]:
+    """ColourPrimaries and TransferCharacteristics of H.273; 2 is unknown."""
+    if kind == "PNG" and (at := data[:65_536].find(b"\0\0\0\4cICP")) >= 0:
+        return data[at + 8], data[at + 9]
+    if kind == "AVIF" and (at := data[:65_536].find(b"colrnclx")) >= 0:
+        primaries, transfer = struct.unpack(">HH", data[at + 8 : at + 12])
+        return primaries, transfer
+    return 2, 2
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB"), "alpha"
+    return image.convert("RGB"), None
 
 
 def size_for_area(width: int, height: int, area: int) -> tuple[int, int]:

@@ -36,6 +36,20 @@ def mean(decoded):
     return np.asarray(decoded.image, np.float64).mean()
 
 
+def grey_of(decoded):
+    """The first row."""
+    return np.asarray(decoded.image)[0, :, 0].tolist()
+
+
+def tiff(bits, photometric, pixels):
+    """Four grey pixels in a row, of integers that Pillow does not write."""
+    tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1}
+    tags[279] = len(pixels)
+    entries = [struct.pack("<HHII", number, 4, 1, value) for number, value in tags.items()]
+    directory = struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + directory
+
+
 # What was done to it
 
 
@@ -77,13 +91,53 @@ def test_every_8_bit_value_comes_back_from_16():
     [
         ([0.25, 0.5], [64, 128]),  # from 0 to 1, as floats are used
         ([-1.0, 3.0], [0, 255]),  # a range of its own
-        ([0.5, np.nan], [128, 0]),
     ],
 )
 def test_floats_are_scaled(values, expected):
     decoded = decode(encoded(Image.fromarray(np.array([values], np.float32)), "TIFF"))
 
-    assert np.asarray(decoded.image)[0, :, 0].tolist() == expected
+    assert grey_of(decoded) == expected
+    assert decoded.notes == ("deep",)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.5, np.nan, np.inf], [128, 0, 0]),
+        ([0.5, 1.0, -3.4e38], [128, 255, 0]),  # the least float, as map makers mark a gap
+        ([20.0, 30.0, -9999.0], [0, 255, 0]),  # by GDAL's tag
+    ],
+)
+def test_gaps_are_black_and_change_nothing_else(values, expected):
+    image = Image.fromarray(np.array([values], np.float32))
+
+    decoded = decode(encoded(image, "TIFF", tiffinfo={42113: "-9999"}))
+
+    assert grey_of(decoded) == expected
+    assert decoded.notes == ("deep", "no data")
+
+
+def test_a_picture_without_any_value_is_refused():
+    nothing = Image.fromarray(np.full((4, 4), np.nan, np.float32))
+
+    with pytest.raises(InputError, match=r"not a readable image \(no pixel has a value\)"):
+        decode(encoded(nothing, "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "pixels", "expected"),
+    [
+        (12, 1, bytes.fromhex("000 7ff fff 3ff".replace(" ", "")), [0, 127, 255, 64]),
+        (16, 0, struct.pack("<4H", 0, 32_768, 65_535, 0), [255, 127, 0, 255]),  # white is zero
+        (32, 1, struct.pack("<4I", 0, 2**31, 2**32 - 1, 2**30), [0, 128, 255, 64]),
+        (32, 1, struct.pack("<4I", 0, 100, 255, 7), [0, 100, 255, 7]),  # only 8 of them used
+        (32, 1, struct.pack("<4I", 0, 257, 65_535, 514), [0, 1, 255, 2]),  # and 16
+    ],
+)
+def test_integers_are_scaled_by_their_bits(bits, photometric, pixels, expected):
+    decoded = decode(tiff(bits, photometric, pixels))
+
+    assert grey_of(decoded) == expected
     assert decoded.notes == ("deep",)
 
 
