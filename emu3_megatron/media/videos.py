@@ -3,36 +3,30 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from PIL import Image
 from torch import Tensor
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import UnreadableError, reason_of
+from emu3_megatron.media.frames import conversions, shown_image, shown_size
 from emu3_megatron.media.images import check_aspect, size_for_area, to_pixels
 
 T = TypeVar("T")
 
+_WIDEST_PIXEL = 4
+_NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS
 ROUNDING = 1e-3  # seconds to which containers round the time of a frame, at worst
-# How a frame is turned upright, by the linear part of its display matrix: a, b, c, d of
-# (x, y) -> (ax + cy, bx + dy).
-_TURNS: dict[tuple[int, ...], Image.Transpose] = {
-    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
-    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
-    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
-    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -42,18 +36,28 @@ class Frame:
     Attributes:
         number: counted from 0, from where reading began, in the order in which frames are shown.
         time: seconds since the video's beginning at which it is shown, by the container.
+        pixel_aspect: width of a pixel over its height.
     """
 
     path: Path
     number: int
     time: float
     video_frame: av.VideoFrame
+    pixel_aspect: Fraction = Fraction(1)
 
     def image(self) -> Image.Image:
-        """RGB, turned as the container says. Raises UnreadableError."""
-        image = self._converted(self.video_frame.to_image)
-        turn = _TURNS.get(_orientation(self.video_frame))
-        return image if turn is None else image.transpose(turn)
+        """As players show it: RGB, upright, with square pixels. Raises UnreadableError."""
+        return self._converted(partial(shown_image, self.video_frame, self.pixel_aspect))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image."""
+        return shown_size(self.video_frame, self.pixel_aspect)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is done to the frame to make that image."""
+        return conversions(self.video_frame, self.pixel_aspect)
 
     def bgr(self) -> np.ndarray:
         """Blue, green and red [h, w, 3] as OpenCV has them, not turned. Raises UnreadableError."""
@@ -77,15 +81,19 @@ def read_frames(path: str | Path, start: float = 0) -> Iterator[Frame]:
     """
     try:
         with _open(path) as container:
-            stream = container.streams.video[0]
+            stream = _best_stream(container, path)
             stream.thread_type = "AUTO"
             begin = float((stream.start_time or 0) * (stream.time_base or 0))
-            if start > 0:
+            timed = _has_times(container, stream)
+            if start > 0 and timed:  # of frames without times nobody knows where a seek ends
                 container.seek(int((start + begin) * av.time_base))
-            rate = _stated_rate(stream) or 1
+            step, time = 1 / (_stated_rate(stream) or 1), None
             for number, frame in enumerate(container.decode(stream)):
-                time = number / rate if frame.time is None else frame.time - begin
-                yield Frame(Path(path), number, time, frame)
+                if timed and frame.time is not None:
+                    time = frame.time - begin
+                else:
+                    time = 0.0 if time is None else time + step
+                yield Frame(Path(path), number, time, frame, _pixel_aspect(stream, path))
     except InputError:
         raise
     except Exception as error:  # PyAV raises what the damage leads it to
@@ -113,11 +121,12 @@ class VideoInfo:
 def read_info(path: str | Path) -> VideoInfo:
     """Raises UnreadableError when the file cannot be read, or holds no video."""
     with _open(path) as container:
-        stream = container.streams.video[0]
+        stream = _best_stream(container, path)
+        fps = _stated_rate(stream)
         seconds = (container.duration or 0) / av.time_base
         if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
-        return VideoInfo(_stated_rate(stream), seconds)
+        return VideoInfo(fps, seconds or _counted_seconds(container, stream, fps))
 
 
 def read_clip(
@@ -161,17 +170,32 @@ def read_overview(
 
 
 def _not_narrow(frames: Iterable[Frame]) -> Iterator[Image.Image]:
+    for frame in of_one_size(frames):
+        check_aspect(frame.path, *frame.size)
+        yield frame.image()
+
+
+def of_one_size(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """The same frames.
+
+    Raises:
+        UnreadableError: the video changes its size on the way.
+    """
+    first = None
     for frame in frames:
-        image = frame.image()
-        check_aspect(frame.path, *image.size)
-        yield image
+        first = first or frame
+        if frame.size != first.size:
+            (width, height), (later_width, later_height) = first.size, frame.size
+            raise UnreadableError(
+                frame.path,
+                f"changes its size from {width}x{height} to {later_width}x{later_height} at "
+                f"{frame.time:.3f} seconds; cut it there",
+            )
+        yield frame
 
 
 def clip_pixels(images: Iterable[Image.Image], area: int) -> Tensor:
-    """Pixels [t, 3, h, w], float32 in [-1, 1], of frames resized to about `area` pixels.
-
-    A video can change its size on the way; the first frame's counts.
-    """
+    """Pixels [t, 3, h, w], float32 in [-1, 1], of images of one size, resized to about `area`."""
     pixels, size = [], None
     for image in images:
         size = size or size_for_area(*image.size, area)
@@ -218,10 +242,40 @@ def _open(path: str | Path) -> InputContainer:
         container = av.open(str(path))
     except Exception as error:  # PyAV raises what the damage leads it to
         raise _unreadable(path, error) from None
-    if not container.streams.video:
-        container.close()
-        raise UnreadableError(path, "holds no video")
     return container
+
+
+def _best_stream(container: InputContainer, path: str | Path) -> VideoStream:
+    """The largest that moves, the first of such: covers and previews are streams too."""
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails
+    moving = [stream for stream in container.streams.video if not stream.disposition & stills]
+    if not moving:
+        raise UnreadableError(path, "holds no video")
+    return max(moving, key=lambda stream: (stream.frames != 1, stream.width * stream.height))
+
+
+def _pixel_aspect(stream: VideoStream, path: str | Path) -> Fraction:
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    if not 1 / _WIDEST_PIXEL <= aspect <= _WIDEST_PIXEL:
+        raise UnreadableError(path, f"has pixels of {aspect.numerator}:{aspect.denominator}")
+    return aspect
+
+
+def _has_times(container: InputContainer, stream: VideoStream) -> bool:
+    """Does the container say when each frame is shown? AVI says when each is decoded."""
+    reordered = "avi" in container.format.name and stream.codec_context.has_b_frames
+    return not reordered and not container.format.flags & _NO_TIMES
+
+
+def _counted_seconds(container: InputContainer, stream: VideoStream, fps: float) -> float:
+    """The duration by all packets, of a file that does not say it, as a browser records it."""
+    count, end, base = 0, 0.0, stream.time_base or 0
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * base))
+        count += packet.size > 0
+    begin = float((stream.start_time or 0) * base)
+    return end - begin if end > begin else count / fps if fps else 0.0
 
 
 def _unreadable(path: str | Path, error: Exception) -> UnreadableError:
@@ -230,11 +284,3 @@ def _unreadable(path: str | Path, error: Exception) -> UnreadableError:
 
 def _stated_rate(stream: VideoStream) -> float:
     return float(stream.guessed_rate or stream.average_rate or 0)
-
-
-def _orientation(frame: av.VideoFrame) -> tuple[int, ...]:
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return (1, 0, 0, 1)
-    values = np.frombuffer(bytes(matrix), np.int32)[[0, 1, 3, 4]] / (1 << 16)
-    return tuple(int(value) for value in values.round())

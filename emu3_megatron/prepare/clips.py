@@ -106,7 +106,7 @@ class ScoreClips:
             "seconds": round(frames / fps, 4),
             "width": kept.size[0] if kept.size else None,
             "height": kept.size[1] if kept.size else None,
-            "notes": _VARIABLE if is_variable(kept.times) else "",
+            "notes": ", ".join(([_VARIABLE] if is_variable(kept.times) else []) + kept.notes),
             "quality": min(self._quality(kept.stills)),
             "quality_by": self._quality_by,
             "flow": round(float(np.mean(flows)), 6) if flows else 0.0,
@@ -124,6 +124,7 @@ class _KeptFrames:
         self.stills: list[Image.Image] = []
         self.times: list[float] = []
         self.size: tuple[int, int] | None = None
+        self.notes: list[str] = []  # of the last scored frame
         self._side = config.sample_side
         step = max(1, round(fps / config.sample_fps))
         self._sampled = set(range(first, end, step))
@@ -134,7 +135,7 @@ class _KeptFrames:
         if frame.number not in self._sampled | self._still:
             return
         image = frame.image()
-        self.size = image.size
+        self.size, self.notes = image.size, frame.notes
         if frame.number in self._sampled:
             self.samples.append(shrink(image, self._side))
         if frame.number in self._still:
@@ -238,7 +239,7 @@ class EncodeClips:
 
 def even_frames(frames: Iterable[Frame], row: Row, stride: int) -> Iterator[Frame]:
     """Every so many frames; at a variable rate, as many a second, by an even clock."""
-    if row["notes"] == _VARIABLE:
+    if _VARIABLE in row["notes"]:
         return frames_at_rate(frames, row["fps"] / stride)
     return islice(frames, 0, None, stride)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from emu3_megatron.media.files import UnreadableError
-from emu3_megatron.media.videos import mean_rate, read_frames, read_info
+from emu3_megatron.media.videos import Frame, mean_rate, read_frames, read_info
 
 
 @dataclass(frozen=True)
 class Shots:
-    """A video cut at its scene changes.
+    """A video cut at its scene changes, and where its size changes.
 
     Attributes:
         ranges: (first frame, frame after the last) of each shot, in order, without gaps.
@@ -45,9 +45,13 @@ def find_shots(
     )
     times: list[float] = []
     cuts: set[int] = set()
+    size: tuple[int, int] | None = None
     stated_fps = read_info(path).fps
-    for number, (time, small_hwc) in enumerate(_small_frames(path)):
-        times.append(time)
+    for number, (frame, small_hwc) in enumerate(_small_frames(path)):
+        times.append(frame.time)
+        if frame.size != size:
+            cuts.add(number)
+            size = frame.size
         # Frames are counted, at a variable rate too: a time would come back rounded.
         position = FrameTimecode(number, stated_fps or 1.0)
         for detector in detectors:
@@ -61,8 +65,8 @@ def find_shots(
     return Shots(list(itertools.pairwise(borders)), fps)
 
 
-def _small_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """Time and BGR of each frame, reduced as PySceneDetect's own SceneManager does it."""
+def _small_frames(path: Path) -> Iterator[tuple[Frame, np.ndarray]]:
+    """Each frame, and its BGR, reduced as PySceneDetect's own SceneManager does it."""
     import cv2
     from scenedetect.scene_manager import compute_downscale_factor
 
@@ -75,7 +79,7 @@ def _small_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
             size = (max(1, round(width / factor)), max(1, round(height / factor)))
         if size != (width, height):
             bgr_hwc = cv2.resize(bgr_hwc, size, interpolation=cv2.INTER_LINEAR)
-        yield frame.time, bgr_hwc
+        yield frame, bgr_hwc
 
 
 def cut_long(shots: Shots, max_seconds: float) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import VIDEO_SUFFIXES
 from emu3_megatron.media.images import check_aspect, read_image, resize_to_area, to_pixels
-from emu3_megatron.media.videos import clip_pixels, frames_at_rate, read_frames
+from emu3_megatron.media.videos import clip_pixels, frames_at_rate, of_one_size, read_frames
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
 
 Kind = Literal["image", "clip"]
@@ -109,7 +109,7 @@ def read_pixels(path: Path, at: At) -> Tensor:
     """
     if kind_of(path) == "image":
         return to_pixels(resize_to_area(_framed(path, read_image(path).image, at), at.area))
-    shown = islice(frames_at_rate(read_frames(path), at.fps, 0), at.frames)
+    shown = of_one_size(islice(frames_at_rate(read_frames(path), at.fps, 0), at.frames))
     pixels_tchw = clip_pixels((_framed(path, frame.image(), at) for frame in shown), at.area)
     frames = len(pixels_tchw)
     if frames < TEMPORAL_FACTOR:

@@ -9,10 +9,8 @@ from PIL import Image
 from support.media import write_video
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.images import resize_to_area, to_pixels
 from emu3_megatron.media.videos import (
     Frame,
-    clip_pixels,
     frames_at_rate,
     is_variable,
     mean_rate,
@@ -175,13 +173,6 @@ def test_a_narrow_video_is_named_by_its_upright_size(tmp_path):
 
     with pytest.raises(InputError, match=r"narrow\.mp4: 16x128 is narrower"):
         read_clip(path, area=64, fps=8)
-
-
-def test_frames_that_change_their_size_become_one_clip():
-    images = [Image.new("RGB", size, "red") for size in ((64, 48), (48, 64))]
-
-    assert clip_pixels(images, area=64 * 48).shape == (2, 3, 48, 64)
-    assert torch.equal(clip_pixels(images, 1536)[0], to_pixels(resize_to_area(images[0], 1536)))
 
 
 # What cannot be read

@@ -1,6 +1,7 @@
 """Videos from a folder to shards: shots, scores, decisions."""
 
 import importlib.util
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -144,6 +145,15 @@ def test_frames_of_a_variable_rate_are_counted_and_timed(tmp_path):
     slow, fast = ScoreClips(config(tmp_path, min_shot_frames=4), "cpu").score("a.mp4")
     assert (slow["start_frame"], slow["end_frame"], slow["seconds"]) == (0, 12, 3)
     assert (fast["start_frame"], fast["end_frame"], fast["seconds"]) == (12, 24, 1.2)
+
+
+def test_what_was_converted_is_noted(tmp_path):
+    views = [to_image(pixels_chw) for pixels_chw in moving(16)]
+    write_video(tmp_path / "a.mp4", views, sample_aspect_ratio=Fraction(4, 3))
+
+    (row,) = ScoreClips(config(tmp_path), "cpu").score("a.mp4")
+
+    assert (row["width"], row["height"], row["notes"]) == (85, 48, "square pixels")
 
 
 # Decisions

@@ -55,13 +55,28 @@ def write_video(
     times: Sequence[float] | None = None,
     rotation: int = 0,
     mirrored: bool = False,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    kind: str | None = None,
+    settings: dict[str, str] | None = None,
+    options: dict[str, str] | None = None,
+    **attributes,
 ) -> Path:
-    """A video of images at 8 frames a second, or at times of their own."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
+    """A video of images at 8 frames a second, or at times of their own.
+
+    Args:
+        kind: of the container, where its name does not say it.
+        settings: of the container.
+        options: of the encoder.
+        attributes: of the encoder's context, such as `sample_aspect_ratio`.
+    """
+    with av.open(str(path), "w", format=kind, options=settings or {}) as container:
+        stream = container.add_stream(codec, rate=8, options=options or {})
         stream.width, stream.height = images[0].size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000)
+        for name, value in attributes.items():
+            setattr(stream.codec_context, name, value)
         if rotation or mirrored:
             stream.set_display_rotation(rotation, hflip=mirrored)
         for number, image in enumerate(images):
