@@ -83,6 +83,12 @@ class LossConfig(Config):
         found = {name: getattr(self, name) for name in ("l2", "l1", "codebook", "commitment")}
         return {name: weight for name, weight in found.items() if weight}
 
+    @validator(mode="after")
+    def _compares_pixels(self) -> Self:
+        if not (self.l2 or self.l1 or self.perceptual.kind != "none"):
+            raise ValueError("no term compares pixels; give l2, l1 or perceptual a weight")
+        return self
+
 
 class AdversarialConfig(Config):
     """Discriminators: their shape, their optimizer, and when and how strongly they are felt."""

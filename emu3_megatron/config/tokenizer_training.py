@@ -55,6 +55,14 @@ class TokenizerData(Config):
         return self
 
     @property
+    def shortest_side(self) -> tuple[int, str]:
+        """The side of the smallest square sample, and the recipe's keys that decide it."""
+        side = int((self.area / self.zoom) ** 0.5)
+        if self.crop and self.crop <= side:
+            return self.crop, "data.crop"
+        return side, "data.area" if self.zoom == 1 else "data.area / data.zoom"
+
+    @property
     def share_of_clips(self) -> float:
         if self.clips is None:
             return 0.0
@@ -81,7 +89,9 @@ class CodebookConfig(Config):
         16, "latents seen, for each code, before the unused ones move onto some; 0: never"
     )
     restart_until: float = semantic(0.8, "share of run.steps after which none restarts", ge=0, le=1)
-    count_steps: PositiveInt = fixed(100, "steps over which usage and perplexity are counted")
+    count_steps: PositiveInt = fixed(
+        100, "steps over which usage and perplexity are counted", multiple_of=10
+    )
 
 
 class MuonConfig(Config):
@@ -184,8 +194,7 @@ class TokenizerRecipe(Config):
 
     @validator(mode="after")
     def _samples_are_large_enough(self) -> "TokenizerRecipe":
-        side = self.data.crop or int(self.data.area**0.5)
-        name = "data.crop" if self.data.crop else "data.area"
+        side, name = self.data.shortest_side
         self.loss.perceptual.require_sides(side, name)
         if self.adversarial:
             self.adversarial.require_sides(side, name)
@@ -198,6 +207,14 @@ class TokenizerRecipe(Config):
             raise ValueError(
                 f"trained={self.trained} needs run.init_from, the tokenizer whose codes stay"
             )
-        if self.trained == "new_codes" and self.data.clips is None:
-            raise ValueError("trained=new_codes needs data.clips: the new codes are theirs")
+        if self.trained == "new_codes" and not self.data.share_of_clips:
+            raise ValueError(
+                "trained=new_codes needs data.clips and data.clip_share above 0: new codes are "
+                "placed for clips"
+            )
+        if self.trained == "new_codes" and not self.codebook.plain_steps:
+            raise ValueError(
+                "trained=new_codes needs codebook.plain_steps above 0: in these steps the latents "
+                "are gathered that new codes are placed by"
+            )
         return self

@@ -39,13 +39,18 @@ def build_trainer(
 
     Args:
         report: see `TokenizerTrainer`.
-        is_new: otherwise a checkpoint's weights will replace these.
+        is_new: otherwise a checkpoint's weights will replace these, and run.init_from is not read.
 
     Raises:
         InputError: run.init_from cannot be read, or is another network.
     """
     mesh.seed(recipe.run.seed, 0)
-    tokenizer, old_codes = _tokenizer(recipe.network, recipe.run.init_from, recipe.trained)
+    init_from = recipe.run.init_from if is_new else None
+    tokenizer, old_codes = _tokenizer(recipe.network, init_from, recipe.trained)
+    if recipe.trained != "all":
+        tokenizer.requires_grad_(False)
+        tokenizer.decoder.requires_grad_(True)
+        tokenizer.post_quant_conv.requires_grad_(True)
     tokenizer = tokenizer.to(mesh.device).eval()
     recompute_blocks(tokenizer, recipe.recompute)
     if is_new and not recipe.run.init_from:
@@ -76,10 +81,6 @@ def _tokenizer(
             f"run.init_from={init_from}: another network than the recipe's; set network to that "
             "of its config.json"
         )
-    if trained != "all":
-        given.requires_grad_(False)
-        given.decoder.requires_grad_(True)
-        given.post_quant_conv.requires_grad_(True)
     return given, old_codes
 
 

@@ -82,7 +82,7 @@ class CodebookKeeper:
         )
         uses = seen.uses.to(torch.int64)
         self.uses_k += uses.sum(0)
-        every = max(1, self.config.count_steps // _BUCKETS)
+        every = self.config.count_steps // _BUCKETS
         bucket = step // every % _BUCKETS
         if step % every == 0:
             self.counts[bucket] = 0
@@ -90,6 +90,8 @@ class CodebookKeeper:
 
     def _remember(self, latents_nc: Tensor, is_clip_n: Tensor) -> None:
         window = len(self.latents_wc)
+        # More than the window would have two latents for a place.
+        latents_nc, is_clip_n = latents_nc[-window:], is_clip_n[-window:]
         places_n = (self.place + torch.arange(len(latents_nc), device=is_clip_n.device)) % window
         self.latents_wc[places_n] = latents_nc.to(self.latents_wc)
         self.is_clip_w[places_n] = is_clip_n
@@ -114,12 +116,18 @@ class CodebookKeeper:
         self._set(
             fit(self._draw(len(self.uses_k), draw), self._latents(), self.config.kmeans_rounds)
         )
+        self.counts.zero_()  # of codes that were elsewhere
         return torch.arange(len(self.uses_k))
+
+    def has_clips(self) -> bool:
+        """Whether there are latents of clips among the remembered ones."""
+        return bool(self.is_clip_w[: self.filled].any())
 
     def place_new_codes(self, step: int, kept: int) -> Tensor:
         """Place the codes from number `kept` on where clips need them; returns their numbers.
 
-        No latent of an image that is remembered changes its code.
+        Of the remembered latents of images all but 0.2% at most keep their code. Needs latents of
+        clips: `has_clips`.
         """
         is_clip_w = self.is_clip_w[: self.filled]
         images, clips = self._latents()[~is_clip_w], self._latents()[is_clip_w]

@@ -22,6 +22,7 @@ from emu3_megatron.tokenizer_training.losses.entropy import (
 )
 from emu3_megatron.tokenizer_training.losses.perceptual import Perceptual, perceptual_b
 from emu3_megatron.tokenizer_training.losses.terms import TERMS, Reconstruction, at_least_fp32
+from emu3_megatron.vision.measures.similarity import EXACT_DB, psnr_b
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 PIXEL_TERMS = ("l2", "l1")
@@ -100,8 +101,8 @@ class Networks:
         perceptual = [self.perceptual.name] if self.perceptual else []
         return [*self.weights, *perceptual, *(["entropy"] if self.entropy else [])]
 
-    def buffers(self) -> dict[str, nn.Module]:
-        """Modules whose buffers a checkpoint must hold, besides the tokenizer, by name."""
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint must hold besides the tokenizer, by name."""
         found = {
             "discriminators": self.discriminators,
             "lecam": self.lecam,
@@ -212,6 +213,9 @@ def _grad(rebuilt: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 
 
 def psnr_db(result: Reconstruction) -> Tensor:
-    """Peak signal-to-noise ratio of each sample as it is shown, clipped, in decibels: [b]."""
-    error_b = (result.rebuilt.detach().clamp(-1, 1) - result.pixels).square().flatten(1).mean(1)
-    return 10 * (4 / error_b).log10()  # the range is 2 wide, so the peak squared is 4
+    """Peak signal-to-noise ratio of each sample as it is shown, clipped, in decibels: [b].
+
+    At most 100: a white crop comes back exactly white once it is clipped.
+    """
+    given, shown = (x.add(1).div(2) for x in (result.pixels, result.rebuilt.detach().clamp(-1, 1)))
+    return psnr_b(given, shown).clamp(max=EXACT_DB)

@@ -30,7 +30,7 @@ class HeldOutFiles:
         tokenizer: gives the weights to evaluate; None while their codes are not placed.
 
     Raises:
-        InputError: no files, or none of them can be used.
+        InputError: there are no files.
     """
 
     def __init__(
@@ -45,14 +45,21 @@ class HeldOutFiles:
             self.paths += find_files(config.clips, VIDEO_SUFFIXES)
 
     def measure(self, goes_on: Callable[[], bool]) -> dict[str, float] | None:
-        """See `runs.interfaces.Evaluator`: `images/psnr_db` and the like, of each kind of files."""
+        """See `runs.interfaces.Evaluator`: `images/psnr_db` and the like, of each kind of files.
+
+        `unusable_files` cannot be read, or come back with NaN in them.
+
+        Raises:
+            InputError: none of the files can be used.
+        """
         measured = self._measured(goes_on)
         if measured is None:
             return None
+        unusable = [*measured.failed, *measured.broken]
         if not measured.kept:
-            first = measured.failed[0]
+            first = unusable[0]
             raise InputError(f"{first.path}: {first.reason}; no file of validation can be used")
-        found: dict[str, float] = {"unusable_files": len(measured.failed)}
+        found: dict[str, float] = {"unusable_files": len(unusable)}
         for kind in ("image", "clip"):
             if kept := measured.of_kind(kind):
                 found |= {f"{kind}s/{_named(n)}": value for n, value in means(kept).items()}

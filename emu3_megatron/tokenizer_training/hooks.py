@@ -37,19 +37,20 @@ class ShowReconstructions(Hook):
         if result.verdict.leaves or not validates(self.held_out.config, step, run.steps):
             return
         folder = run.folder / "samples" / f"step-{step:08d}"
-        images = on_first_rank(lambda: self._draw(folder))
+        images = on_first_rank(lambda: self.draw(folder))
         run.log.show(step, images)
         run.log.start_clocks(step)
 
-    def _draw(self, folder: Path) -> dict[str, Path]:
+    def draw(self, folder: Path) -> dict[str, Path]:
+        """Write the pictures and clips into a folder; returns the pictures by name."""
         drawn: dict[str, Path] = {}
         for path, given_tchw, shown_tchw in self.held_out.shown():
-            name = f"{len(drawn)}-{path.stem}"
+            name = f"{len(drawn)}-{path.stem}"  # two folders may have files of one name
             both_tchw = torch.cat((given_tchw, shown_tchw), dim=-1)
             if len(both_tchw) > 1:
                 write_clip(folder / f"{name}.mp4", _even(both_tchw) / 127.5 - 1, _CLIP_FPS)
-            drawn[path.stem] = folder / f"{name}.png"
-            write_png(drawn[path.stem], _grid(both_tchw))
+            drawn[name] = folder / f"{name}.png"
+            write_png(drawn[name], _grid(both_tchw))
         return drawn
 
 
@@ -66,20 +67,28 @@ def _grid(frames_tchw: Tensor) -> Image.Image:
 class WriteTokenizer(Hook):
     """Writes `tokenizer/` after the last step, and says so where its codes were never used.
 
+    A run that ended between its last checkpoint and this writes it when it is started again.
+
     Args:
         paths: photos to measure such codes with.
         area: pixels of a photo.
     """
 
     name = "writing the tokenizer"
-    order = 110  # last: everything else has seen the weights that it writes
+    order = 95  # behind the save, which has the same weights, and before drawing, which takes long
 
     def __init__(self, trainer: TokenizerTrainer, paths: Sequence[Path], area: int):
         self.trainer, self.paths, self.area = trainer, paths, area
 
+    def before_training(self, run: Run, step: int) -> None:
+        if step >= run.steps and not (run.folder / "tokenizer" / "config.json").is_file():
+            self._write(run, step)
+
     def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:
-        if step < run.steps:
-            return
+        if step >= run.steps:
+            self._write(run, step)
+
+    def _write(self, run: Run, step: int) -> None:
         folder = run.folder / "tokenizer"
         on_first_rank(lambda: self.trainer.evaluated.save(folder))
         if not self.trainer.used_codes(step):
@@ -88,11 +97,12 @@ class WriteTokenizer(Hook):
     def _warn(self, run: Run, step: int, folder: Path) -> None:
         measured = measure(codec_of(self.trainer.evaluated), self.paths, At(self.area))
         gives = means(measured.kept)["PSNR"] if measured.kept else math.nan
+        codes = "new codes" if self.trainer.old_codes else "codes"
         line = (
-            f"{folder}: no step used its codes, since run.steps={run.steps} is not above "
-            f"codebook.plain_steps={self.trainer.recipe.codebook.plain_steps}; they were placed "
-            f"after the last step and give {gives:.1f} dB on {len(measured.kept)} of its photos; "
-            "raise run.steps and start the run again"
+            f"{folder}: no step of {step} used its {codes} (codebook.plain_steps="
+            f"{self.trainer.recipe.codebook.plain_steps}); they give {gives:.1f} dB on "
+            f"{len(measured.kept)} of its photos; train anew with more run.steps, or fewer "
+            "plain_steps"
         )
         run.events.add("codes never used", step, details=line)
         print(line)

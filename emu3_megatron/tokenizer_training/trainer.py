@@ -73,8 +73,9 @@ class TokenizerTrainer:
         )
         # Statistics of a frozen encoder stay too: its codes depend on them.
         trained = tokenizer if recipe.trained == "all" else tokenizer.decoder
-        self.batch_norm = BatchNormStatistics(trained)
+        # Before the statistics, whose hooks are of the live network alone.
         self.ema = Ema(tokenizer, recipe.ema.decay) if recipe.ema else None
+        self.batch_norm = BatchNormStatistics(trained)
         self.last_layer_norms = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.without_samples = 0
         # After which step all codes were placed; None: not yet.
@@ -90,8 +91,8 @@ class TokenizerTrainer:
         return self.evaluated if self.old_codes or self.placed is not None else None
 
     def used_codes(self, step: int) -> bool:
-        """Whether, after a step, some step has trained the decoder on codes."""
-        return self.old_codes > 0 or (self.placed is not None and self.placed < step)
+        """Whether, after a step, some step has trained the decoder on all codes, new ones too."""
+        return self.placed is not None and self.placed < step
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """All weights, which every rank holds alike."""
@@ -106,23 +107,26 @@ class TokenizerTrainer:
         phase = self._phase(number)
         sums = self._compute(number, batches, phase)
         self._report(number, batches, sums)
-        samples = sums["samples"]
-        if not samples:
+        if not sums["samples"]:
             return StepResult({"samples": 0.0, "lr": self.rate(number)}, judge({}), Work())
-        metrics = self._metrics(number, sums, phase)
+        norms = self._sum_gradients(sums, phase)
+        metrics = self._metrics(sums, phase, norms)
+        verdict = judge(_judged(metrics, phase))
+        if not verdict.trouble:
+            self._update(number, sums, phase, norms)
+        metrics["lr"] = self.rate(number)
+        if phase.quantized:
+            metrics |= self.keeper.usage()
+        return StepResult(metrics, verdict, self._work(sums), self._details(verdict, batches))
+
+    def _sum_gradients(self, sums: Sums, phase: Phase) -> dict[str, float]:
+        """Finish the gradients of all that this step moves; their norms, by optimizer."""
         norms = {}
         for name, optimizer in self._moving(sums, phase).items():
             grads = grads_of(optimizer)
-            sum_over_ranks(grads, samples)
+            sum_over_ranks(grads, sums["samples"])
             norms[name] = norm_of(grads)
-        metrics["grad_norm"] = norms["tokenizer"]
-        metrics |= {f"grad_norm_{name}": n for name, n in norms.items() if name != "tokenizer"}
-        judged = ("loss", "discriminator_loss", *(name for name in metrics if "grad_norm" in name))
-        verdict = judge({name: metrics[name] for name in judged if name in metrics})
-        if not verdict.trouble:
-            self._update(number, sums, phase, norms)
-        metrics |= {"lr": self.rate(number), **self.keeper.usage()}
-        return StepResult(metrics, verdict, self._work(sums), self._details(verdict, batches))
+        return norms
 
     def _phase(self, step: int) -> Phase:
         adversarial = self.recipe.adversarial
@@ -144,15 +148,7 @@ class TokenizerTrainer:
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all sums of a step."""
-        scalars = (
-            "samples",
-            "clips",
-            "unusable",
-            "tokens",
-            "psnr",
-            "loss",
-            "adversarial",
-        )
+        scalars = ("samples", "clips", "unusable", "tokens", "psnr", "loss", "adversarial")
         terms = (*self.networks.terms, "discriminators")
         book = self.keeper.quantizer.embedding.weight
         last = self.tokenizer.decoder.conv_out.weight
@@ -217,7 +213,7 @@ class TokenizerTrainer:
         if self.without_samples * self.recipe.batch.size >= self.files:
             raise InputError(f"{self.recipe.data.images}: not one of its files could be used")
 
-    def _metrics(self, step: int, sums: Sums, phase: Phase) -> dict[str, float]:
+    def _metrics(self, sums: Sums, phase: Phase, norms: dict[str, float]) -> dict[str, float]:
         samples = sums["samples"].item()
         mean = lambda name: sums[name].item() / samples
         metrics = {"loss": mean("loss")}
@@ -228,6 +224,8 @@ class TokenizerTrainer:
             metrics |= {"adversarial": mean("adversarial"), "adversarial_weight": phase.adversarial}
         # A decoder that sees the latents themselves says nothing of what the codes will give.
         metrics["psnr_db" if phase.quantized else "psnr_without_codes_db"] = mean("psnr")
+        for name, norm in norms.items():
+            metrics["grad_norm" if name == "tokenizer" else f"grad_norm_{name}"] = norm
         return metrics | {"samples": samples, "unusable_samples": sums["unusable"].item()}
 
     def _work(self, sums: Sums) -> Work:
@@ -268,7 +266,8 @@ class TokenizerTrainer:
         seen = Seen(sums["latents"], sums["kept"], sums["of_clips"] > 0, sums["uses"])
         self.keeper.observe(step, seen)
         if self.placed is None:
-            if step >= min(config.plain_steps, run.steps):
+            is_due = step >= min(config.plain_steps, run.steps)
+            if is_due and (not self.old_codes or self.keeper.has_clips()):
                 self._place(step)
         elif (
             self.keeper.is_restart_due()
@@ -307,12 +306,13 @@ class TokenizerTrainer:
                 "latents": [self.keeper.filled, self.keeper.place],
                 "without_samples": self.without_samples,
                 "placed": self.placed,
+                "old_codes": self.old_codes,
                 "perceptual": self._perceptual,
             },
         }
         if self.ema:
             state["ema"] = dict(self.ema.tokenizer.state_dict())
-        for name, module in self.networks.buffers().items():
+        for name, module in self.networks.modules().items():
             state[name] = dict(module.state_dict())
         return state
 
@@ -334,11 +334,25 @@ class TokenizerTrainer:
         self.keeper.load(state["codebook"], *counters["latents"])
         self.last_layer_norms.copy_(state["last_layer_norms"])
         self.without_samples, self.placed = counters["without_samples"], counters["placed"]
+        self.old_codes = counters["old_codes"]
         if self.ema:
             self.ema.tokenizer.load_state_dict(state["ema"])
             self.ema.updates = counters["ema_updates"]
-        for name, module in self.networks.buffers().items():
+        for name, module in self.networks.modules().items():
             module.load_state_dict(state[name])
+
+
+def _judged(metrics: dict[str, float], phase: Phase) -> dict[str, float]:
+    """Losses and norms to judge a step by.
+
+    They jump where codes begin and where the discriminators are first felt. Under a name of their
+    own they are compared with steps alike, so that this is no spike.
+    """
+    names = [name for name in metrics if "grad_norm" in name]
+    names += [name for name in ("loss", "discriminator_loss") if name in metrics]
+    suffix = "" if phase.quantized else " without codes"
+    suffix += " with discriminators" if phase.adversarial else ""
+    return {f"{name}{suffix}": metrics[name] for name in names}
 
 
 def _optimizers(

@@ -5,10 +5,13 @@ import torch
 from support.tokenizers import make_clips, make_photos, start_tokenizer, tokenizer_recipe
 
 from emu3_megatron.config.tokenizer_training import CodebookConfig
+from emu3_megatron.runs.interfaces import Verdict
 from emu3_megatron.tokenizer_training.codebook import CodebookKeeper, Seen
 from emu3_megatron.tokenizer_training.kmeans import FAR_AWAY, fit, fit_beside
+from emu3_megatron.tokenizer_training.samples import Sample
 from emu3_megatron.vision.files import At, read_pixels
 from emu3_megatron.vision.quantizer import VectorQuantizer
+from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 CORNERS = torch.tensor([[5.0, 5], [5, -5], [-5, 5], [-5, -5]])
 
@@ -85,6 +88,30 @@ def test_the_oldest_latents_leave_the_window(mesh):
     for step, value in enumerate((1.0, 2.0, 3.0), start=1):
         found.observe(step, seen(torch.full((4, 2), value), [0, 0]))
     assert sorted(found.latents_wc[:, 0].tolist()) == [2, 2, 3, 3, 3, 3]
+
+
+def test_more_latents_than_the_window_has_places_are_the_last_ones(mesh):
+    found = keeper(codes=2, window=3)
+    found.observe(1, seen(torch.arange(20.0).view(10, 2), [0, 0]))
+    assert sorted(found.latents_wc[:, 0].tolist()) == [8, 10, 12, 14, 16, 18]
+    assert (found.filled, found.place) == (6, 0)  # each place was written once
+
+
+def test_bug_22_empty_places_of_the_window_count_as_nothing(mesh):
+    """Neither as a use of code 0, nor as a latent of zeros that codes are moved to."""
+    found = keeper(window=64)
+    assert found.usage() == {"codebook_usage": 0.0, "codebook_perplexity": 0.0}
+    found.observe(1, seen(CORNERS[:1], [0, 0, 0, 1]))
+    found.restart(1)
+    assert found.quantizer.embedding.weight[:3].tolist() == [[5, 5]] * 3
+
+
+def test_codes_placed_anew_do_not_inherit_the_counts_of_the_old(mesh, corners):
+    found = keeper(window=64)
+    found.observe(1, seen(corners, [7, 7, 7, 7]))
+    found.place_codes(1)
+    found.observe(2, seen(corners, [7, 0, 0, 0]))
+    assert found.usage()["codebook_usage"] == 0.25
 
 
 def test_usage_is_of_the_last_steps_alone(mesh):
@@ -189,6 +216,32 @@ def test_where_every_place_would_take_an_image_new_codes_stay_out_of_use():
 def mirrored(photos):
     """Pictures that no step has seen, whose latents are like those of the photos."""
     return torch.stack([read_pixels(path, At(1024)).flip(-1) for path in sorted(photos.iterdir())])
+
+
+def test_new_codes_wait_for_the_first_clip(mesh, tmp_path):
+    photos, clips = make_photos(tmp_path / "photos"), make_clips(tmp_path / "clips")
+    VisionTokenizer(tokenizer_recipe(tmp_path, photos).network).save(tmp_path / "tokenizer")
+    recipe = tokenizer_recipe(
+        tmp_path / "run",
+        photos,
+        run={"init_from": tmp_path},
+        network={"codebook_size": 64},
+        trained="new_codes",
+        data={"clips": clips, "clip_frames": 4, "clip_fps": 8, "clip_share": 1e-9},
+        codebook={"plain_steps": 1},
+    )
+    grown = start_tokenizer(recipe, mesh)
+    grown.take(0, 2)
+    assert not grown.trainer.used_codes(2)
+    assert (grown.trainer.tokenizer.quantize.embedding.weight[32:] == FAR_AWAY).all()
+
+    grown.trainer.step(
+        3, [Sample(4, torch.zeros(4, 3, 32, 32)), Sample(5)], lambda values: Verdict()
+    )
+
+    assert grown.trainer.placed == 3
+    assert not grown.trainer.used_codes(3)
+    assert grown.trainer.used_codes(4)
 
 
 def test_a_grown_tokenizer_keeps_its_image_codes(mesh, tmp_path):

@@ -11,11 +11,16 @@ from support.running import emu3
 from support.tokenizers import make_clips, make_photos, start_tokenizer, tokenizer_recipe
 
 from emu3_megatron.config.describe import describe
+from emu3_megatron.config.tokenizer_training import TokenizerValidationConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import find_files
 from emu3_megatron.runs.events import read_events
 from emu3_megatron.runs.interfaces import Verdict
 from emu3_megatron.runs.status import status
+from emu3_megatron.tokenizer_training.forward import psnr_db
+from emu3_megatron.tokenizer_training.held_out import HeldOutFiles
+from emu3_megatron.tokenizer_training.hooks import ShowReconstructions
+from emu3_megatron.tokenizer_training.losses.terms import Reconstruction
 from emu3_megatron.tokenizer_training.stage import train_tokenizer
 from emu3_megatron.vision.files import At, read_pixels
 from emu3_megatron.vision.measures.reconstruction import codec_of, means, measure
@@ -215,10 +220,50 @@ def test_codes_that_no_step_used_are_said_and_measured(photos, tmp_path):
 
     said = emu3("tokenizer", "train", path, cwd=tmp_path).said
 
-    (line,) = [line for line in said.splitlines() if "no step used its codes" in line]
+    (line,) = [line for line in said.splitlines() if "no step of 8 used its codes" in line]
     gives = psnr(VisionTokenizer.load(tmp_path / "tokenizer"), photos)
     assert f"give {gives:.1f} dB on 6 of its photos" in line
     assert [event["event"] for event in read_events(tmp_path)].count("codes never used") == 1
+
+
+def test_a_run_that_ended_before_it_wrote_its_tokenizer_writes_it_at_the_next_start(
+    trained, photos, tmp_path
+):
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
+    train(finished_recipe(tmp_path / "run", photos))
+    written, before = (
+        run / "tokenizer" / "model.safetensors" for run in (tmp_path / "run", trained)
+    )
+    assert written.read_bytes() == before.read_bytes()
+
+
+def test_a_resume_does_not_need_what_the_run_started_from(trained, photos, tmp_path):
+    shutil.copytree(trained / "tokenizer", tmp_path / "given")
+    changes = {
+        "trained": "decoder",
+        "run": {"steps": 3, "init_from": tmp_path / "given", "stop_after": 2},
+    }
+    train(tokenizer_recipe(tmp_path / "run", photos, **changes))
+    shutil.rmtree(tmp_path / "given")
+    changes["run"]["stop_after"] = None
+    train(tokenizer_recipe(tmp_path / "run", photos, **changes))
+
+    before, after = (VisionTokenizer.load(run / "tokenizer") for run in (trained, tmp_path / "run"))
+    assert torch.equal(before.encoder.conv_in.weight, after.encoder.conv_in.weight)
+    assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
+
+
+def test_bug_12_the_running_mean_begins_at_the_given_weights(trained, photos, tmp_path, mesh):
+    recipe = tokenizer_recipe(tmp_path, photos, run={"init_from": trained}, ema={"decay": 0.999})
+    evaluated = start_tokenizer(recipe, mesh).trainer.evaluated.state_dict()
+    given = VisionTokenizer.load(trained / "tokenizer").state_dict()
+    assert [name for name in given if not torch.equal(given[name], evaluated[name])] == []
+
+
+def test_a_white_picture_that_comes_back_white_counts_100_db():
+    white = torch.ones(1, 3, 16, 16)
+    assert psnr_db(Reconstruction(white, white * 1.01, white, white)).tolist() == [100]
 
 
 def test_unusable_files_are_named_and_counted(tmp_path, photos):
@@ -288,7 +333,36 @@ def test_the_guard_judges_both_networks(photos, tmp_path, mesh):
     steps, judged = start_tokenizer(recipe, mesh), []
     (samples,) = steps.data.batches(steps, 0, 1)
     steps.trainer.step(1, samples, lambda values: judged.append(values) or Verdict())
-    assert judged[0].keys() == {"loss", "discriminator_loss", "grad_norm", "grad_norm_frames"}
+    names = {"loss", "discriminator_loss", "grad_norm", "grad_norm_frames"}
+    assert {name.partition(" ")[0] for name in judged[0]} == names
+
+
+def test_the_guard_compares_steps_with_codes_with_their_own_kind(photos, tmp_path, mesh):
+    """The loss jumps when codes begin; that is no spike."""
+    steps, judged = start_tokenizer(tokenizer_recipe(tmp_path, photos), mesh), []
+    for number, samples in enumerate(steps.data.batches(steps, 0, 5), start=1):
+        steps.trainer.step(number, samples, lambda values: judged.append(values) or Verdict())
+    names = [sorted(values) for values in judged]
+    assert names[:3] == [["grad_norm without codes", "loss without codes"]] * 3
+    assert names[3:] == [["grad_norm", "loss"]] * 2
+
+
+def test_held_out_files_that_come_back_as_nan_are_refused_by_name(photos, tmp_path, mesh):
+    tokenizer = start_tokenizer(tokenizer_recipe(tmp_path, photos), mesh).trainer.evaluated
+    tokenizer.decoder.conv_out.bias.data.fill_(torch.nan)
+    section = TokenizerValidationConfig(every=1, images=photos, area=1024)
+    with pytest.raises(InputError, match=r"0\.png: NaN in .* no file of validation can be used"):
+        HeldOutFiles(section, lambda: tokenizer, mesh).measure(lambda: True)
+
+
+def test_files_of_one_name_are_all_drawn(photos, tmp_path, mesh):
+    for name in "abc":
+        shutil.copytree(photos, tmp_path / "held-out" / name)
+    tokenizer = start_tokenizer(tokenizer_recipe(tmp_path, photos), mesh).trainer.evaluated
+    section = TokenizerValidationConfig(every=1, images=tmp_path / "held-out", area=1024, shown=18)
+    held_out = HeldOutFiles(section, lambda: tokenizer, mesh)
+    drawn = ShowReconstructions(held_out).draw(tmp_path / "drawn")
+    assert len(drawn) == len(list((tmp_path / "drawn").iterdir())) == 18
 
 
 def test_clips_are_trained_on_to_their_last_frame(photos, tmp_path, mesh):
@@ -320,6 +394,27 @@ def test_clips_are_trained_on_to_their_last_frame(photos, tmp_path, mesh):
             "felt from step 10 on .* after the last, 8",
         ),
         ({"adversarial": {"layers": 3, "warmup": 0}}, "32 pixels are under the 70"),
+        # Neither a crop beyond the picture nor the mean size hides how small samples are.
+        (
+            {"data": {"crop": 256}, "adversarial": {"layers": 3, "warmup": 0}},
+            "data.area: 32 pixels are under the 70",
+        ),
+        (
+            {"data": {"zoom": 4}, "adversarial": {"layers": 2, "warmup": 0}},
+            "data.area / data.zoom: 16 pixels are under the 34",
+        ),
+        ({"loss": {"l2": 0}}, "no term compares pixels"),
+        ({"trained": "new_codes", "run": {"init_from": "x"}}, "needs data.clips and"),
+        (
+            {
+                "trained": "new_codes",
+                "run": {"init_from": "x"},
+                "data": {"clips": "x"},
+                "codebook": {"plain_steps": 0},
+            },
+            "needs codebook.plain_steps above 0",
+        ),
+        ({"codebook": {"count_steps": 5}}, "count_steps"),
         ({"trained": "decoder"}, "needs run.init_from"),
         ({"loss": {"perceptual": {"kind": "lpips"}}}, "kind=lpips needs weights"),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor
 from emu3_megatron.vision.files import At, Batch, Failed, Kind, batches
 from emu3_megatron.vision.measures.seams import Steps, steps_of
 from emu3_megatron.vision.measures.sharpness import gradient_b
-from emu3_megatron.vision.measures.similarity import SSIM_SIDE, psnr_b, ssim_b
+from emu3_megatron.vision.measures.similarity import EXACT_DB, SSIM_SIDE, psnr_b, ssim_b
 from emu3_megatron.vision.measures.usage import Usage, counts_of, usage_of
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
@@ -26,7 +26,6 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Of two sets of images [n, 3, h, w] in [-1, 1], the distance of each pair [n]: LPIPS."""
 
 _LPIPS_SIDE = 32
-_EXACT = 100.0  # dB of an exact copy, so that one black clip does not make a mean infinite
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _compare(
         (given.shape[-2], given.shape[-1]),
         len(given),
         0 if codes is None else len(codes.unique()),
-        psnr_b(given, shown).clamp(max=_EXACT).mean().item(),
+        psnr_b(given, shown).clamp(max=EXACT_DB).mean().item(),
         ssim_b(given, shown).mean().item(),
         distance,
         (gradient_b(given).mean().item(), gradient_b(shown).mean().item()),
