@@ -38,19 +38,24 @@ class PerceptualConfig(Config):
                 )
         return self
 
+    @property
+    def least_side(self) -> int:
+        """Pixels a side under which the loss cannot be computed."""
+        return _LPIPS_SIDE if self.kind == "lpips" else 1
+
     def require_sides(self, side: int, name: str) -> None:
         """Refuse pixels that the loss has no features of.
 
         Args:
-            side: the shortest that training samples can have.
+            side: the shortest that square training samples can have.
             name: the recipe's key that decides it.
 
         Raises:
             ValueError: they are too few.
         """
-        if self.kind == "lpips" and side < _LPIPS_SIDE:
+        if side < self.least_side:
             raise ValueError(
-                f"{name}: {side} pixels are under the {_LPIPS_SIDE} that "
+                f"{name}: {side} pixels are under the {self.least_side} that "
                 "loss.perceptual.kind=lpips needs; take larger ones, or kind=gradient_ssim"
             )
 
@@ -118,7 +123,7 @@ class AdversarialConfig(Config):
         """Refuse pixels that a logit would see beyond.
 
         Args:
-            side: the shortest that training samples can have.
+            side: the shortest that square training samples can have.
             name: the recipe's key that decides it.
 
         Raises:

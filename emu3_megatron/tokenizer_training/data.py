@@ -17,12 +17,17 @@ class TokenizerFiles:
     Step n, from 1, takes samples (n - 1) * size up to n * size, whatever the number of ranks; rank
     r of R gets every R-th of them, from the r-th on.
 
+    Args:
+        least_side: see `Samples`.
+
     Attributes:
         section: the recipe's, with the hash of what lies in the folders.
     """
 
-    def __init__(self, section: TokenizerData, batch: TokenizerBatchConfig, seed: int):
-        self.samples = Samples(section, seed)
+    def __init__(
+        self, section: TokenizerData, batch: TokenizerBatchConfig, seed: int, least_side: int = 1
+    ):
+        self.samples = Samples(section, seed, least_side)
         self.section = section.model_copy(update={"content": self.samples.content()})
         self.batch = batch
 

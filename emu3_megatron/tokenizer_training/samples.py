@@ -37,10 +37,13 @@ class Samples:
     """Photos, and clips among them, whole or cropped.
 
     What sample i is follows from the seed and i alone, whichever process reads it.
+
+    Args:
+        least_side: pixels a side under which a sample cannot be used: a narrow photo may have them.
     """
 
-    def __init__(self, data: TokenizerData, seed: int):
-        self.data, self.seed = data, seed
+    def __init__(self, data: TokenizerData, seed: int, least_side: int = 1):
+        self.data, self.seed, self.least_side = data, seed, least_side
         self.images = find_files(data.images, IMAGE_SUFFIXES)
         self.clips = find_files(data.clips, VIDEO_SUFFIXES) if data.clips else []
 
@@ -70,10 +73,18 @@ class Samples:
             pixels = self._clip(path, area, draw) if is_clip else _image(path, area)
         except InputError as error:
             return Sample(index, fault=str(error))
+        if min(pixels.shape[-2:]) < self.least_side:
+            return Sample(index, fault=self._too_narrow(path))
         pixels = _crop(pixels.float().div(127.5).sub(1), self.data.crop, draw)
         if self.data.flip and torch.rand((), generator=draw) < 0.5:
             pixels = pixels.flip(-1)
         return Sample(index, pixels)
+
+    def _too_narrow(self, path: Path) -> str:
+        return (
+            f"{path}: a side of under {self.least_side} pixels at data.area={self.data.area} "
+            f"and data.zoom={self.data.zoom:g}, too few for the loss"
+        )
 
     def _area(self, draw: torch.Generator) -> int:
         """A few sizes rather than any, so that decoded photos can be kept."""

@@ -45,7 +45,8 @@ def train_tokenizer(recipe: TokenizerRecipe, accept: bool = False) -> None:
     mesh = parallel.start()
     with supervised(recipe.run, mesh, peak_flops=None) as run:
         checkpoint, about = checkpoint_to_resume(recipe.run)
-        data = TokenizerFiles(recipe.data, recipe.batch, recipe.run.seed)
+        least_side = recipe.loss.perceptual.least_side
+        data = TokenizerFiles(recipe.data, recipe.batch, recipe.run.seed, least_side)
         before = None
         if checkpoint:
             before = saved_recipe(TokenizerRecipe, about["recipe"], f"{checkpoint}: its recipe")

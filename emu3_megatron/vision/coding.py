@@ -168,13 +168,20 @@ def decode_files(
     for path in files:
         name = path.relative_to(folder).as_posix()
         codes = _read_codes(path)
-        if codes is None or codes.ndim not in (2, 3):
+        if codes is None or not _are_codes(codes):
             yield Row(name, error="not codes that emu3 tokenizer encode wrote")
         elif codes.min() < 0 or codes.max() >= encoding.codebook_size:
-            yield Row(name, error=f"code {codes.max()}: there are {encoding.codebook_size:,}")
+            yield Row(
+                name,
+                error=f"codes {codes.min()} to {codes.max()}: there are {encoding.codebook_size:,}",
+            )
         else:
             picture = _decode(tokenizer, encoding, codes, out / name.removesuffix(".npz"))
             yield Row(picture.relative_to(out).as_posix(), name, codes.shape)
+
+
+def _are_codes(found: np.ndarray) -> bool:
+    return found.ndim in (2, 3) and found.size > 0 and found.dtype.kind in "iu"
 
 
 def _decode(

@@ -38,11 +38,11 @@ class At:
 
     @classmethod
     def square(cls, side: int, fps: float = 12.0, frames: int | None = 8) -> Self:
-        """Squares of a side. Raises InputError when 8 does not divide it."""
-        if side % SPATIAL_FACTOR:
+        """Squares of a side. Raises InputError when 8 does not divide it, or it is none."""
+        fitting = max(SPATIAL_FACTOR, side - side % SPATIAL_FACTOR)
+        if side != fitting:
             raise InputError(
-                f"--side {side}: must be divisible by {SPATIAL_FACTOR}, as "
-                f"{side - side % SPATIAL_FACTOR or SPATIAL_FACTOR} is"
+                f"--side {side}: must be divisible by {SPATIAL_FACTOR}, as {fitting} is"
             )
         return cls(side * side, fps, frames, is_square=True)
 
@@ -88,7 +88,7 @@ def batches(paths: Sequence[Path], at: At, size: int) -> Iterator[Batch | Failed
         try:
             pixels = read_pixels(path, at)
         except InputError as error:
-            yield Failed(path, getattr(error, "reason", None) or str(error))
+            yield Failed(path, str(error).removeprefix(f"{path}: "))
             continue
         alike = waiting[pixels.shape]
         alike.append((path, pixels))

@@ -119,6 +119,32 @@ def test_codes_of_another_tokenizer_are_refused(tmp_path, tokenizer, files, emu3
     assert "encoded by another tokenizer" in emu3("decode", "codes", "--out", "again", code=2)
 
 
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        (np.zeros((0, 4), np.int32), "not codes that emu3 tokenizer encode wrote"),
+        (np.full((4, 4), np.nan), "not codes that emu3 tokenizer encode wrote"),
+        (np.full((4, 4), -3), "codes -3 to -3: there are 64"),
+    ],
+)
+def test_codes_that_cannot_be_decoded_are_named(tmp_path, tokenizer, files, emu3, codes, said):
+    emu3("encode", "files", "--out", "codes", *SIDE)
+    np.savez(tmp_path / "codes" / "a.png.npz", codes=codes, content="")
+
+    lines = emu3("decode", "codes", "--out", "again").splitlines()
+
+    assert f"left out: a.png.npz: {said}" in lines
+    assert "2 files, 1 left out; pictures: again" in lines
+
+
+def test_a_file_that_is_left_out_is_named_once(tmp_path, tokenizer, files, emu3):
+    write_clip(files / "short.mp4", torch.zeros(3, 3, 32, 32), 12.0)
+
+    said = emu3("encode", "files", "--out", "codes", *SIDE)
+
+    assert "left out: short.mp4: 3 frames at 12 a second, a clip needs 4" in said
+
+
 def evaluation(tmp_path):
     return json.loads((tmp_path / "out" / "evaluation.json").read_text())
 
@@ -240,6 +266,8 @@ def test_lpips_is_computed_with_weights_given(tmp_path, tokenizer, files, emu3):
     ("words", "said"),
     [
         (["--side", "100"], "--side 100: must be divisible by 8, as 96 is"),
+        (["--side", "0"], "--side 0: must be divisible by 8, as 8 is"),
+        (["--side=-8"], "--side -8: must be divisible by 8, as 8 is"),
         (["--side", "32", "--area", "1024"], "give --side or --area, not both"),
         (["--protocol", "emu3", "--frames", "4"], "--protocol says sizes, --fps and --frames"),
         (["--lpips-heads", "alex.pth"], "LPIPS needs both --lpips"),

@@ -116,7 +116,8 @@ def start_tokenizer(
         double: all that is trained is fp64.
     """
     mesh = mesh or parallel.start()
-    data = TokenizerFiles(recipe.data, recipe.batch, recipe.run.seed)
+    least_side = recipe.loss.perceptual.least_side
+    data = TokenizerFiles(recipe.data, recipe.batch, recipe.run.seed, least_side)
     schedule = recipe.optimizer.schedule.completed(recipe.run.steps)
     optimizer = recipe.optimizer.model_copy(update={"schedule": schedule})
     recipe = recipe.model_copy(update={"optimizer": optimizer})

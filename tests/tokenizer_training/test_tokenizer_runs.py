@@ -21,6 +21,7 @@ from emu3_megatron.tokenizer_training.forward import psnr_db
 from emu3_megatron.tokenizer_training.held_out import HeldOutFiles
 from emu3_megatron.tokenizer_training.hooks import ShowReconstructions
 from emu3_megatron.tokenizer_training.losses.terms import Reconstruction
+from emu3_megatron.tokenizer_training.samples import Samples
 from emu3_megatron.tokenizer_training.stage import train_tokenizer
 from emu3_megatron.vision.files import At, read_pixels
 from emu3_megatron.vision.measures.reconstruction import codec_of, means, measure
@@ -278,6 +279,16 @@ def test_unusable_files_are_named_and_counted(tmp_path, photos):
     assert any("narrow.png: " in line for line in told)
     counted = [row["unusable_samples"] for row in rows(tmp_path / "run") if "loss" in row]
     assert sum(counted) >= 1
+
+
+def test_photos_too_narrow_for_the_loss_are_left_out(tmp_path):
+    photos = make_photos(tmp_path / "photos", sizes=[(160, 32), (64, 64)])
+    data = tokenizer_recipe(tmp_path, photos).data
+    samples = Samples(data, seed=0, least_side=32)  # what LPIPS needs
+    found = [samples.read(index) for index in range(6)]
+    faults = [sample.fault for sample in found if sample.pixels is None]
+    assert len(faults) == 3  # 72x16 pixels
+    assert all("a side of under 32 pixels at data.area=1024" in fault for fault in faults)
 
 
 def test_pixels_that_are_no_numbers_are_named(tmp_path, photos, mesh, monkeypatch):

@@ -38,7 +38,7 @@ def at_of(area: int | None, side: int | None, fps: float, frames: int | None) ->
 
     if side is not None and area is not None:
         raise InputError("give --side or --area, not both")
-    return At.square(side, fps, frames) if side else At(area or 512 * 512, fps, frames)
+    return At.square(side, fps, frames) if side is not None else At(area or 512 * 512, fps, frames)
 
 
 def find(folder: Path) -> list[Path]:
