@@ -71,12 +71,12 @@ def count_images(folder: Path) -> int:
 
 def _load(weights: Path, device: torch.device) -> _Features:
     if not weights.is_file():
-        raise InputError(f"--weights {weights}: no such file; emu3 downloads none")
+        raise InputError(f"{weights}: no such file; emu3 downloads none")
     try:
         return _Features(torch.jit.load(str(weights), map_location=device).eval(), device)
     except (RuntimeError, ValueError):
         raise InputError(
-            f"--weights {weights}: no TorchScript network that gives features of images; give "
+            f"{weights}: no TorchScript network that gives features of images; give "
             "inception-2015-12-05.pt"
         ) from None
 

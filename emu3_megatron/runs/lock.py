@@ -19,11 +19,14 @@ class RunLock:
     """The lock of a run folder, taken when made.
 
     Raises:
-        InputError: another job that is alive, or was within the last minute, has it.
+        InputError: another job that is alive, or was within the last minute, has it; or the folder
+            is a file.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / NAME
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"run.dir={folder}: is a file; name a folder")
         folder.mkdir(parents=True, exist_ok=True)
         while not self._create():
             holder = read_holder(folder)

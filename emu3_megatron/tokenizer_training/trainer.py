@@ -50,7 +50,7 @@ class TokenizerTrainer:
     Args:
         old_codes: of the tokenizer that the run started from, where new ones join them.
         report: told of files that cannot be used: a step and, on this rank, why.
-        files: how many there are; when so many samples in a row cannot be used, none can.
+        files: how many there are; when twice as many samples in a row cannot be used, none can.
     """
 
     def __init__(
@@ -210,7 +210,8 @@ class TokenizerTrainer:
         if sums["unusable"]:
             self.report(step, [sample.fault for sample in samples if sample.pixels is None])
         self.without_samples = 0 if sums["samples"] else self.without_samples + 1
-        if self.without_samples * self.recipe.batch.size >= self.files:
+        # So many samples in a row have all files among them, wherever in an epoch they begin.
+        if self.without_samples * self.recipe.batch.size >= 2 * self.files:
             raise InputError(f"{self.recipe.data.images}: not one of its files could be used")
 
     def _metrics(self, sums: Sums, phase: Phase, norms: dict[str, float]) -> dict[str, float]:

@@ -165,15 +165,16 @@ def decode_files(
     tokenizer: VisionTokenizer, encoding: Encoding, folder: Path, files: Sequence[Path], out: Path
 ) -> Iterator[Row]:
     """Decode files of codes into PNG and MP4, a row for each."""
+    size = tokenizer.network.codebook_size
     for path in files:
         name = path.relative_to(folder).as_posix()
         codes = _read_codes(path)
         if codes is None or not _are_codes(codes):
             yield Row(name, error="not codes that emu3 tokenizer encode wrote")
-        elif codes.min() < 0 or codes.max() >= encoding.codebook_size:
+        elif codes.min() < 0 or codes.max() >= size:
             yield Row(
                 name,
-                error=f"codes {codes.min()} to {codes.max()}: there are {encoding.codebook_size:,}",
+                error=f"codes {codes.min()} to {codes.max()}: there are {size:,}",
             )
         else:
             picture = _decode(tokenizer, encoding, codes, out / name.removesuffix(".npz"))

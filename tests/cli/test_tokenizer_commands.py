@@ -273,12 +273,16 @@ def test_lpips_is_computed_with_weights_given(tmp_path, tokenizer, files, emu3):
         (["--lpips-heads", "alex.pth"], "LPIPS needs both --lpips"),
         (["--lpips", "net.pth"], "LPIPS needs both --lpips"),
         (["--lpips", "net.pth", "--lpips-heads", "alex.pth"], "net.pth: cannot be read"),
+        (["--out", "files/a.png"], "--out files/a.png: is a file; name a folder"),
+        (["--baseline-from", "broken"], "--baseline-from: not one of 1 files can be read"),
         (["--fid", "none.pt"], "none.pt: no such file"),
         (["--fvd", "none.pt"], "none.pt: no such file"),
         (["--trained-on", "files"], "has the content of the training file"),
     ],
 )
-def test_what_is_refused(tokenizer, files, emu3, words, said):
+def test_what_is_refused(tmp_path, tokenizer, files, emu3, words, said):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"not a picture")
     assert said in emu3("evaluate", "files", *words, code=2)
 
 

@@ -298,7 +298,7 @@ def test_pixels_that_are_no_numbers_are_named(tmp_path, photos, mesh, monkeypatc
     told = []
     steps = start_tokenizer(recipe, mesh, report=lambda step, faults: told.extend(faults))
     with pytest.raises(InputError, match="not one of its files could be used"):
-        steps.take(0, 4)
+        steps.take(0, 6)
     assert "holds pixels that are not finite" in told[0]
 
 
@@ -309,10 +309,25 @@ def test_training_files_are_not_held_out(photos, tmp_path):
     assert f"{tmp_path / 'other.png'}: has the content of the training file" in message
 
 
+def test_a_run_folder_that_is_a_file_is_refused(photos, tmp_path):
+    (tmp_path / "run").write_text("")
+    assert "is a file; name a folder" in refused(tokenizer_recipe(tmp_path / "run", photos))
+
+
 def test_nothing_usable_is_refused(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     message = refused(tokenizer_recipe(tmp_path / "run", tmp_path))
     assert f"{tmp_path}: not one of its files could be used" in message
+
+
+def test_a_run_goes_on_with_the_one_photo_that_can_be_used(tmp_path, mesh):
+    """However far apart two epochs put it."""
+    photos = make_photos(tmp_path / "photos")
+    for name in "12345":
+        (photos / f"{name}.png").write_bytes(b"not a picture")
+    recipe = tokenizer_recipe(tmp_path, photos, batch={"size": 1}, run={"seed": 2})
+    results = start_tokenizer(recipe, mesh).take(0, 24)
+    assert sum(result.metrics["samples"] for result in results) == 4
 
 
 def test_a_bad_step_moves_neither_network(photos, tmp_path, mesh):

@@ -86,6 +86,8 @@ def evaluate(
     --baseline-from.
     """
     sizes = sizes_of(area, side, protocol, fps, frames)
+    if out and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; name a folder")
     files = find(folder)
     _refuse_trained(files, trained_on or [])
     from emu3_megatron.vision.coding import tokenizer_hash

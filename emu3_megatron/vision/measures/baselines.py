@@ -13,6 +13,7 @@ import torch
 from emu3_kernels.nearest_code import nearest_code
 from torch import Tensor
 
+from emu3_megatron.errors import InputError
 from emu3_megatron.vision.files import At, Failed, Kind, batches
 from emu3_megatron.vision.measures.reconstruction import Codec
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
@@ -56,6 +57,9 @@ def fit_baselines(paths: Sequence[Path], at: At, codes: int, seed: int) -> list[
         codes: of k-means, as many as the tokenizer has; where there are fewer different patches,
             each of them is a code.
         seed: which patches are drawn, and where k-means begins.
+
+    Raises:
+        InputError: no file can be read.
     """
     by_name: dict[str, dict[Kind, Patches]] = defaultdict(dict)
     for kind, patches_nd in _patches_of(paths, at, max(_MOST, 2 * codes), seed).items():
@@ -98,6 +102,10 @@ def _patches_of(paths: Sequence[Path], at: At, most: int, seed: int) -> dict[Kin
     for batch in batches(paths, at, 1):
         if not isinstance(batch, Failed):
             found[batch.kind].append(_to_patches(batch.pixels)[0])
+    if not found:
+        raise InputError(
+            f"--baseline-from: not one of {len(paths):,} files can be read, {paths[0]} among them"
+        )
     draw = torch.Generator().manual_seed(seed)
     patches = {kind: torch.cat(parts) for kind, parts in found.items()}
     chosen = lambda rows: rows[torch.randperm(len(rows), generator=draw)[:most]]
