@@ -12,6 +12,7 @@ from emu3_megatron.checkpoints.folders import (
 )
 from emu3_megatron.config.changes import Change, refuse_changes
 from emu3_megatron.config.runs import RunConfig
+from emu3_megatron.config.schedule import FallingConfig, ScheduleConfig
 from emu3_megatron.parallel.votes import on_first_rank
 
 
@@ -41,3 +42,14 @@ def check_changes(folder: Path, changed: list[Change], accept: bool) -> None:
 def last_step(config: RunConfig) -> int:
     """The step that this start of a run ends with."""
     return min(config.steps, config.stop_after or config.steps)
+
+
+def say_where_the_schedule_ends(schedule: ScheduleConfig, steps: int) -> None:
+    """A run may be made longer; its learning rate does not follow by itself."""
+    if isinstance(schedule, FallingConfig) and steps > (schedule.steps or steps):
+        line = (
+            f"run.steps={steps}: steps after optimizer.schedule.steps={schedule.steps} are taken "
+            f"at optimizer.schedule.min_lr={schedule.min_lr}; raise optimizer.schedule.steps for "
+            "more"
+        )
+        on_first_rank(lambda: print(line))

@@ -20,7 +20,12 @@ from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
 from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Run
 from emu3_megatron.runs.loop import take_steps
-from emu3_megatron.runs.resuming import check_changes, checkpoint_to_resume, last_step
+from emu3_megatron.runs.resuming import (
+    check_changes,
+    checkpoint_to_resume,
+    last_step,
+    say_where_the_schedule_ends,
+)
 from emu3_megatron.runs.supervision import supervised
 from emu3_megatron.tokenizer_training.building import build_trainer
 from emu3_megatron.tokenizer_training.data import TokenizerFiles
@@ -53,6 +58,7 @@ def train_tokenizer(recipe: TokenizerRecipe, accept: bool = False) -> None:
         recipe = _completed(recipe, data, before)
         if before:
             check_changes(run.folder, list(changes(before, recipe)), accept)
+        say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
         first, last = about.get("step", 0), last_step(recipe.run)
         guard = _assemble(run, recipe, data, is_new=checkpoint is None)
         if checkpoint:

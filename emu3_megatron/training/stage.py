@@ -14,7 +14,6 @@ from emu3_megatron.config.base import Component
 from emu3_megatron.config.changes import changes
 from emu3_megatron.config.engines import DeepSpeedConfig
 from emu3_megatron.config.load import saved_recipe
-from emu3_megatron.config.schedule import FallingConfig, ScheduleConfig
 from emu3_megatron.config.training import BatchConfig, DecoderRunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
@@ -23,7 +22,6 @@ from emu3_megatron.model.flops import flops_per_token, peak_flops
 from emu3_megatron.model.opening import check_model, find_weights
 from emu3_megatron.model.tensors import named_tensors
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
@@ -31,7 +29,12 @@ from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Data, Hook, Run
 from emu3_megatron.runs.loop import take_steps
 from emu3_megatron.runs.metrics.log import Work
-from emu3_megatron.runs.resuming import check_changes, checkpoint_to_resume, last_step
+from emu3_megatron.runs.resuming import (
+    check_changes,
+    checkpoint_to_resume,
+    last_step,
+    say_where_the_schedule_ends,
+)
 from emu3_megatron.runs.schedule import build_schedule
 from emu3_megatron.runs.supervision import supervised
 from emu3_megatron.training.engines import build_engine
@@ -73,7 +76,7 @@ def train(
         if before:
             check_changes(run.folder, list(changes(before, recipe)), accept)
             _check_base(recipe.engine, before.run, recipe.run)
-        _say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
+        say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
         first = about.get("step", 0)
         last = last_step(recipe.run)
         start_from, origin = None, about
@@ -101,17 +104,6 @@ def _check_base(engine: Component, before: DecoderRunConfig, now: DecoderRunConf
             f"run.init_from={now.init_from}: the adapters of this run stand on "
             f"{before.init_from}; set it back, or choose another run.dir"
         )
-
-
-def _say_where_the_schedule_ends(schedule: ScheduleConfig, steps: int) -> None:
-    """A run may be made longer; its learning rate does not follow by itself."""
-    if isinstance(schedule, FallingConfig) and steps > (schedule.steps or steps):
-        line = (
-            f"run.steps={steps}: steps after optimizer.schedule.steps={schedule.steps} are taken "
-            f"at optimizer.schedule.min_lr={schedule.min_lr}; raise optimizer.schedule.steps for "
-            "more"
-        )
-        on_first_rank(lambda: print(line))
 
 
 def _check_layout(batch: BatchConfig, mesh: Mesh) -> None:

@@ -134,6 +134,16 @@ def test_a_second_run_in_a_finished_folder_changes_nothing(trained, photos, tmp_
     assert (trained / "tokenizer" / "model.safetensors").read_bytes() == before
 
 
+def test_a_longer_run_says_that_its_rate_has_ended(trained, photos, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    longer = {"steps": 61, "stop_after": 60}
+    path.write_text(describe(finished_recipe(trained, photos, run=longer)))
+
+    said = emu3("tokenizer", "train", path, cwd=tmp_path).said
+
+    assert "run.steps=61: steps after optimizer.schedule.steps=60 are taken" in said
+
+
 def finished_recipe(trained, photos, **changes):
     values = {
         "run": {"steps": 60},
