@@ -35,6 +35,12 @@ class TokenizerData(Config):
     )
     crop: PositiveInt | None = semantic(256, "square side; null: whole photos", ge=8, multiple_of=8)
     flip: bool = semantic(False, "half of the samples are mirrored left to right")
+    recolour: float = semantic(
+        0,
+        "share of samples of other colours: channels swapped, contrast and brightness",
+        ge=0,
+        le=1,
+    )
     clip_share: float | None = semantic(
         None,
         "share of samples that are clips; a quarter by default where there are clips",
