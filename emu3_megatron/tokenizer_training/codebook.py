@@ -171,8 +171,10 @@ class CodebookKeeper:
             weights = torch.where(is_clip_w > 0, of_clips, of_images)
         else:
             weights = torch.ones_like(is_clip_w)
-        places = torch.rand(count, generator=draw, dtype=torch.float64) * weights.sum()
-        chosen = torch.searchsorted(weights.cumsum(0), places).clamp_max(len(is_clip_w) - 1)
+        # The largest keys u^(1/weight) are a weighted draw without replacement.
+        keys = torch.rand(len(weights), generator=draw, dtype=torch.float64).log() / weights
+        chosen = keys.topk(min(count, len(keys))).indices
+        chosen = chosen.repeat(-(-count // len(chosen)))[:count]  # fewer latents than codes
         return self._latents()[chosen.to(self.latents_wc.device)]
 
     def tensors(self) -> State:

@@ -14,7 +14,8 @@ from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from emu3_megatron.media.images import load_image, resize_to_area, to_pixels
 from emu3_megatron.media.videos import read_clip, read_info
 
-_KEPT = 256  # decoded photos and pieces of clips in memory: a small folder is decoded once
+# Decoded photos, and pieces of clips, in memory: a small folder is decoded once.
+_KEPT, _KEPT_PIECES = 256, 32
 _SIZES = 3  # of a zoom, on either side of the plain one
 
 
@@ -115,7 +116,7 @@ def _image(path: Path, area: int) -> Tensor:
     return _bytes(path, to_pixels(resize_to_area(load_image(path), area)))
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_KEPT_PIECES)
 def _window(path: Path, area: int, frames: int, fps: float, window: int) -> Tensor:
     start = window * frames / fps
     pixels_tchw = read_clip(path, area=area, fps=fps, start=start, num_frames=frames)

@@ -95,10 +95,13 @@ class TokenizerTrainer:
         return self.placed is not None and self.placed < step
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights, which every rank holds alike."""
-        yield from self.tokenizer.named_parameters()
-        if self.networks.discriminators:
-            yield from self.networks.discriminators.named_parameters("discriminators")
+        """All that is trained, which every rank holds alike, codes and statistics among it."""
+        yield from self.tokenizer.state_dict().items()
+        for owner, module in self.networks.modules().items():
+            yield from ((f"{owner}.{name}", t) for name, t in module.state_dict().items())
+        if self.ema:
+            yield from ((f"ema.{n}", t) for n, t in self.ema.tokenizer.state_dict().items())
+        yield from ((f"codebook.{name}", t) for name, t in self.keeper.tensors().items())
 
     def step(self, number: int, batches: Sequence[Sample], judge: Judge) -> StepResult:
         """See `runs.interfaces.Trainer`; `batches` are this rank's samples of the step."""

@@ -77,7 +77,7 @@ def drifted(named: Iterable[Named]) -> str | None:
 
 def _hash(tensor: torch.Tensor) -> torch.Tensor:
     """A sum of the bits, each weighted by its place, modulo 2^64; int64 []."""
-    size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    size = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for number, bits in enumerate(tensor.reshape(-1).view(size).split(_CHUNK)):
         places = torch.arange(len(bits), device=tensor.device) + number * _CHUNK
