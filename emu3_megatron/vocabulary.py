@@ -7,6 +7,7 @@ that is 151,643 + 211 + 32,768 = 184,622, with the ids of baaivision/Emu3 (`emu3
 
 import hashlib
 import importlib.util
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,10 @@ TEXT, STRUCTURE, CODE = 0, 1, 2
 # Classes of tokens in the order of those numbers, with the weight that Emu3 gives their labels.
 CLASS_WEIGHTS = {"text": 1.0, "structure": 1.0, "code": 0.5}
 CLASS_NAMES = tuple(CLASS_WEIGHTS)
+
+_NFC_PIECE = 1024  # characters, or a little more
+# ASCII, kana, ideographs and Hangul syllables: nothing before them changes with them.
+_STANDS_ALONE = re.compile("[\0-\x7f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3]")
 
 # A numpy array or a torch tensor: this module needs neither to be imported by the other's users.
 Ids = TypeVar("Ids")
@@ -82,7 +87,7 @@ class ByteEncoding:
         pass
 
     def encode(self, text: str) -> np.ndarray:
-        utf8 = unicodedata.normalize("NFC", text).encode(errors="replace")
+        utf8 = nfc(text).encode(errors="replace")
         return np.frombuffer(utf8, np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -90,6 +95,36 @@ class ByteEncoding:
 
     def tokens(self) -> list[bytes]:
         return [bytes([i]) for i in range(256)]
+
+
+def nfc(text: str) -> str:
+    """The text in NFC, in a time that grows with its length alone.
+
+    `unicodedata` takes the square of the length of a run of combining marks that it has to put in
+    order. So the text is cut before letters that stand alone; what cannot be cut is put in order
+    here first.
+    """
+    if text.isascii():
+        return text
+    pieces, start = [], 0
+    while start < len(text):
+        found = _STANDS_ALONE.search(text, start + _NFC_PIECE)
+        end = found.start() if found else len(text)
+        piece = text[start:end]
+        in_order = piece if len(piece) <= 2 * _NFC_PIECE else _marks_in_order(piece)
+        pieces.append(unicodedata.normalize("NFC", in_order))
+        start = end
+    return "".join(pieces)
+
+
+def _marks_in_order(text: str) -> str:
+    """The text decomposed, each run of combining marks in canonical order."""
+    parts = (one for character in text for one in unicodedata.normalize("NFD", character))
+    runs = itertools.groupby(parts, key=lambda part: unicodedata.combining(part) > 0)
+    return "".join(
+        "".join(sorted(run, key=unicodedata.combining) if are_marks else run)
+        for are_marks, run in runs
+    )
 
 
 class QwenEncoding:
@@ -141,7 +176,7 @@ class QwenEncoding:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        text = unicodedata.normalize("NFC", text)
+        text = nfc(text)
         ids, done = [], 0
         for first, end in _pieces_of_many_spaces(text):
             ids.append(self._encode(text[done:first]))

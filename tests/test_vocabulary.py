@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import time
 import unicodedata
 from itertools import pairwise
 
@@ -12,7 +13,15 @@ import torch
 
 from emu3_megatron import vocabulary
 from emu3_megatron.errors import InputError
-from emu3_megatron.vocabulary import CODE, STRUCTURE, TEXT, ByteEncoding, QwenEncoding, Vocabulary
+from emu3_megatron.vocabulary import (
+    CODE,
+    STRUCTURE,
+    TEXT,
+    ByteEncoding,
+    QwenEncoding,
+    Vocabulary,
+    nfc,
+)
 
 needs_ranks = pytest.mark.skipif(
     importlib.util.find_spec("dashscope") is None, reason="no text vocabulary of Qwen here"
@@ -357,3 +366,33 @@ def test_other_codes_or_text_have_another_fingerprint(emu3, tiny):
     others = [emu3, tiny, Vocabulary.tiny(256), Vocabulary(ByteEncoding(), 32_768)]
 
     assert len({vocabulary.fingerprint() for vocabulary in others}) == 4
+
+
+# NFC
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plain",
+        "e\u0301 " * 2000,
+        "\u6211\u4eec, cafe\u0301\u3002 " * 500,
+        "\u304b\u3099" * 3000,  # kana with a mark
+        "\u1100\u1161\u11a8" * 2000,  # Hangul by its letters
+        "a" + "\u0301\u0323\u0344" * 1000,  # out of order
+        "\u0915\u093c" * 3000,  # nothing to cut before
+    ],
+)
+def test_nfc_is_that_of_the_standard(text):
+    assert nfc(text) == unicodedata.normalize("NFC", text)
+
+
+def test_nfc_takes_no_square_of_a_run_of_marks():
+    """unicodedata alone takes the square: over a second for a fifth of these."""
+    text = "a" + "\u0301\u0323" * 100_000
+    begin = time.process_time()
+
+    assert len(nfc(text)) == len(text) - 1  # a dot below is part of the letter
+
+    assert time.process_time() - begin < 2

@@ -11,6 +11,7 @@ from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
 from emu3_megatron.prepare.captions.captioning import refuse_unusable
+from emu3_megatron.prepare.captions.files import Captions
 from emu3_megatron.prepare.clips import (
     EncodeClips,
     caption_clips,
@@ -32,7 +33,7 @@ from emu3_megatron.prepare.packing import pack_prepared
 from emu3_megatron.prepare.selecting import select_best
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
 from emu3_megatron.prepare.tables import Row, write_table
-from emu3_megatron.prepare.text import text_tasks, tokenise
+from emu3_megatron.prepare.text import refuse_missing_column, text_tasks, tokenise
 from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
 from emu3_megatron.vision.coding import tokenizer_hash
 from emu3_megatron.vision.tokenizer import read_network
@@ -67,6 +68,11 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
     for kind in kinds:
         if getattr(recipe, kind) is None:
             raise InputError(f"the recipe has no section {kind}")
+    for kind, config in (("images", recipe.images), ("clips", recipe.clips)):
+        if config is not None and kind in kinds:
+            Captions(config.captions, config.source)  # its manifest is read, or said to be missing
+    if recipe.text is not None and "text" in kinds:
+        refuse_missing_column(recipe.text)
     vocabulary = recipe.vocabulary()
     vocabulary.encoding.check()
     if {"images", "clips"} & set(kinds) and recipe.tokenizer is None:

@@ -134,7 +134,7 @@ def read_groups(
 
 
 def read_records(path: Path, what: str) -> Iterator[Any]:
-    """Rows of a user's .parquet, or values of the lines of a .jsonl file.
+    """Rows of a user's .parquet, or values of the lines of a .jsonl file; empty lines are none.
 
     Args:
         what: it is, for the message.
@@ -145,11 +145,17 @@ def read_records(path: Path, what: str) -> Iterator[Any]:
     if path.suffix == ".parquet":
         yield from read_table(path)
         return
+    number = 0
     try:
-        with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8-sig") as lines:  # without the mark that some editors write
+            for line in lines:
+                number += 1
+                if not line.isspace():
+                    yield json.loads(line)
+    except OSError as error:
         raise InputError(f"{path}: not a readable {what} ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable {what} (line {number}: {error})") from None
 
 
 def read_tables(paths: Iterable[Path]) -> list[Row]:

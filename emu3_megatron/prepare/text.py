@@ -1,8 +1,9 @@
 """Data pipeline of text: byte ranges of files to tokens; of equal texts the first is kept."""
 
+import contextlib
 import hashlib
+import itertools
 import json
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,12 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import find_files
 from emu3_megatron.prepare.parts import HASH_BYTES, Part
 from emu3_megatron.prepare.workspace import Workspace, digest, file_state
-from emu3_megatron.vocabulary import Vocabulary
+from emu3_megatron.vocabulary import Vocabulary, nfc
 
 TEXT_SUFFIXES = frozenset({".jsonl", ".parquet", ".txt"})
+
+_BOM = "\ufeff"  # that some editors write before a text
+_LOOKED_AT = 100  # lines of a file of .jsonl
 
 Decode = Callable[[Any], str]
 """Raises UnicodeError or InputError when there is no text."""
@@ -78,7 +82,7 @@ class TokeniseText:
     def _text(self, decode: Decode, data: Any) -> tuple[str, bytes]:
         """A text in NFC, and its UTF-8. Raises InputError when there is none, or too little."""
         try:
-            text = unicodedata.normalize("NFC", decode(data))
+            text = nfc(decode(data).removeprefix(_BOM))
             utf8 = text.encode()  # a lone surrogate, which JSON can spell, is no text
         except UnicodeError:
             raise InputError("not UTF-8 text") from None
@@ -125,7 +129,7 @@ def read_texts(config: TextConfig, part: Range) -> Iterator[tuple[str, Decode, A
 
 
 def _json_field(column: str, line: bytes) -> str:
-    text = line.decode()
+    text = line.decode().removeprefix(_BOM)
     try:
         return _checked(column, json.loads(text)[column])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -162,6 +166,39 @@ def _row_groups(path: Path, column: str, part: Range) -> Iterator[tuple[str, str
                 yield f"{part.source}: row group {group}, row {row}", value
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InputError(f"{path}: no column {column!r} can be read ({error})") from None
+
+
+def refuse_missing_column(config: TextConfig) -> None:
+    """Raises InputError when a file of Parquet, or all first lines of a .jsonl, lack the column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in _files(config.source)[1]:
+        found: set[str] = set()
+        if path.suffix.lower() == ".parquet":
+            with contextlib.suppress(OSError, pa.ArrowException):  # is told where it is read
+                found = set(pq.read_schema(path).names)
+        elif path.suffix.lower() == ".jsonl":
+            found = _columns_of_lines(path)
+        if found and config.column not in found:
+            raise InputError(
+                f"{path}: no column {config.column!r}; it has {', '.join(sorted(found))}: name "
+                "yours in text.column"
+            )
+
+
+def _columns_of_lines(path: Path) -> set[str]:
+    """Of the first lines; none where one of them has other faults."""
+    found: set[str] = set()
+    with path.open("rb") as file:
+        for line in itertools.islice(file, _LOOKED_AT):
+            if line.isspace():
+                continue
+            try:
+                found |= json.loads(line.decode().removeprefix(_BOM)).keys()
+            except (ValueError, AttributeError, RecursionError):
+                return set()
+    return found
 
 
 def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[TextTask]:

@@ -193,3 +193,13 @@ def test_bad_lines_are_set_aside_or_refused(run, texts, line, reason):
     assert manifest["kinds"]["text"]["found"] == 201
     with pytest.raises(InputError, match="repair it, or let it"):
         run("strict", strict=True)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_text(texts, run, vocabulary):
+    (texts / "a.jsonl").write_text('\ufeff{"text": "\ufeffone"}\n{"text": "two"}\n\n \n')
+    (texts / "b.txt").write_text("\ufeffthree")
+
+    recipe, manifest = run()
+
+    assert found(recipe, manifest, vocabulary) == ["one", "two", "three"]
+    assert manifest["kinds"]["text"]["set_aside"] == {"duplicate": 0, "unreadable": 0}
