@@ -26,6 +26,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(beside, path)
         sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)

@@ -1,5 +1,6 @@
 """`emu3 tokenizer encode`, `decode` and `evaluate`, as one runs them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -143,6 +144,19 @@ def test_a_file_that_is_left_out_is_named_once(tmp_path, tokenizer, files, emu3)
     said = emu3("encode", "files", "--out", "codes", *SIDE)
 
     assert "left out: short.mp4: 3 frames at 12 a second, a clip needs 4" in said
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path, tokenizer, files, monkeypatch, capsys):
+    def full(*arguments, **arrays):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["tokenizer", "encode", "tokenizer", "files", "--out", "codes", *SIDE])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("npz: No space left on device")
+    assert not list((tmp_path / "codes").rglob("*.npz*"))
 
 
 def evaluation(tmp_path):
