@@ -40,7 +40,13 @@ class EndpointConfig(Config):
     )
     concurrency: PositiveInt = Field(8, description="requests at once, for each worker")
     attempts: PositiveInt = Field(4, description="how often one request is tried")
-    timeout: PositiveFloat = Field(60, description="seconds a request may take")
+    timeout: PositiveFloat = Field(60, description="seconds a request may take, all of it")
+    patience: PositiveFloat = Field(
+        600, description="seconds in all to pause before one picture's tries, then the run stops"
+    )
+    failures: PositiveInt = Field(
+        20, description="pictures in a row without a caption that stop the run, for each worker"
+    )
     max_tokens: PositiveInt = Field(512, description="longest answer")
     side: PositiveInt = Field(768, description="longer side, in pixels, of the image that is sent")
     key_variable: str | None = Field(

@@ -13,7 +13,8 @@ from support.ports import free_port
 
 from emu3_megatron.config.prepare import EndpointConfig, PrepareRecipe
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.captions.endpoint import Endpoint, NoCaption
+from emu3_megatron.prepare.captions.answers import NoCaption
+from emu3_megatron.prepare.captions.endpoint import Endpoint
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
 
@@ -126,7 +127,7 @@ def test_a_server_that_stays_busy_is_asked_so_many_times_and_stops_the_run(url):
 
 
 def test_a_server_that_takes_too_long_stops_the_run(url):
-    with pytest.raises(InputError, match=r"no answer \(timed out\)"):
+    with pytest.raises(InputError, match=r"no answer \(timed out after 0\.2 s\)"):
         Endpoint(config(url, attempts=2, timeout=0.2)).captions([colour(red=255)])
 
 
@@ -189,7 +190,10 @@ def test_the_pipeline_asks_for_what_has_no_caption_and_asks_once(url, recipe, tm
 
     assert rows["dark0.png"]["captions"] == ["a caption of its own"]
     assert rows["dark1.png"]["captions"][0].startswith("Say red")
-    assert rows["refused.png"]["reason"] == "no caption: HTTP 400 from the endpoint"
+    assert (
+        rows["refused.png"]["reason"]
+        == "no caption: HTTP 400 Bad Request: no blue, from the endpoint"
+    )
     assert manifest["kinds"]["images"]["kept"] == 4
 
     before, _ = requests(url)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from emu3_megatron.config.prepare import CaptionConfig, EndpointConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.captions.endpoint import Endpoint, NoCaption
+from emu3_megatron.prepare.captions.answers import NoCaption
+from emu3_megatron.prepare.captions.endpoint import Endpoint
 from emu3_megatron.prepare.captions.files import Captions
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, chunks, digest
