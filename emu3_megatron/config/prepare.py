@@ -201,6 +201,11 @@ class RunConfig(Config):
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="of the vision tokenizer")
     task_items: PositiveInt = Field(64, description="photos that are scored or encoded as one task")
+    stall_seconds: PositiveFloat = Field(
+        300,
+        description="without progress at one item (at one frame of a video), after which it is set "
+        "aside; not with executor=local",
+    )
 
 
 class PrepareRecipe(Config):

@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from emu3_megatron.config.prepare import ClipsConfig
-from emu3_megatron.errors import InputError
-from emu3_megatron.grammar import captioned_clip
+from emu3_megatron.grammar import Document, captioned_clip
 from emu3_megatron.media.files import VIDEO_SUFFIXES, UnreadableError, find_files
 from emu3_megatron.media.images import shrink, size_for_area
 from emu3_megatron.media.videos import (
@@ -24,15 +23,16 @@ from emu3_megatron.media.videos import (
 )
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
-from emu3_megatron.prepare.images import EncodeTask, ScoreTask
-from emu3_megatron.prepare.parts import Part
+from emu3_megatron.prepare.images import EncodeTask, ScoreTask, inputs_of, item_name
+from emu3_megatron.prepare.items import Failed, attempt, with_progress
+from emu3_megatron.prepare.parts import Part, Skipped
 from emu3_megatron.prepare.scores.duplicates import content_hash
 from emu3_megatron.prepare.scores.flow import flow_of
 from emu3_megatron.prepare.scores.ocr import TextArea
 from emu3_megatron.prepare.scores.quality import quality_of
 from emu3_megatron.prepare.shots import cut_long, find_shots
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
-from emu3_megatron.prepare.workspace import Workspace, digest, file_state
+from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -68,21 +68,23 @@ class ScoreClips:
 
     def score(self, source: str) -> list[Row]:
         """Rows of the clips of one video, by its path inside the source folder."""
-        path = self._config.source / source
-        row: Row = {"source": source, "content": content_hash(path.read_bytes())}
+        row: Row = {"source": source}
+        clips = attempt(source, partial(self._read, self._config.source / source, row))
+        if isinstance(clips, Failed):
+            return [{**row, "error": clips.reason}]
+        return [{**row, **scores} for scores in clips]
+
+    def _read(self, path: Path, row: Row) -> list[Row]:
+        row["content"] = content_hash(path.read_bytes())  # known of damaged videos too
         config = self._config
-        try:
-            shots = find_shots(
-                path, config.content_threshold, config.fade_threshold, config.min_shot_frames
-            )
-            clips = cut_long(shots, config.max_seconds)
-            return [{**row, **scores} for scores in self._clips(path, clips, shots.fps)]
-        except UnreadableError as error:
-            return [{**row, "error": error.reason}]
+        shots = find_shots(
+            path, config.content_threshold, config.fade_threshold, config.min_shot_frames
+        )
+        return list(self._clips(path, cut_long(shots, config.max_seconds), shots.fps))
 
     def _clips(self, path: Path, clips: Sequence[tuple[int, int]], fps: float) -> Iterator[Row]:
         """One pass through the video; no more than one clip's samples are held."""
-        frames = read_frames(path)
+        frames = with_progress(read_frames(path))
         for first, end in clips:
             kept = _KeptFrames(first, end, fps, self._config)
             for frame in frames:
@@ -149,7 +151,7 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     settings = config.model_dump(mode="json", include=_SCORE_FIELDS)
     folder = workspace.work("clips", "scores")
     tasks = [
-        ScoreTask(folder / f"{digest(settings, file_state(config.source, s))}.parquet", [s])
+        ScoreTask(folder / f"{digest(settings, state_or_missing(config.source, s))}.parquet", [s])
         for s in sources
     ]
     make = partial(ScoreClips, config, workspace.recipe.run.device)
@@ -200,7 +202,7 @@ def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
     first, frames = row["start_frame"], _frames(row)
     number = min(CAPTION_FRAMES, frames)
     wanted = {first + (2 * i + 1) * frames // (2 * number) for i in range(number)}
-    found = islice(read_frames(folder / row["source"]), row["end_frame"])
+    found = islice(with_progress(read_frames(folder / row["source"])), row["end_frame"])
     return [frame.image() for frame in found if frame.number in wanted]
 
 
@@ -212,28 +214,42 @@ class EncodeClips:
         self._coder = Coder(tokenizer, vocabulary, device)
 
     def __call__(self, task: EncodeTask) -> None:
-        documents = []
+        documents: list[Document] = []
+        skipped: list[Skipped] = []
         for row in task.rows:
-            stride = stride_of(row, self._config)
-            codes_fhw = self._coder.clip(self._pixels(row, stride))
-            fps = row["fps"] / stride
-            seconds = round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3)
-            documents += [
-                captioned_clip(self._vocabulary, text, codes_fhw, round(fps, 3), seconds)
-                for text in row["captions"]
-            ]
+            found = self._attempt(row)
+            if isinstance(found, Failed):
+                skipped.append((item_name(row), found.reason))
+            else:
+                documents += found
         columns = ("content", "start_frame", "end_frame", "captions")
-        inputs = digest([[row[column] for column in columns] for row in task.rows])
-        Part.of(documents, inputs).write(task.out)
+        inputs = inputs_of(task.rows, columns, skipped)
+        Part.of(documents, inputs, tuple(skipped)).write(task.out)
+
+    def _attempt(self, row: Row) -> list[Document] | Failed:
+        name, stride = item_name(row), stride_of(row, self._config)
+        pixels = attempt(name, partial(self._pixels, row, stride))
+        if isinstance(pixels, Failed):
+            return pixels
+        return attempt(name, partial(self._documents, row, stride, pixels), timed=False)
+
+    def _documents(self, row: Row, stride: int, pixels_tchw: Tensor) -> list[Document]:
+        codes_fhw = self._coder.clip(pixels_tchw)
+        fps = row["fps"] / stride
+        seconds = round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3)
+        return [
+            captioned_clip(self._vocabulary, text, codes_fhw, round(fps, 3), seconds)
+            for text in row["captions"]
+        ]
 
     def _pixels(self, row: Row, stride: int) -> Tensor:
         """Pixels [t, 3, h, w] of the clip's frames that are coded."""
         path = self._config.source / row["source"]
-        frames = islice(read_frames(path), row["start_frame"], row["end_frame"])
+        frames = islice(with_progress(read_frames(path)), row["start_frame"], row["end_frame"])
         images = (frame.image() for frame in even_frames(frames, row, stride))
         pixels_tchw = clip_pixels(images, self._config.area)
         if len(pixels_tchw) < TEMPORAL_FACTOR:
-            raise InputError(f"{path}: changed while it was prepared; run the command again")
+            raise UnreadableError(path, "changed while it was prepared; run the command again")
         return pixels_tchw
 
 

@@ -1,7 +1,8 @@
 """Encodes images and clips with the vision tokenizer, in batches of one size."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,17 @@ from torch import Tensor
 
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import reason_of
 from emu3_megatron.media.images import to_pixels
+from emu3_megatron.prepare.items import RunFault
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
+# Old versions of torch know AcceleratorError as a RuntimeError without a name.
+_OF_THE_DEVICE = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
 _BATCH_PIXELS = {"cpu": 1 << 20, "cuda": 16 << 20}
 
 
@@ -44,15 +52,26 @@ class Coder:
             for first in range(0, len(numbers), at_once):
                 batch = numbers[first : first + at_once]
                 pixels = torch.stack([to_pixels(images[i]) for i in batch]).to(self._device)
-                encoded = self._tokenizer.encode_images(pixels).cpu().numpy()
+                with _device_faults():
+                    encoded = self._tokenizer.encode_images(pixels).cpu().numpy()
                 for number, codes_hw in zip(batch, encoded, strict=True):
                     codes[number] = codes_hw
         return codes
 
     def clip(self, pixels_tchw: Tensor) -> np.ndarray:
         """Codes [t // 4, h / 8, w / 8] of a clip; what follows the last four frames is left out."""
-        encoded = self._tokenizer.encode_clips(pixels_tchw.unsqueeze(0).to(self._device))
-        return encoded.squeeze(0).cpu().numpy()
+        with _device_faults():
+            encoded = self._tokenizer.encode_clips(pixels_tchw.unsqueeze(0).to(self._device))
+            return encoded.squeeze(0).cpu().numpy()
+
+
+@contextmanager
+def _device_faults() -> Iterator[None]:
+    """A GPU that is full or broken is no fault of the item that was encoded."""
+    try:
+        yield
+    except _OF_THE_DEVICE as error:
+        raise RunFault(f"run.device=cuda: {reason_of(error)}") from None
 
 
 def refuse_other_codes(network: TokenizerNetwork, vocabulary: Vocabulary) -> None:

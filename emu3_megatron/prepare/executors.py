@@ -1,5 +1,7 @@
 """Runs tasks in this process, in processes of this machine, or on Ray Data.
 
+A worker of the last two is a process that another one watches (`isolation`).
+
 A task makes one file, whole or not at all, under a name that says what went in; so a task may be
 run again anywhere, and what is there already is left out. That is all that going on after a kill
 takes, and the reason why one run of Ray Data a step is enough.
@@ -12,16 +14,17 @@ import pickle
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from emu3_megatron.config.prepare import RunConfig
 from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.isolation import WorkerDied, WorkerFailed, WorkerProcess, preload
 
 Worker = Callable[[Any], None]
 """Runs one task. It is made once in each process, and keeps what it has loaded."""
@@ -41,9 +44,14 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class _Failure:
-    """Errors travel as values: Ray and pools would wrap them into long tracebacks."""
+    """Errors travel as values: Ray would wrap them into long tracebacks.
+
+    Attributes:
+        is_mistake: of the program; the message is a traceback.
+    """
 
     message: str
+    is_mistake: bool = False
 
 
 def run_tasks(make: MakeWorker, tasks: Sequence[Task], config: RunConfig, label: str) -> None:
@@ -63,7 +71,7 @@ def run_tasks(make: MakeWorker, tasks: Sequence[Task], config: RunConfig, label:
     with tqdm(total=total, desc=name, unit=unit, unit_scale=unit == "B", disable=None) as progress:
         for result in run(make, tasks, config):
             if isinstance(result, _Failure):
-                raise InputError(result.message)
+                raise (WorkerFailed if result.is_mistake else InputError)(result.message)
             progress.update(result)
 
 
@@ -106,49 +114,63 @@ def _local(make: MakeWorker, tasks: Sequence[Task], config: RunConfig) -> Iterat
     return (worker(task) for task in tasks)
 
 
-_guarded: _Guarded | None = None
+class _Watched:
+    """A worker in a process of its own, which returns as `_Guarded` does."""
 
+    def __init__(self, make: MakeWorker, config: RunConfig):
+        guarded = partial(_Guarded, partial(_one_thread, make))
+        self._process = WorkerProcess(guarded, config.stall_seconds)
+        self.stop = self._process.stop
 
-def _start_worker(make: MakeWorker) -> None:
-    global _guarded
-    _guarded = _Guarded(partial(_one_thread, make))
-
-
-def _work(task: Task) -> int | _Failure:
-    assert _guarded is not None
-    return _guarded(task)
+    def __call__(self, task: Task) -> int | _Failure:
+        try:
+            result: int | _Failure = self._process.run(task)
+            return result
+        except WorkerDied as death:
+            return _Failure(
+                f"{death}, at no item; run the same command, it goes on where it stopped; "
+                "fewer run.workers take less memory"
+            )
+        except WorkerFailed as error:
+            return _Failure(str(error), is_mistake=True)
 
 
 def _processes(
     make: MakeWorker, tasks: Sequence[Task], config: RunConfig
 ) -> Iterator[int | _Failure]:
-    if len(tasks) == 1:  # starting a pool takes longer than many a task
-        yield from _local(make, tasks, config)
-        return
-    context = get_context("forkserver")
-    if isinstance(make, partial):  # what the first pool needs is imported once, for all workers
-        context.set_forkserver_preload(["__main__", make.func.__module__])
-    workers = min(workers_of(config), len(tasks))
-    with ProcessPoolExecutor(workers, context, _start_worker, (make,)) as pool:
-        futures = [pool.submit(_work, task) for task in tasks]
+    if isinstance(make, partial):  # what the first workers need is imported once, for all
+        preload(["__main__", make.func.__module__])
+    workers = [_Watched(make, config) for _ in range(min(workers_of(config), len(tasks)))]
+    idle: SimpleQueue[_Watched] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def run_one(task: Task) -> int | _Failure:
+        worker = idle.get()
+        try:
+            return worker(task)
+        finally:
+            idle.put(worker)
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        futures = [pool.submit(run_one, task) for task in tasks]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.stop()
 
 
 class _Actor:
     """A worker of Ray Data; a row is a task."""
 
-    def __init__(self, make: MakeWorker):
-        self._worker = _Guarded(partial(_one_thread, make))
+    def __init__(self, make: MakeWorker, config: RunConfig):
+        self._worker = _Watched(make, config)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = self._worker(pickle.loads(row["task"]))
-        if isinstance(result, _Failure):
-            return {"size": 0, "error": result.message}
-        return {"size": result, "error": ""}
+        return {"result": pickle.dumps(self._worker(pickle.loads(row["task"])))}
 
 
 def _ray(make: MakeWorker, tasks: Sequence[Task], config: RunConfig) -> Iterator[int | _Failure]:
@@ -158,13 +180,13 @@ def _ray(make: MakeWorker, tasks: Sequence[Task], config: RunConfig) -> Iterator
     rows = [{"task": pickle.dumps(task)} for task in tasks]
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Actor,  # type: ignore[arg-type]
-        fn_constructor_args=(make,),
+        fn_constructor_args=(make, config),
         compute=ray.data.ActorPoolStrategy(size=min(_cluster_workers(config), len(tasks))),
         num_cpus=_NUM_CPUS,
         num_gpus=1 if config.device == "cuda" else None,
     )
     for row in done.iter_rows():
-        yield _Failure(row["error"]) if row["error"] else row["size"]
+        yield pickle.loads(row["result"])
 
 
 def start_ray(config: RunConfig) -> None:

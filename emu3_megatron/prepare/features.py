@@ -19,10 +19,11 @@ from emu3_megatron.config.dialogues import FeaturesConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, captioned_image
 from emu3_megatron.media.files import reason_of
-from emu3_megatron.prepare.parts import Part
+from emu3_megatron.prepare.items import Failed, attempt
+from emu3_megatron.prepare.parts import Part, Skipped
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, set_aside
 from emu3_megatron.prepare.tables import write_table
-from emu3_megatron.prepare.workspace import Workspace, chunks, digest, file_state
+from emu3_megatron.prepare.workspace import Workspace, chunks, digest, state_or_missing
 from emu3_megatron.vocabulary import Vocabulary
 
 KIND = "features"
@@ -62,14 +63,16 @@ class ReadFeatures:
 
     def __call__(self, task: FeaturesTask) -> None:
         documents: list[Document] = []
-        skipped: list[str] = []
+        skipped: list[Skipped] = []
         for source in task.sources:
-            try:
-                documents.append(self._document(self._folder / source))
-            except InputError as error:
-                if self._strict:
-                    raise InputError(f"{self._folder / source}: {error}; {_WAY_OUT}") from None
-                skipped.append(f"{source}: {error}")
+            found = attempt(source, partial(self._document, self._folder / source))
+            if not isinstance(found, Failed):
+                documents.append(found)
+                continue
+            reason = found.reason if found.expected else f"unreadable: {found.reason}"
+            if self._strict:
+                raise InputError(f"{self._folder / source}: {reason}; {_WAY_OUT}")
+            skipped.append((source, reason))
         inputs = digest([document.tokens.tobytes().hex() for document in documents])
         Part.of(documents, inputs, tuple(skipped)).write(task.out)
 
@@ -125,8 +128,8 @@ def prepare_features(workspace: Workspace, config: FeaturesConfig) -> dict[str, 
     make = partial(ReadFeatures, folder, vocabulary, strict)
     made = make_shards(workspace, KIND, settings, tasks, make, vocabulary, "file", on_device=False)
     if strict and made.skipped:
-        raise InputError(f"{folder / made.skipped[0]}; {_WAY_OUT}")
-    reasons = dict(line.split(": ", 1) for line in made.skipped)
+        raise InputError(f"{folder / made.skipped[0][0]}: {made.skipped[0][1]}; {_WAY_OUT}")
+    reasons = dict(made.skipped)
     rows = [{"source": s, "kept": s not in reasons, "reason": reasons.get(s)} for s in sources]
     write_table(workspace.table(KIND), KIND, rows)
     return {
@@ -164,14 +167,8 @@ def _tasks(
     workspace: Workspace, folder: Path, sources: Sequence[str], settings: dict[str, Any]
 ) -> list[FeaturesTask]:
     parts = workspace.work(KIND, "parts")
-    return [
-        FeaturesTask(parts / f"{digest(settings, [_state(folder, s) for s in some])}.npz", some)
-        for some in chunks(sources, _FILES)
-    ]
-
-
-def _state(folder: Path, source: str) -> tuple[str, int, int]:
-    try:
-        return file_state(folder, source)
-    except (OSError, ValueError):  # reading it says why
-        return source, -1, -1
+    tasks = []
+    for some in chunks(sources, _FILES):
+        states = [state_or_missing(folder, source) for source in some]
+        tasks.append(FeaturesTask(parts / f"{digest(settings, states)}.npz", some))
+    return tasks

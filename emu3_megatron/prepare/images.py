@@ -10,19 +10,25 @@ import numpy as np
 from PIL import Image
 
 from emu3_megatron.config.prepare import ImagesConfig
-from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, captioned_image, understanding
 from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_files
 from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
-from emu3_megatron.prepare.parts import Part
+from emu3_megatron.prepare.items import Failed, attempt
+from emu3_megatron.prepare.parts import Part, Skipped
 from emu3_megatron.prepare.scores.colour import colourfulness
 from emu3_megatron.prepare.scores.duplicates import content_hash, difference_hash, near_duplicates
 from emu3_megatron.prepare.scores.ocr import TextArea
 from emu3_megatron.prepare.scores.quality import quality_of
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
-from emu3_megatron.prepare.workspace import Workspace, chunks, digest, file_state, stable_chunks
+from emu3_megatron.prepare.workspace import (
+    Workspace,
+    chunks,
+    digest,
+    stable_chunks,
+    state_or_missing,
+)
 from emu3_megatron.vocabulary import Vocabulary
 
 
@@ -51,14 +57,14 @@ class ScoreImages:
 
     def score(self, source: str) -> Row:
         """The row of one photo, by its path inside the source folder."""
-        path = self._config.source / source
+        row: Row = {"source": source}
+        scores = attempt(source, partial(self._read, self._config.source / source, row))
+        return {**row, **({"error": scores.reason} if isinstance(scores, Failed) else scores)}
+
+    def _read(self, path: Path, row: Row) -> Row:
         data = path.read_bytes()
-        row: Row = {"source": source, "content": content_hash(data)}
-        try:
-            decoded = decode_image(data, path)
-        except UnreadableError as error:
-            return {**row, "error": error.reason}
-        return {**row, **self._scores(decoded)}
+        row["content"] = content_hash(data)  # known of what cannot be decoded too
+        return self._scores(decode_image(data, path))
 
     def _scores(self, decoded: DecodedImage) -> Row:
         image = decoded.image
@@ -92,7 +98,7 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
 
 
 def _states(config: ImagesConfig, sources: Sequence[str]) -> list[tuple[str, int, int]]:
-    return [file_state(config.source, source) for source in sources]
+    return [state_or_missing(config.source, source) for source in sources]
 
 
 def decide_images(rows: Sequence[Row], config: ImagesConfig) -> None:
@@ -171,22 +177,28 @@ class EncodeImages:
         self._coder = Coder(tokenizer, vocabulary, device)
 
     def __call__(self, task: EncodeTask) -> None:
-        area = self._config.area
-        codes = self._coder.images([resize_to_area(self._image(row), area) for row in task.rows])
-        documents = [
-            document
-            for row, codes_hw in zip(task.rows, codes, strict=True)
-            for document in self._documents(row, codes_hw)
-        ]
-        inputs = digest([[row["content"], row["captions"]] for row in task.rows])
-        Part.of(documents, inputs).write(task.out)
+        read = [(row, attempt(item_name(row), partial(self._image, row))) for row in task.rows]
+        codes = iter(self._coder.images([i for _, i in read if not isinstance(i, Failed)]))
+        documents: list[Document] = []
+        skipped: list[Skipped] = []
+        for row, image in read:
+            found = image if isinstance(image, Failed) else self._attempt(row, next(codes))
+            if isinstance(found, Failed):
+                skipped.append((item_name(row), found.reason))
+            else:
+                documents += found
+        inputs = inputs_of(task.rows, ("content", "captions"), skipped)
+        Part.of(documents, inputs, tuple(skipped)).write(task.out)
 
     def _image(self, row: Row) -> Image.Image:
         path = self._config.source / row["source"]
         data = path.read_bytes()
         if content_hash(data) != row["content"]:
-            raise InputError(f"{path}: changed while it was prepared; run the command again")
-        return decode_image(data, path).image
+            raise UnreadableError(path, "changed while it was prepared; run the command again")
+        return resize_to_area(decode_image(data, path).image, self._config.area)
+
+    def _attempt(self, row: Row, codes_hw: np.ndarray) -> list[Document] | Failed:
+        return attempt(item_name(row), partial(self._documents, row, codes_hw), timed=False)
 
     def _documents(self, row: Row, codes_hw: np.ndarray) -> list[Document]:
         """One for each caption, and of some photos also the other way round."""
@@ -199,6 +211,18 @@ class EncodeImages:
 def is_understood(source: str, share: float) -> bool:
     """Is this photo one of the share that is also written with the caption behind it?"""
     return zlib.crc32(Path(source).name.encode()) < share * 2**32
+
+
+def item_name(row: Row) -> str:
+    """Of a photo its path, of a clip also where it begins."""
+    first = row.get("start_frame")
+    return str(row["source"]) if first is None else f"{row['source']}: frame {first}"
+
+
+def inputs_of(rows: Sequence[Row], columns: Sequence[str], skipped: Sequence[Skipped]) -> str:
+    """Hash of what a part was made of."""
+    without = {name for name, _ in skipped}
+    return digest([[r[column] for column in columns] for r in rows if item_name(r) not in without])
 
 
 def encode_tasks(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from emu3_megatron.grammar import Document
 from emu3_megatron.vocabulary import Vocabulary
 
 HASH_BYTES = 16
+
+Skipped = tuple[str, str]
+"""Name of an item that could not be used, and why."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Part:
         hashes: what makes two documents the same, uint8 [documents, 16]; [0, 16] where duplicates
             were left out before.
         inputs: hash of what went in.
-        skipped: lines on what could not be used.
+        skipped: what could not be used.
     """
 
     tokens: np.ndarray
@@ -39,11 +43,11 @@ class Part:
     spans: np.ndarray
     hashes: np.ndarray
     inputs: str
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @classmethod
     def of(
-        cls, documents: Sequence[Document], inputs: str, skipped: tuple[str, ...] = ()
+        cls, documents: Sequence[Document], inputs: str, skipped: tuple[Skipped, ...] = ()
     ) -> "Part":
         return cls(
             **block_of(documents)._asdict(),
@@ -71,7 +75,7 @@ class Part:
             about = json.loads(arrays["about"].tobytes())
             names = ("tokens", "lengths", "modes", "spans", "hashes")
             values = {name: arrays[name] for name in names}
-        return cls(**values, inputs=about["inputs"], skipped=tuple(about["skipped"]))
+        return cls(**values, inputs=about["inputs"], skipped=_skipped(about))
 
     def select(self, kept: np.ndarray) -> "Part":
         """The documents for which `kept`, bool [documents], says so."""
@@ -89,13 +93,23 @@ class Part:
         )
 
 
+def _skipped(about: dict[str, Any]) -> tuple[Skipped, ...]:
+    return tuple(map(as_skipped, about["skipped"]))
+
+
+def as_skipped(found: str | Sequence[str]) -> Skipped:
+    """Earlier versions wrote one line, `NAME: REASON`."""
+    name, reason = found.split(": ", 1) if isinstance(found, str) else found
+    return name, reason
+
+
 @dataclass(frozen=True)
 class PartSummary:
     """What planning shards needs of a part; the tokens stay on the disk."""
 
     path: Path
     inputs: str
-    skipped: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
     document_tokens: np.ndarray
     kept: np.ndarray  # bool [documents]
 
@@ -121,7 +135,7 @@ def _summarise(path: Path, seen: set[bytes]) -> PartSummary:
             kept[number] = False
         else:
             seen.add(key)
-    return PartSummary(path, about["inputs"], tuple(about["skipped"]), document_tokens, kept)
+    return PartSummary(path, about["inputs"], _skipped(about), document_tokens, kept)
 
 
 def _document_tokens(lengths: np.ndarray, spans: np.ndarray) -> np.ndarray:

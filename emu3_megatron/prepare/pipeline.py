@@ -27,11 +27,19 @@ from emu3_megatron.prepare.images import (
     caption_images,
     decide_images,
     encode_tasks,
+    item_name,
     score_images,
 )
 from emu3_megatron.prepare.packing import pack_prepared
+from emu3_megatron.prepare.parts import Skipped
 from emu3_megatron.prepare.selecting import select_best
-from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
+from emu3_megatron.prepare.sharding import (
+    describe_shards,
+    line_of_skipped,
+    make_shards,
+    refuse_nothing,
+    set_aside,
+)
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text import refuse_missing_column, text_tasks, tokenise
 from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
@@ -164,6 +172,9 @@ def _encode(
     tasks = encode_tasks(workspace, kind, rows, digest(settings), items)
     make = partial(encode, recipe.tokenizer, vocabulary, recipe.run.device)
     made = make_shards(workspace, kind, settings, tasks, make, vocabulary, "item", on_device=True)
+    if made.skipped:
+        _set_skipped_aside(rows, made.skipped)
+        write_table(workspace.table(kind), kind, rows, selected["columns"] if selected else ())
     return {
         "settings": settings,
         "found": len(rows),
@@ -174,6 +185,14 @@ def _encode(
     }
 
 
+def _set_skipped_aside(rows: Sequence[Row], skipped: Sequence[Skipped]) -> None:
+    """What could be scored and not encoded."""
+    reasons = dict(skipped)
+    for row in rows:
+        if row["kept"] and (reason := reasons.get(item_name(row))):
+            row["kept"], row["reason"] = False, f"unreadable: {reason}"
+
+
 def _text(workspace: Workspace) -> dict[str, Any]:
     recipe, config = workspace.recipe, workspace.recipe.text
     assert config is not None
@@ -182,7 +201,8 @@ def _text(workspace: Workspace) -> dict[str, Any]:
     tasks = text_tasks(workspace, config, digest(settings))
     make = tokenise(config, vocabulary, recipe.strict)
     made = make_shards(workspace, "text", settings, tasks, make, vocabulary, "B", on_device=False)
-    write_table(workspace.table("text"), "text", [{"reason": line} for line in made.skipped])
+    rows = [{"reason": line_of_skipped(skipped)} for skipped in made.skipped]
+    write_table(workspace.table("text"), "text", rows)
     return {
         "settings": settings,
         "found": made.documents + made.duplicates + len(made.skipped),

@@ -10,7 +10,15 @@ from typing import Any
 from emu3_megatron.data.shards.sidecar import Sidecar
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.executors import MakeWorker
-from emu3_megatron.prepare.parts import ShardTask, WriteShard, is_whole, plan_shards, summarise
+from emu3_megatron.prepare.parts import (
+    ShardTask,
+    Skipped,
+    WriteShard,
+    as_skipped,
+    is_whole,
+    plan_shards,
+    summarise,
+)
 from emu3_megatron.prepare.tables import Row
 from emu3_megatron.prepare.workspace import FileTask, Workspace, digest
 from emu3_megatron.vocabulary import Vocabulary
@@ -24,13 +32,13 @@ class Made:
         shards: their names.
         documents: in them.
         duplicates: documents left out because they were there already.
-        skipped: lines on what could not be used.
+        skipped: what could not be used.
     """
 
     shards: list[str]
     documents: int
     duplicates: int
-    skipped: list[str]
+    skipped: list[Skipped]
 
 
 def make_shards(
@@ -58,18 +66,18 @@ def make_shards(
     folder = workspace.out / "shards"
     key = digest(settings, workspace.recipe.shard_bytes, [task.out.name for task in tasks])
     if (done := workspace.finished(kind, key)) is not None:
-        made = Made(**done)
+        made = Made(**{**done, "skipped": [as_skipped(found) for found in done["skipped"]]})
         _refuse_skipped(workspace, made.skipped)
         if all(is_whole(folder / name) for name in made.shards):
             workspace.drop_parts(kind)  # a run that was killed may have left them
             return made
     workspace.run(make, tasks, f"{kind}: tokens/{unit}", on_device=on_device)
     parts = summarise(task.out for task in tasks)
-    skipped = [line for part in parts for line in part.skipped]
+    skipped = [found for part in parts for found in part.skipped]
     _refuse_skipped(workspace, skipped)
     shards = plan_shards(folder, kind, digest(settings), parts, workspace.recipe.shard_bytes)
     if not shards:
-        first = f"; the first: {skipped[0]}" if skipped else ""
+        first = f"; the first: {line_of_skipped(skipped[0])}" if skipped else ""
         raise InputError(f"{kind}: nothing to write, every item was set aside{first}")
     _write_shards(workspace, kind, folder, shards, vocabulary)
     made = Made(
@@ -83,9 +91,14 @@ def make_shards(
     return made
 
 
-def _refuse_skipped(workspace: Workspace, skipped: Sequence[str]) -> None:
+def _refuse_skipped(workspace: Workspace, skipped: Sequence[Skipped]) -> None:
     if workspace.recipe.strict and skipped:
-        raise InputError(f"{skipped[0]}; repair it, or let it be set aside without strict")
+        line = line_of_skipped(skipped[0])
+        raise InputError(f"{line}; repair it, or let it be set aside without strict")
+
+
+def line_of_skipped(skipped: Skipped) -> str:
+    return ": ".join(skipped)
 
 
 def _write_shards(

@@ -9,6 +9,7 @@ import numpy as np
 
 from emu3_megatron.media.files import UnreadableError
 from emu3_megatron.media.videos import Frame, mean_rate, read_frames, read_info
+from emu3_megatron.prepare.items import with_progress
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _small_frames(path: Path) -> Iterator[tuple[Frame, np.ndarray]]:
     from scenedetect.scene_manager import compute_downscale_factor
 
     size: tuple[int, int] | None = None
-    for frame in read_frames(path):
+    for frame in with_progress(read_frames(path)):
         bgr_hwc = frame.bgr()
         height, width, _ = bgr_hwc.shape
         if size is None:  # of the first frame: a video can change its size on the way

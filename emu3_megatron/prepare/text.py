@@ -16,8 +16,9 @@ from emu3_megatron.config.prepare import TextConfig
 from emu3_megatron.data.shards.store import TRAINED
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import find_files
-from emu3_megatron.prepare.parts import HASH_BYTES, Part
-from emu3_megatron.prepare.workspace import Workspace, digest, file_state
+from emu3_megatron.prepare.items import Failed, attempt, attempt_each
+from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
+from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
 from emu3_megatron.vocabulary import Vocabulary, nfc
 
 TEXT_SUFFIXES = frozenset({".jsonl", ".parquet", ".txt"})
@@ -36,6 +37,14 @@ class Range:
     source: str
     start: int
     end: int
+
+    @property
+    def name(self) -> str:
+        """Of what cannot be read of it; a file's own where it is read from its beginning."""
+        if not self.start:
+            return self.source
+        of = "row group" if self.source.lower().endswith(".parquet") else "byte"
+        return f"{self.source}: {of} {self.start} and on"
 
 
 @dataclass(frozen=True)
@@ -61,23 +70,33 @@ class TokeniseText:
     def __call__(self, task: TextTask) -> None:
         texts: list[np.ndarray] = []
         hashes: list[bytes] = []
-        skipped: list[str] = []
-        for where, decode, data in self._found(task):
-            try:
-                text, utf8 = self._text(decode, data)
-            except InputError as error:
-                if self._strict:
-                    raise InputError(
-                        f"{where}: {error}; repair it, or let it be set aside without strict"
-                    ) from None
-                skipped.append(f"{where}: {error}")
+        skipped: list[Skipped] = []
+        for where, found in self._texts(task):
+            if not isinstance(found, Failed):
+                texts.append(found[0])
+                hashes.append(found[1])
                 continue
-            texts.append(self._vocabulary.encode(text))
-            hashes.append(hashlib.blake2b(utf8, digest_size=HASH_BYTES).digest())
+            if self._strict:
+                raise InputError(
+                    f"{where}: {found.reason}; repair it, or let it be set aside without strict"
+                )
+            skipped.append((where, found.reason))
         _part(self._vocabulary, texts, hashes, skipped).write(task.out)
 
-    def _found(self, task: TextTask) -> Iterator[tuple[str, Decode, Any]]:
-        return (found for part in task.ranges for found in read_texts(self._config, part))
+    def _texts(self, task: TextTask) -> Iterator[tuple[str, tuple[np.ndarray, bytes] | Failed]]:
+        """Where each text stands, and its tokens and hash."""
+        for part in task.ranges:
+            for found in attempt_each(part.name, read_texts(self._config, part)):
+                if isinstance(found, Failed):
+                    yield part.name, found
+                else:
+                    where, decode, data = found
+                    yield where, attempt(where, partial(self._tokens, decode, data), timed=False)
+
+    def _tokens(self, decode: Decode, data: Any) -> tuple[np.ndarray, bytes]:
+        text, utf8 = self._text(decode, data)
+        hashed = hashlib.blake2b(utf8, digest_size=HASH_BYTES).digest()
+        return self._vocabulary.encode(text), hashed
 
     def _text(self, decode: Decode, data: Any) -> tuple[str, bytes]:
         """A text in NFC, and its UTF-8. Raises InputError when there is none, or too little."""
@@ -92,7 +111,7 @@ class TokeniseText:
 
 
 def _part(
-    vocabulary: Vocabulary, texts: list[np.ndarray], hashes: list[bytes], skipped: list[str]
+    vocabulary: Vocabulary, texts: list[np.ndarray], hashes: list[bytes], skipped: list[Skipped]
 ) -> Part:
     """Documents of texts, all at once: as `grammar.plain_text` lays out each, BOS text EOS."""
     bos, eos = np.array([vocabulary.bos], np.int32), np.array([vocabulary.eos], np.int32)
@@ -242,7 +261,7 @@ def _task(
     config: TextConfig,
     settings: str,
 ) -> TextTask:
-    states = [(file_state(folder, part.source), part.start, part.end) for part in ranges]
+    states = [(state_or_missing(folder, part.source), part.start, part.end) for part in ranges]
     name = digest(settings, states, config.column, config.min_characters)
     out = workspace.work("text", "parts") / f"{name}.npz"
     return TextTask(out, ranges, size)

@@ -159,3 +159,11 @@ def file_state(folder: Path, source: str) -> tuple[str, int, int]:
     """By what a file is recognised without reading it."""
     state = (folder / source).stat()
     return source, state.st_size, state.st_mtime_ns
+
+
+def state_or_missing(folder: Path, source: str) -> tuple[str, int, int]:
+    """The same; of a file that went away too, of which reading it will tell."""
+    try:
+        return file_state(folder, source)
+    except (OSError, ValueError):
+        return source, -1, -1

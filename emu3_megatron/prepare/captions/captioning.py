@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from PIL import Image
 
@@ -13,12 +14,14 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.captions.answers import NoCaption
 from emu3_megatron.prepare.captions.endpoint import Endpoint
 from emu3_megatron.prepare.captions.files import Captions
+from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, chunks, digest
 
 ReadPictures = Callable[[Row], Sequence[Image.Image]]
 """Reads the pictures of a row: an image, or frames of a clip."""
 
+_UNUSABLE = ("no caption", "no score", "unreadable")
 _ROWS = 32  # a task, so that little is asked twice after a kill
 
 
@@ -37,6 +40,7 @@ class WriteCaptions:
 
     def __init__(self, config: EndpointConfig, read: ReadPictures):
         self._endpoint, self._read = Endpoint(config), read
+        self._reading = Lock()  # only one item is at work at a time, as `attempt` wants it
 
     def __call__(self, task: CaptionTask) -> None:
         with ThreadPoolExecutor(self._endpoint.config.concurrency) as pool:
@@ -44,11 +48,32 @@ class WriteCaptions:
         write_table(task.out, "captions", rows)
 
     def _ask(self, row: Row) -> Row:
+        with self._reading:
+            pictures = attempt(row_key(row), partial(self._read, row))
+        if isinstance(pictures, Failed):
+            return _no_caption(row, f"unreadable: {pictures.reason}")
         try:
-            captions = self._endpoint.captions(self._read(row))
+            captions = _as_texts(self._endpoint.captions(pictures))
             return {"key": row_key(row), "captions": captions}
         except NoCaption as error:
-            return {"key": row_key(row), "captions": [], "error": str(error)}
+            return _no_caption(row, str(error))
+        except UnicodeError:
+            return _no_caption(row, "the endpoint's answer is not UTF-8 text")
+
+
+def _no_caption(row: Row, reason: str) -> Row:
+    return {"key": row_key(row), "captions": [], "error": reason}
+
+
+def _of_files(captions: Captions, source: str) -> list[str]:
+    return _as_texts(captions.of(source))
+
+
+def _as_texts(captions: list[str]) -> list[str]:
+    """The same. Raises UnicodeError at a lone surrogate, which JSON can spell and is no text."""
+    for caption in captions:
+        caption.encode()
+    return captions
 
 
 def row_key(row: Row) -> str:
@@ -72,17 +97,20 @@ def add_captions(
     for row in rows:
         row["captions"] = []
         if row["kept"]:
-            try:
-                row["captions"] = captions.of(row["source"])
-            except InputError as error:
-                row["kept"], row["reason"] = False, f"no caption: {error}"
+            found = attempt(row["source"], partial(_of_files, captions, row["source"]))
+            if isinstance(found, Failed):
+                row["kept"], row["reason"] = False, f"no caption: {found.reason}"
+            else:
+                row["captions"] = found
     without = [row for row in rows if row["kept"] and not row["captions"]]
     answers = _ask(workspace, kind, without, config.endpoint, read) if config.endpoint else {}
     for row in without:
         answer = answers.get(row_key(row), {"captions": [], "error": None})
         row["captions"] = answer["captions"]
         if not answer["captions"]:
-            row["kept"], row["reason"] = False, f"no caption: {answer['error'] or 'none found'}"
+            error = answer["error"] or "none found"
+            unreadable = error.startswith("unreadable: ")
+            row["kept"], row["reason"] = False, error if unreadable else f"no caption: {error}"
 
 
 def _ask(
@@ -109,7 +137,7 @@ def _ask(
 def refuse_unusable(rows: Sequence[Row], strict: bool) -> None:
     """With `strict`, raise InputError at the first item that cannot be used."""
     for row in rows:
-        unusable = row["error"] or (row["reason"] or "").startswith(("no caption", "no score"))
+        unusable = row["error"] or (row["reason"] or "").startswith(_UNUSABLE)
         if strict and unusable:
             raise InputError(
                 f"{row['source']}: {row['error'] or row['reason']}; repair it, or let it be "

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from emu3_megatron.errors import InputError
@@ -11,7 +11,8 @@ from emu3_megatron.grammar import Document, Turn, Vision, dialogue
 from emu3_megatron.prepare.dialogues.codes_files import CodesFile
 from emu3_megatron.prepare.dialogues.parsing import Dialogue
 from emu3_megatron.prepare.dialogues.tables import read_dialogues
-from emu3_megatron.prepare.parts import HASH_BYTES, Part
+from emu3_megatron.prepare.items import Failed, attempt
+from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
 from emu3_megatron.vocabulary import SYSTEM_TEXT, Vocabulary
 
 _OPEN_FILES = 64  # of codes
@@ -58,20 +59,26 @@ class WriteDocuments:
     def __call__(self, task: DocumentsTask) -> None:
         dialogues = read_dialogues(task.table, task.group)
         documents: list[Document] = []
-        skipped: list[str] = []
+        skipped: list[Skipped] = []
         for row in task.rows:
             found = dialogues[row.place]
             assert found is not None, "rows that cannot be used are no part of a task"
-            shown = [self._open(path)[place] for path, place in row.codes]
-            document = self._document(found, shown)
-            if len(document) <= self._max_tokens:
+            document = attempt(row.name, partial(self._of_row, row, found), timed=False)
+            if not isinstance(document, Failed):
                 documents.append(document)
                 continue
-            skipped.append(f"{row.name}: {_too_long(document, self._max_tokens)}")
+            reason = document.reason if document.expected else f"unreadable: {document.reason}"
+            skipped.append((row.name, reason))
             if self._strict:
-                line = self._folder / skipped[-1]
+                line = f"{self._folder / row.name}: {reason}"
                 raise InputError(f"{line}; shorten it, or set odd rows aside with --skip-bad")
         Part.of(documents, _hash(documents), tuple(skipped)).write(task.out)
+
+    def _of_row(self, row: RowToWrite, found: Dialogue) -> Document:
+        document = self._document(found, [self._open(path)[place] for path, place in row.codes])
+        if len(document) > self._max_tokens:
+            raise InputError(_too_long(document, self._max_tokens))
+        return document
 
     def _document(self, found: Dialogue, shown: Sequence[Vision]) -> Document:
         turns = [

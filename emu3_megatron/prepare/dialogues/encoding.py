@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from emu3_megatron.config.dialogues import DialoguesConfig
 from emu3_megatron.errors import InputError
@@ -17,6 +18,7 @@ from emu3_megatron.media.videos import read_overview
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.dialogues.codes_files import read_errors, write_codes
 from emu3_megatron.prepare.dialogues.shown import FileState, Shown, read_inside
+from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.workspace import Workspace, digest, stable_chunks
 from emu3_megatron.vision.tokenizer import TEMPORAL_FACTOR
 from emu3_megatron.vocabulary import Vocabulary
@@ -70,21 +72,31 @@ class EncodeShown:
         errors: dict[int, str] = {}
         inside = dict(read_inside(self._sources, task.shown))
         for place, shown in enumerate(task.shown):
-            try:
-                if shown.kind == "video":
-                    found[place] = self._clip(shown.name)
-                else:
-                    images[place] = self._image(shown, inside.get(shown.name))
-            except UnreadableError as error:
-                errors[place] = f"unreadable: {shown.name}: {error.reason}"
-                if self._strict:
-                    raise InputError(
-                        f"{task.rows[place]}: {errors[place]}; repair it, or set odd rows aside "
-                        "with --skip-bad"
-                    ) from None
+            one = self._read(shown, inside.get(shown.name))
+            if isinstance(one, Failed):
+                errors[place] = f"unreadable: {shown.name}: {one.reason}"
+                self._refuse(f"{task.rows[place]}: {errors[place]}")
+            elif isinstance(one, Vision):
+                found[place] = one
+            else:
+                images[place] = one
         codes = self._coder.images(list(images.values()))
         found.update({p: Vision.image(c) for p, c in zip(images, codes, strict=True)})
         write_codes(task.out, found, errors, self._type)
+
+    def _refuse(self, reason: str) -> None:
+        if self._strict:
+            raise InputError(f"{reason}; repair it, or set odd rows aside with --skip-bad")
+
+    def _read(self, shown: Shown, data: bytes | None) -> Image.Image | Vision | Failed:
+        """An image, or a clip's codes: images are encoded together."""
+        name = str(shown)
+        if shown.kind != "video":
+            return attempt(name, partial(self._image, shown, data))
+        clip = attempt(name, partial(self._frames, shown.name))
+        if isinstance(clip, Failed):
+            return clip
+        return attempt(name, partial(self._encoded, *clip), timed=False)
 
     def _image(self, shown: Shown, data: bytes | None) -> Image.Image:
         if shown.kind == "inside":
@@ -95,7 +107,8 @@ class EncodeShown:
         _refuse_narrow(shown.name, *image.size)
         return resize_within(image, self._config.min_area, self._config.max_area)
 
-    def _clip(self, name: str) -> Vision:
+    def _frames(self, name: str) -> tuple[Tensor, float]:
+        """A clip's pixels, and their frames a second."""
         config, path = self._config, self._media / name
         try:
             pixels_tchw, fps = read_overview(
@@ -107,6 +120,9 @@ class EncodeShown:
             raise UnreadableError(path, str(error).removeprefix(f"{path}: ")) from None
         if len(pixels_tchw) < TEMPORAL_FACTOR:
             raise UnreadableError(path, f"{len(pixels_tchw)} frames at {fps:g} a second, too short")
+        return pixels_tchw, fps
+
+    def _encoded(self, pixels_tchw: Tensor, fps: float) -> Vision:
         codes_fhw = self._coder.clip(pixels_tchw)
         return Vision.clip(codes_fhw, fps, round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3))
 

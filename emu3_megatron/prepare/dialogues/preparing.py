@@ -143,10 +143,9 @@ class _Run:
             self.workspace, KIND, settings, tasks, make, vocabulary, "row", on_device=False
         )
         rows = [row for group in groups for row in group.rows]
-        too_long = dict(line.rsplit(": too long: ", 1) for line in made.skipped)
+        reasons = dict(made.skipped)
         for row in rows:
-            if reason := too_long.get(_name(row)):
-                _set_aside(row, f"too long: {reason}")
+            _set_aside(row, reasons.get(_name(row)))
         self._refuse_odd(rows)
         return {
             "settings": settings,

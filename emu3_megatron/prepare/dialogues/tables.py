@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from emu3_megatron.prepare.dialogues.parsing import (
 )
 from emu3_megatron.prepare.dialogues.rows import read_rows
 from emu3_megatron.prepare.dialogues.shown import Shown, inside_name
+from emu3_megatron.prepare.items import Failed, attempt, attempt_each
 from emu3_megatron.prepare.tables import Row, read_groups, write_groups
 
 GROUP = 512  # rows of a file that become a part together
@@ -36,11 +38,20 @@ class ReadRows:
         self._folder = folder
 
     def __call__(self, task: ReadTask) -> None:
-        rows = (
-            {"source": task.source, "row": number, **_parsed(row, task.source, number)}
-            for number, row in read_rows(self._folder / task.source)
-        )
-        write_groups(task.out, "dialogue rows", _grouped(rows, GROUP))
+        write_groups(task.out, "dialogue rows", _grouped(self._rows(task.source), GROUP))
+
+    def _rows(self, source: str) -> Iterator[Row]:
+        """Rows of a file; where it cannot be read any further, one that says so."""
+        number = -1
+        for found in attempt_each(source, read_rows(self._folder / source)):
+            if isinstance(found, Failed):
+                yield {"source": source, "row": number + 1, **_odd(f"unreadable: {found.reason}")}
+                return
+            number, row = found
+            parsed = attempt(f"{source}: row {number}", partial(_parsed, row, source, number))
+            if isinstance(parsed, Failed):
+                parsed = _odd(f"unreadable: {parsed.reason}")
+            yield {"source": source, "row": number, **parsed}
 
 
 def _grouped(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
@@ -54,19 +65,25 @@ def _grouped(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield group
 
 
+def _odd(reason: str) -> Row:
+    return {"error": reason, "shown": [], "turns": 0}
+
+
 def _parsed(row: Any, source: str, number: int) -> Row:
     try:
         dialogue = parse_row(row)
     except OddRowError as error:
-        return {"error": str(error), "shown": [], "turns": 0}
+        return _odd(str(error))
     shown = [_shown(medium, source, number, i) for i, medium in enumerate(dialogue.media)]
+    text = json.dumps(
+        {"turns": [asdict(turn) for turn in dialogue.turns], "system": dialogue.system},
+        ensure_ascii=False,
+    )
+    text.encode()  # a lone surrogate, which JSON can spell, is no text
     return {
         "shown": [str(one) for one in shown],
         "turns": len(dialogue.turns),
-        "dialogue": json.dumps(
-            {"turns": [asdict(turn) for turn in dialogue.turns], "system": dialogue.system},
-            ensure_ascii=False,
-        ),
+        "dialogue": text,
     }
 
 
