@@ -21,6 +21,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import UnreadableError, reason_of
 from emu3_megatron.media.frames import conversions, shown_image, shown_size
 from emu3_megatron.media.images import check_aspect, size_for_area, to_pixels
+from emu3_megatron.media.packets import decode_packets
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ def read_frames(path: str | Path, start: float = 0) -> Iterator[Frame]:
         start: seconds; reading begins at a frame before it, from which decoding can begin.
 
     Raises:
-        UnreadableError: the file cannot be read, is damaged, or holds no video.
+        UnreadableError: the file cannot be read, or holds no video of which a frame can be decoded.
     """
     try:
         with _open(path) as container:
@@ -88,7 +89,7 @@ def read_frames(path: str | Path, start: float = 0) -> Iterator[Frame]:
             if start > 0 and timed:  # of frames without times nobody knows where a seek ends
                 container.seek(int((start + begin) * av.time_base))
             step, time = 1 / (_stated_rate(stream) or 1), None
-            for number, frame in enumerate(container.decode(stream)):
+            for number, frame in enumerate(decode_packets(container, stream)):
                 if timed and frame.time is not None:
                     time = frame.time - begin
                 else:

@@ -15,7 +15,7 @@ import numpy as np
 from emu3_megatron.config.prepare import TextConfig
 from emu3_megatron.data.shards.store import TRAINED
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import find_files
+from emu3_megatron.media.files import UnreadableError, find_files, reason_of
 from emu3_megatron.prepare.items import Failed, attempt, attempt_each
 from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
 from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
@@ -32,7 +32,7 @@ Decode = Callable[[Any], str]
 
 @dataclass(frozen=True)
 class Range:
-    """A stretch of a file: bytes, or row groups of Parquet."""
+    """A stretch of a file: bytes, or row groups of Parquet; none where its footer is damaged."""
 
     source: str
     start: int
@@ -41,10 +41,11 @@ class Range:
     @property
     def name(self) -> str:
         """Of what cannot be read of it; a file's own where it is read from its beginning."""
-        if not self.start:
+        if self.start == self.end:
             return self.source
-        of = "row group" if self.source.lower().endswith(".parquet") else "byte"
-        return f"{self.source}: {of} {self.start} and on"
+        if self.source.lower().endswith(".parquet"):
+            return f"{self.source}: row group {self.start}"
+        return f"{self.source}: byte {self.start} and on" if self.start else self.source
 
 
 @dataclass(frozen=True)
@@ -174,17 +175,28 @@ def lines_between(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, b
 
 
 def _row_groups(path: Path, column: str, part: Range) -> Iterator[tuple[str, str]]:
-    import pyarrow as pa
+    file = _open_parquet(path)
+    if column not in file.schema_arrow.names:
+        raise UnreadableError(path, f"no column {column!r}")
+    for group in range(part.start, part.end):
+        try:
+            values = file.read_row_group(group, columns=[column]).column(column).to_pylist()
+        except Exception as error:  # pyarrow raises what the damage leads it to
+            rows = file.metadata.row_group(group).num_rows
+            raise UnreadableError(
+                path, f"damaged ({reason_of(error)}); its {rows:,} texts are left out"
+            ) from None
+        for row, value in enumerate(values):
+            yield f"{part.source}: row group {group}, row {row}", value
+
+
+def _open_parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        for group in range(part.start, part.end):
-            values = file.read_row_group(group, columns=[column]).column(column)
-            for row, value in enumerate(values.to_pylist()):
-                yield f"{part.source}: row group {group}, row {row}", value
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{path}: no column {column!r} can be read ({error})") from None
+        return pq.ParquetFile(path)
+    except Exception as error:  # pyarrow raises what the damage leads it to
+        raise UnreadableError(path, f"not a readable Parquet file ({reason_of(error)})") from None
 
 
 def refuse_missing_column(config: TextConfig) -> None:
@@ -280,13 +292,11 @@ def _ranges(path: Path, source: str, range_bytes: int) -> Iterator[tuple[Range, 
 
 
 def _parquet_ranges(path: Path, source: str) -> Iterator[tuple[Range, int]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        metadata = pq.ParquetFile(path).metadata
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+        metadata = _open_parquet(path).metadata
+    except UnreadableError:
+        yield Range(source, 0, 0), path.stat().st_size  # reading it says why
+        return
     for group in range(metadata.num_row_groups):
         yield Range(source, group, group + 1), metadata.row_group(group).total_byte_size
 

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from support.shards import write_by_megatron
 
@@ -97,6 +98,26 @@ def test_we_read_what_stock_megatron_wrote(tmp_path, vocabulary):
 
     assert [store.read(i).tolist() for i in range(2)] == [[1, 2, 3], [4, 5]]
     assert [store.document(i).spans[0].trained for i in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2], ids=["first", "between", "last"])
+def test_a_document_without_sequences_is_read_as_megatron_wrote_it(tmp_path, vocabulary, empty):
+    texts = [[1, 2, 3], [4, 5]]
+    builder = IndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.int32)
+    for number in range(3):
+        if number != empty:
+            builder.add_item(torch.tensor(texts[number - (number > empty)]))
+        builder.end_document()
+    builder.finalize(str(tmp_path / "a.idx"))
+
+    store = TokenStore(tmp_path / "a", vocabulary)
+
+    found = [store.read(i).tolist() for i in range(3)]
+    assert [one for one in found if one] == texts
+    assert found[empty] == []
+    assert store.document_lengths.tolist() == [len(one) for one in found]
+    assert [len(store.document(i)) for i in range(3)] == [len(one) for one in found]
+    assert store.is_text().tolist() == [number != empty for number in range(3)]
 
 
 def test_stock_shards_without_modes_are_all_trained(tmp_path, vocabulary):

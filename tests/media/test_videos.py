@@ -190,14 +190,30 @@ def test_what_is_no_video_is_refused_and_nothing_else_says_so(tmp_path, capfd, r
     assert capfd.readouterr() == ("", "")
 
 
-def test_damage_on_the_way_is_refused(clip_path, tmp_path):
-    data = bytearray(clip_path.read_bytes())
+def damaged(path, folder, size=200):
+    """A copy of a video with so many bytes of a frame overwritten."""
+    data = bytearray(path.read_bytes())
     middle = data.index(b"mdat") + 4 + 700  # the encoder's own words come first
-    data[middle : middle + 200] = b"\xff" * 200
-    (tmp_path / "damaged.mp4").write_bytes(data)
+    data[middle : middle + size] = b"\xff" * size
+    copy = folder / f"damaged{path.suffix}"
+    copy.write_bytes(data)
+    return copy
 
+
+def test_what_damaged_packets_show_is_left_out_and_the_rest_is_read(clip_path, tmp_path):
+    frames = list(read_frames(damaged(clip_path, tmp_path)))
+
+    assert 0 < len(frames) < 20
+    assert [frame.number for frame in frames] == list(range(len(frames)))
+    times = [frame.time for frame in frames]
+    assert times == sorted(times)
+    again = [frame.time for frame in read_frames(damaged(clip_path, tmp_path))]
+    assert again == times
+
+
+def test_a_video_of_which_no_frame_decodes_is_refused(clip_path, tmp_path):
     with pytest.raises(InputError, match=r"damaged\.mp4: not a readable video"):
-        list(read_frames(tmp_path / "damaged.mp4"))
+        list(read_frames(damaged(clip_path, tmp_path, size=100_000)))
 
 
 def test_sound_alone_is_no_video(tmp_path):

@@ -165,8 +165,41 @@ def test_a_file_of_another_kind_is_named(run, texts):
 def test_a_parquet_file_without_the_column_is_named(run, texts):
     pq.write_table(pa.table({"body": ["eins"]}), texts / "b.parquet")
 
-    with pytest.raises(InputError, match=r"b\.parquet: no column 'text'"):
-        run()
+    recipe, manifest = run()
+
+    (row,) = read_table(recipe.out / "text.parquet")
+    assert row["reason"] == "b.parquet: row group 0: no column 'text'"
+    assert manifest["kinds"]["text"]["set_aside"]["unreadable"] == 1
+    with pytest.raises(InputError, match=r"b\.parquet: row group 0: no column 'text'; repair"):
+        run("strict", strict=True)
+
+
+def test_a_damaged_row_group_is_set_aside_alone(run, texts):
+    rows = [f"row {i} " * 20 for i in range(6)]
+    path = texts / "b.parquet"
+    pq.write_table(pa.table({"text": rows}), path, row_group_size=2, compression="gzip")
+    begins = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[begins : begins + 60] = b"\xff" * 60
+    path.write_bytes(data)
+
+    recipe, manifest = run()
+
+    (row,) = read_table(recipe.out / "text.parquet")
+    assert row["reason"].startswith("b.parquet: row group 1: damaged (")
+    assert row["reason"].endswith("; its 2 texts are left out")
+    assert manifest["kinds"]["text"]["kept"] == len(LINES) + 4
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and nothing else PAR1"])
+def test_a_file_that_is_no_parquet_is_set_aside(run, texts, content):
+    (texts / "b.parquet").write_bytes(content)
+
+    recipe, manifest = run()
+
+    (row,) = read_table(recipe.out / "text.parquet")
+    assert row["reason"].startswith("b.parquet: not a readable Parquet file (")
+    assert manifest["kinds"]["text"]["kept"] == len(LINES)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,6 @@ def _is_consistent(index: Index) -> bool:
         and np.array_equal(index.pointers[1:], ends[:-1])
         and borders[0] == 0
         and borders[-1] == len(index.lengths)
-        and np.all(borders[:-1] < borders[1:])
+        and np.all(borders[:-1] <= borders[1:])  # Megatron writes documents without sequences
         and set(np.unique(index.modes)) <= {0, 1}
     )

@@ -110,7 +110,12 @@ class TokenStore:
         return np.diff(self._first_tokens(), append=self.num_tokens)
 
     def _first_tokens(self) -> np.ndarray:
-        return self._index.pointers[self._index.first_sequences[:-1]] // TOKEN_BYTES
+        first_sequences = self._index.first_sequences[:-1]
+        # Documents without sequences that come last begin where the tokens end.
+        some = first_sequences < len(self._index.pointers)
+        first_tokens = np.full(len(first_sequences), self.num_tokens, np.int64)
+        first_tokens[some] = self._index.pointers[first_sequences[some]] // TOKEN_BYTES
+        return first_tokens
 
     def is_text(self) -> np.ndarray:
         """Which documents are a single span of text, bool [documents]."""
@@ -137,8 +142,11 @@ class TokenStore:
         """
         index = self._index
         # `item` is the quickest way to a single number.
-        first = index.pointers.item(index.first_sequences.item(document)) // TOKEN_BYTES
+        first_sequence = index.first_sequences.item(document)
         last = index.first_sequences.item(document + 1) - 1
+        if last < first_sequence:  # a document of Megatron's without sequences
+            return self._tokens[:0]
+        first = index.pointers.item(first_sequence) // TOKEN_BYTES
         end = index.pointers.item(last) // TOKEN_BYTES + index.lengths.item(last)
         begin = first + start
         stop = end if length is None else begin + length
@@ -154,7 +162,7 @@ class TokenStore:
     def document(self, document: int) -> Document:
         """A document with its spans, as it was written."""
         lengths, modes = self.spans(document)
-        pieces = np.split(self.read(document), np.cumsum(lengths)[:-1])
+        pieces = np.split(self.read(document), np.cumsum(lengths)[:-1])[: len(lengths)]
         return Document(tuple(Span(p, m == TRAINED) for p, m in zip(pieces, modes, strict=True)))
 
     def check_all(self) -> Sidecar:
