@@ -69,6 +69,7 @@ class ScoreImages:
     def _scores(self, decoded: DecodedImage) -> Row:
         image = decoded.image
         pixels = np.asarray(image)
+        has_ocr = self._config.ocr and _shape_fault(*image.size, self._config) is None
         return {
             "width": image.width,
             "height": image.height,
@@ -76,7 +77,7 @@ class ScoreImages:
             "quality": self._quality([image])[0],
             "quality_by": self._quality_by,
             "colour": colourfulness(image),
-            "text_area": self._text_area(pixels) if self._config.ocr else None,
+            "text_area": self._text_area(pixels) if has_ocr else None,
             "near_hash": f"{difference_hash(image):016x}",
         }
 
@@ -85,7 +86,9 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     """Rows of all photos of the source folder, in the order of their paths."""
     files = find_files(config.source, IMAGE_SUFFIXES)
     sources = [path.relative_to(config.source).as_posix() for path in files]
-    settings = config.model_dump(mode="json", include={"quality", "ocr"})
+    # Without OCR no score depends on the limits of the shape.
+    fields = {"quality", "ocr", *(("min_side", "max_aspect") if config.ocr else ())}
+    settings = config.model_dump(mode="json", include=fields)
     folder = workspace.work("images", "scores")
     tasks = [
         ScoreTask(folder / f"{digest(settings, _states(config, some))}.parquet", some)
@@ -110,12 +113,18 @@ def decide_images(rows: Sequence[Row], config: ImagesConfig) -> None:
         row["kept"] = row["reason"] is None
 
 
-def _fault(row: Row, config: ImagesConfig) -> str | None:
-    short, long = sorted((row["width"], row["height"]))
+def _shape_fault(width: int, height: int, config: ImagesConfig) -> str | None:
+    short, long = sorted((width, height))
     if short < config.min_side:
-        return f"too small: {row['width']}x{row['height']}"
+        return f"too small: {width}x{height}"
     if long > config.max_aspect * short:
-        return f"too narrow: {row['width']}x{row['height']}"
+        return f"too narrow: {width}x{height}"
+    return None
+
+
+def _fault(row: Row, config: ImagesConfig) -> str | None:
+    if fault := _shape_fault(row["width"], row["height"], config):
+        return fault
     if row["quality"] >= config.min_quality:
         return None
     poor = f"low quality: {row['quality']:.2f}"

@@ -12,7 +12,7 @@ from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig
 from emu3_megatron.media.writers import write_clip
 from emu3_megatron.prepare.clips import ScoreClips, decide_clips
 from emu3_megatron.prepare.images import ScoreImages, ScoreTask, decide_images
-from emu3_megatron.prepare.scores.ocr import TextArea
+from emu3_megatron.prepare.scores.ocr import TextArea, bounded
 from emu3_megatron.prepare.tables import read_table
 
 
@@ -33,6 +33,35 @@ def test_the_weights_need_no_network(page, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asks the network"))
 
     assert TextArea()(np.asarray(page)) == pytest.approx(0.42781, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [(1, 40), (600, 1), (30, 1200), (9000, 40)])
+def test_a_narrow_picture_costs_no_more_than_others(size):
+    width, height = size
+
+    pixels_hwc, area = bounded(np.zeros((height, width, 3), np.uint8))
+
+    short, long = sorted(pixels_hwc.shape[:2])
+    assert long <= min(2000, 5 * short)
+    assert (pixels_hwc == 0).all(-1).sum() == area
+
+
+def test_text_on_a_narrow_picture_is_found(page):
+    narrow = np.asarray(page)[20:90]  # 384 x 70
+
+    assert TextArea()(narrow) > 0.3
+    assert TextArea()(narrow[:5]) == 0  # lower than a letter
+
+
+@pytest.mark.parametrize("size", [(64, 48), (120, 20)])
+def test_what_is_too_small_or_narrow_is_not_read(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    scores = ScoreImages(ImagesConfig(source=tmp_path, min_side=64, max_aspect=5), "cpu")
+    scores._text_area = lambda pixels: pytest.fail("was read")
+
+    row = scores.score("a.png")
+
+    assert row["text_area"] is None
 
 
 def test_a_poor_photo_of_text_is_not_rescued(page, tmp_path):

@@ -169,7 +169,7 @@ def _cause(error: BaseException) -> str:
     """What happened first; what libraries say on top of it tells less."""
     while earlier := error.__cause__ or error.__context__:
         error = earlier
-    if isinstance(error, OSError) and (error.errno or 0) > 0:
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return str(error) or type(error).__name__
 
