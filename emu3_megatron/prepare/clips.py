@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emu3_megatron.config.prepare import ClipsConfig
 from emu3_megatron.grammar import Document, captioned_clip
-from emu3_megatron.media.files import VIDEO_SUFFIXES, UnreadableError, find_files
+from emu3_megatron.media.files import VIDEO_SUFFIXES, UnreadableError, find_files, name_of, path_of
 from emu3_megatron.media.images import shrink, size_for_area
 from emu3_megatron.media.videos import (
     Frame,
@@ -69,7 +69,7 @@ class ScoreClips:
     def score(self, source: str) -> list[Row]:
         """Rows of the clips of one video, by its path inside the source folder."""
         row: Row = {"source": source}
-        clips = attempt(source, partial(self._read, self._config.source / source, row))
+        clips = attempt(source, partial(self._read, path_of(self._config.source, source), row))
         if isinstance(clips, Failed):
             return [{**row, "error": clips.reason}]
         return [{**row, **scores} for scores in clips]
@@ -147,7 +147,7 @@ class _KeptFrames:
 def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     """Rows of all clips of the source folder's videos, in order."""
     files = find_files(config.source, VIDEO_SUFFIXES)
-    sources = [path.relative_to(config.source).as_posix() for path in files]
+    sources = [name_of(path, config.source) for path in files]
     settings = config.model_dump(mode="json", include=_SCORE_FIELDS)
     folder = workspace.work("clips", "scores")
     tasks = [
@@ -202,7 +202,7 @@ def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
     first, frames = row["start_frame"], _frames(row)
     number = min(CAPTION_FRAMES, frames)
     wanted = {first + (2 * i + 1) * frames // (2 * number) for i in range(number)}
-    found = islice(with_progress(read_frames(folder / row["source"])), row["end_frame"])
+    found = islice(with_progress(read_frames(path_of(folder, row["source"]))), row["end_frame"])
     return [frame.image() for frame in found if frame.number in wanted]
 
 
@@ -244,7 +244,7 @@ class EncodeClips:
 
     def _pixels(self, row: Row, stride: int) -> Tensor:
         """Pixels [t, 3, h, w] of the clip's frames that are coded."""
-        path = self._config.source / row["source"]
+        path = path_of(self._config.source, row["source"])
         frames = islice(with_progress(read_frames(path)), row["start_frame"], row["end_frame"])
         images = (frame.image() for frame in even_frames(frames, row, stride))
         pixels_tchw = clip_pixels(images, self._config.area)

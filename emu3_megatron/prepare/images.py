@@ -11,7 +11,7 @@ from PIL import Image
 
 from emu3_megatron.config.prepare import ImagesConfig
 from emu3_megatron.grammar import Document, captioned_image, understanding
-from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_files
+from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_files, name_of, path_of
 from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
@@ -58,7 +58,7 @@ class ScoreImages:
     def score(self, source: str) -> Row:
         """The row of one photo, by its path inside the source folder."""
         row: Row = {"source": source}
-        scores = attempt(source, partial(self._read, self._config.source / source, row))
+        scores = attempt(source, partial(self._read, path_of(self._config.source, source), row))
         return {**row, **({"error": scores.reason} if isinstance(scores, Failed) else scores)}
 
     def _read(self, path: Path, row: Row) -> Row:
@@ -85,7 +85,7 @@ class ScoreImages:
 def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     """Rows of all photos of the source folder, in the order of their paths."""
     files = find_files(config.source, IMAGE_SUFFIXES)
-    sources = [path.relative_to(config.source).as_posix() for path in files]
+    sources = [name_of(path, config.source) for path in files]
     # Without OCR no score depends on the limits of the shape.
     fields = {"quality", "ocr", *(("min_side", "max_aspect") if config.ocr else ())}
     settings = config.model_dump(mode="json", include=fields)
@@ -163,7 +163,7 @@ def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Ro
 
 
 def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
-    return [read_image(folder / row["source"]).image]
+    return [read_image(path_of(folder, row["source"])).image]
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class EncodeImages:
         Part.of(documents, inputs, tuple(skipped)).write(task.out)
 
     def _image(self, row: Row) -> Image.Image:
-        path = self._config.source / row["source"]
+        path = path_of(self._config.source, row["source"])
         data = path.read_bytes()
         if content_hash(data) != row["content"]:
             raise UnreadableError(path, "changed while it was prepared; run the command again")

@@ -15,7 +15,7 @@ import numpy as np
 from emu3_megatron.config.prepare import TextConfig
 from emu3_megatron.data.shards.store import TRAINED
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import UnreadableError, find_files, reason_of
+from emu3_megatron.media.files import UnreadableError, find_files, name_of, path_of, reason_of
 from emu3_megatron.prepare.items import Failed, attempt, attempt_each
 from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
 from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
@@ -134,7 +134,7 @@ def read_texts(config: TextConfig, part: Range) -> Iterator[tuple[str, Decode, A
 
     A text is a line of .jsonl, a value of .parquet, or a whole .txt.
     """
-    path = config.source / part.source if config.source.is_dir() else config.source
+    path = path_of(config.source, part.source) if config.source.is_dir() else config.source
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         for where, value in _row_groups(path, config.column, part):
@@ -236,9 +236,7 @@ def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[
     """Ranges of all files, in order, about `range_bytes` a task."""
     folder, paths = _files(config.source)
     found = (
-        pair
-        for path in paths
-        for pair in _ranges(path, path.relative_to(folder).as_posix(), config.range_bytes)
+        pair for path in paths for pair in _ranges(path, name_of(path, folder), config.range_bytes)
     )
     tasks: list[TextTask] = []
     waiting: list[Range] = []

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
+from emu3_megatron.media.files import path_of
 from emu3_megatron.prepare.executors import MakeWorker, run_tasks
 
 FORMAT = "emu3-megatron/prepared/1"
@@ -162,8 +163,9 @@ def file_state(folder: Path, source: str) -> tuple[str, int, int]:
 
 
 def state_or_missing(folder: Path, source: str) -> tuple[str, int, int]:
-    """The same; of a file that went away too, of which reading it will tell."""
+    """The same of a file that `name_of` named; also when it went away, as reading it will tell."""
     try:
-        return file_state(folder, source)
+        state = path_of(folder, source).stat()
+        return source, state.st_size, state.st_mtime_ns
     except (OSError, ValueError):
         return source, -1, -1

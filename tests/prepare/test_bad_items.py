@@ -1,6 +1,7 @@
 """One bad item never stops a run, at whatever stage it fails, and is always named."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from support.media import encoded
 
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import path_of
 from emu3_megatron.media.writers import write_clip
 from emu3_megatron.prepare import clips, images
 from emu3_megatron.prepare.checking import check_prepared
@@ -158,3 +160,33 @@ def test_a_caption_that_is_no_text_sets_its_photo_aside(recipe, tmp_path):
     assert reasons(tmp_path / "out", "images") == {"0.png": "no caption: not UTF-8 text"}
     with pytest.raises(InputError, match=r"0\.png: no caption: not UTF-8 text; repair"):
         prepare(recipe("images", strict=True, **section), ["images"])
+
+
+def test_names_of_every_kind_are_kept_and_find_their_captions(recipe, tmp_path):
+    source = tmp_path / "source"
+    names = [
+        b"latin-\xe9.png",
+        rb"not-\xe9.png",
+        b"a: colon.png",
+        "e\u0301.png".encode(),
+        b"dot.png",
+    ]
+    for i, name in enumerate(names):
+        photo(source / os.fsdecode(name), seed=i)
+    for name in ("e\u0301.txt", "dot.txt"):
+        (source / name).unlink()
+    (source / "dot.txt").mkdir()  # a folder is no caption
+    listed = tmp_path / "captions.jsonl"
+    rows = [{"file": "\u00e9.png", "caption": "b"}, {"file": "./dot.png", "caption": "c"}]
+    listed.write_text("\n".join(map(json.dumps, rows)))
+
+    prepare(recipe("images", min_side=32, captions={"manifest": listed}), ["images"])
+
+    found = read_table(tmp_path / "out" / "images.parquet")
+    assert all(row["kept"] for row in found)
+    written = [row["source"] for row in found]
+    assert r"latin-\xe9.png" in written
+    assert r"not-\x5cxe9.png" in written
+    assert sorted(os.fsencode(path_of(source, name).name) for name in written) == sorted(names)
+    write_page(tmp_path / "out", tmp_path / "page.html", None, 9)
+    assert r"latin-\xe9.png" in (tmp_path / "page.html").read_text()

@@ -1,10 +1,13 @@
 """Reads captions from a manifest, or from the .txt beside a file."""
 
+import posixpath
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.prepare import CaptionConfig
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import path_of
 from emu3_megatron.prepare.tables import read_records
 
 _BOM = "\ufeff"  # that some editors write before a text
@@ -38,6 +41,7 @@ class Captions:
 
     def _add(self, config: CaptionConfig, row: dict[str, Any], where: str) -> None:
         source = row[config.file_column]
+        source = _key(source)
         captions = self._listed.setdefault(source, [])  # several rows of a file are several, too
         for column in config.columns:
             try:
@@ -53,17 +57,22 @@ class Captions:
         Raises:
             InputError: what stands there is no text.
         """
-        if refused := self._refused.get(source):
+        if refused := self._refused.get(_key(source)):
             raise InputError(refused)
-        if listed := self._listed.get(source):
+        if listed := self._listed.get(_key(source)):
             return listed
-        file = (self._folder / source).with_suffix(".txt")
+        file = path_of(self._folder, source).with_suffix(".txt")
         try:
             return _texts(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return []
         except UnicodeDecodeError:
             raise InputError(f"its caption {file.name} is not UTF-8 text") from None
+
+
+def _key(name: str) -> str:
+    """One for all spellings of a name: ./a.png is a.png, and letters with accents are composed."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def _texts(value: Any) -> list[str]:
