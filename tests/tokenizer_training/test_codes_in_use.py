@@ -29,7 +29,7 @@ def recipe_of(folder: Path, photos: Path, **codebook):
         network={"codebook_size": CODES, "channel_multiplier": (1, 1, 2, 4)},
         data={"area": 512 * 512, "crop": 128, "zoom": 2, "flip": True},
         batch={"size": 8},
-        codebook={"plain_steps": 72, "restart_after": 0, **codebook},
+        codebook={"plain_steps": 88, "window": 2, "restart_after": 0, **codebook},
         batch_norm_steps=48,
         optimizer={"lr": 1e-3, "beta2": 0.99, "muon": {"lr": 3e-3}},
     )
