@@ -34,6 +34,7 @@ def main() -> None:
     reliability_section()
     preparing_section()
     digits_section()
+    tokenizer_section()
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -276,6 +277,42 @@ def preparing_section() -> None:
 def digits_section() -> None:
     """Rewrite the measured table in docs/tuning.md."""
     _replace("tuning", "digits table", _digits())
+
+
+def tokenizer_section() -> None:
+    """Rewrite the measured tables in docs/tokenizer.md."""
+    _replace("tokenizer", "quality table", _tokenizer_quality())
+
+
+def _tokenizer_quality() -> str:
+    """Each run at each size, and below it the baselines with as many codes."""
+    result = _load("tokenizer_quality")
+    blocks = [
+        f"{result['device']}, one core, other work beside it; "
+        f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}."
+    ]
+    for row in result["rows"]:
+        lines = []
+        for size in row["sizes"]:
+            image = size["image"]
+            found = {"the tokenizer": image, **image["baselines"]}
+            lines += [
+                [
+                    size["size"],
+                    name,
+                    f"{m['PSNR']:.2f}",
+                    f"{m['SSIM']:.3f}",
+                    f"{m['sharpness']:.2f}",
+                ]
+                for name, m in found.items()
+            ]
+        keys = ", ".join(f"`{override}`" for override in row["overrides"])
+        blocks += [
+            f"**{row['case']}**: `{row['recipe']}`{f' with {keys}' if keys else ''}, "
+            f"{row['cpu_seconds']:,} CPU seconds, commit `{row['commit']}` ({row['note']}).",
+            _table(["pixels", "", "PSNR, dB", "SSIM", "sharpness"], lines),
+        ]
+    return "\n\n".join(blocks)
 
 
 def _replace(document: str, name: str, table: str) -> None:
