@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import describe_machine
-from PIL import Image
+from PIL import Image, ImageOps
 
 SHOWN, SIDE = 8, 160
 
@@ -106,7 +106,7 @@ def picture(run: Path, path: Path) -> None:
         half = pair.width // 2
         for row in range(2):
             one = pair.crop((row * half, 0, (row + 1) * half, pair.height))
-            one.thumbnail((SIDE, SIDE))
+            one = ImageOps.contain(one, (SIDE, SIDE))
             sheet.paste(one, (column * SIDE, row * SIDE))
     sheet.save(path, quality=90)
 
