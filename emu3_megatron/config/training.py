@@ -123,11 +123,16 @@ class DecoderRecipe(Config):
     @classmethod
     def of(cls, path: Path, about: Mapping[str, Any]) -> "DecoderRecipe":
         """That of a checkpoint, from its manifest. Raises InputError when it holds no decoder."""
-        if "model" not in about["recipe"]:
-            raise InputError(
-                f"{path}: a checkpoint of the vision tokenizer's training; name one of a decoder"
-            )
+        require_decoder(path, about)
         return cls.model_validate(about["recipe"])
+
+
+def require_decoder(path: Path, about: Mapping[str, Any]) -> None:
+    """Raise InputError unless a checkpoint, by its manifest, is a decoder's."""
+    if "model" not in about["recipe"]:
+        raise InputError(
+            f"{path}: a checkpoint of the vision tokenizer's training; name one of a decoder"
+        )
 
 
 class Recipe(Config):

@@ -7,7 +7,12 @@ from megatron.core import dist_checkpointing
 
 from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint, verify
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.training import BackendConfig, DecoderRecipe, ParallelConfig
+from emu3_megatron.config.training import (
+    BackendConfig,
+    DecoderRecipe,
+    ParallelConfig,
+    require_decoder,
+)
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.decoder import Decoder, build_decoder
 from emu3_megatron.parallel import Mesh
@@ -74,7 +79,8 @@ def check_model(path: Path, about: dict[str, Any], model: ModelConfig) -> None:
     Args:
         about: what the checkpoint's manifest says.
     """
-    saved = DecoderRecipe.of(path, about).model
+    require_decoder(path, about)
+    saved = ModelConfig.model_validate(about["recipe"]["model"])
     for field in _ARCHITECTURE:
         if getattr(saved, field) != getattr(model, field):
             raise InputError(

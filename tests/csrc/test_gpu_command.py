@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "tools" / "gpu.sh"
 TESTS = ["test_one", "test_two"]
 SANITIZERS = ["memcheck", "racecheck"]
-TIMINGS = ["dpo", "decoding_kernels", "tokenizer_encoding", "generation"]
+TIMINGS = ["dpo", "decoding_kernels", "tokenizer_encoding", "tokenizer_step", "generation"]
 TIMINGS += ["linear_cross_entropy", "ring_attention"]
 PARTS = ["build", *TESTS, *SANITIZERS, *TIMINGS]
 
