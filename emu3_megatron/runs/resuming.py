@@ -13,6 +13,7 @@ from emu3_megatron.checkpoints.folders import (
 from emu3_megatron.config.changes import Change, refuse_changes
 from emu3_megatron.config.runs import RunConfig
 from emu3_megatron.config.schedule import FallingConfig, ScheduleConfig
+from emu3_megatron.errors import InputError
 from emu3_megatron.parallel.votes import on_first_rank
 
 
@@ -53,3 +54,22 @@ def say_where_the_schedule_ends(schedule: ScheduleConfig, steps: int) -> None:
             "more"
         )
         on_first_rank(lambda: print(line))
+
+
+def completed_schedule(
+    schedule: ScheduleConfig, lr: float, steps: int, past: ScheduleConfig | None
+) -> ScheduleConfig:
+    """The schedule with its length: that of the first start, or the run's steps.
+
+    Args:
+        past: the checkpoint's, whose length a resumed run keeps.
+
+    Raises:
+        InputError: it does not fit that length.
+    """
+    completed = schedule.completed(getattr(past, "steps", None) or steps)
+    try:
+        completed.check(lr, steps)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return completed

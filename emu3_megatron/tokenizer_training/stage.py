@@ -11,7 +11,6 @@ from emu3_megatron.checkpoints.state import load_state
 from emu3_megatron.config.changes import changes
 from emu3_megatron.config.load import saved_recipe
 from emu3_megatron.config.tokenizer_training import TokenizerRecipe
-from emu3_megatron.errors import InputError
 from emu3_megatron.media.overlap import refuse_overlap
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
@@ -23,6 +22,7 @@ from emu3_megatron.runs.loop import take_steps
 from emu3_megatron.runs.resuming import (
     check_changes,
     checkpoint_to_resume,
+    completed_schedule,
     last_step,
     say_where_the_schedule_ends,
 )
@@ -73,14 +73,10 @@ def _completed(
     recipe: TokenizerRecipe, data: TokenizerFiles, before: TokenizerRecipe | None
 ) -> TokenizerRecipe:
     """The recipe with what its first start fills in: length of the schedule, hash of the files."""
-    past = getattr(before.optimizer.schedule, "steps", None) if before else None
-    schedule = recipe.optimizer.schedule.completed(past or recipe.run.steps)
-    try:
-        schedule.check(recipe.optimizer.lr, recipe.run.steps)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    optimizer, past = recipe.optimizer, before.optimizer.schedule if before else None
+    schedule = completed_schedule(optimizer.schedule, optimizer.lr, recipe.run.steps, past)
     filled: dict[str, Any] = {
-        "optimizer": recipe.optimizer.model_copy(update={"schedule": schedule}),
+        "optimizer": optimizer.model_copy(update={"schedule": schedule}),
         "data": data.section,
     }
     if recipe.run.init_from and recipe.trained != "new_codes":  # it comes with codes

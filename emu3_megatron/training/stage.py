@@ -32,6 +32,7 @@ from emu3_megatron.runs.metrics.log import Work
 from emu3_megatron.runs.resuming import (
     check_changes,
     checkpoint_to_resume,
+    completed_schedule,
     last_step,
     say_where_the_schedule_ends,
 )
@@ -144,14 +145,10 @@ def _completed(
     Raises:
         InputError: the schedule does not fit that length.
     """
-    past = getattr(before.optimizer.schedule, "steps", None) if before else None
-    schedule = recipe.optimizer.schedule.completed(past or recipe.run.steps)
-    try:
-        schedule.check(recipe.optimizer.lr, recipe.run.steps)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    optimizer, past = recipe.optimizer, before.optimizer.schedule if before else None
+    schedule = completed_schedule(optimizer.schedule, optimizer.lr, recipe.run.steps, past)
     filled = {
-        "optimizer": recipe.optimizer.model_copy(update={"schedule": schedule}),
+        "optimizer": optimizer.model_copy(update={"schedule": schedule}),
         "objective": getattr(objective, "section", recipe.objective),
         "data": getattr(data, "section", recipe.data),
     }
