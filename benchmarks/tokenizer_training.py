@@ -2,8 +2,8 @@
 
 Both take the same samples at the same batch size with the same losses (L2, codebook, commitment)
 and Adam, in processes of one thread that alternate; `samples_per_cpu_second` is the best of the
-rounds.
-A last row says what Muon adds to a step. Run it in a clone that has the old commit.
+rounds. `ours, bf16` has the recipes' `precision: bf16`, for which a CPU needs AVX-512 BF16 to gain;
+`muon` says what Muon adds to a step. Run it in a clone that has the old commit.
 
     python benchmarks/tokenizer_training.py --json FILE
 """
@@ -64,7 +64,7 @@ else:
         "run": {"dir": folder / "run", "steps": 1000}, "network": network,
         "data": {"images": folder, "area": side * side, "crop": None}, "batch": {"size": size},
         "codebook": {"plain_steps": 1, "restart_after": 0}, "batch_norm_steps": 0,
-        "optimizer": optimizer,
+        "optimizer": optimizer, "precision": "bf16" if which == "ours, bf16" else "fp32",
     })
     mesh = parallel.start()
     trainer = build_trainer(recipe, Samples(recipe.data, 0), mesh, lambda step, faults: None)
@@ -87,7 +87,8 @@ def main() -> None:
 def rows(quick: bool) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         old = _packages(_worktree(Path(folder) / "old"))
-        trees = {"before": old, "ours": _packages(ROOT), "muon": _packages(ROOT)}
+        ours = _packages(ROOT)
+        trees = {"before": old, **dict.fromkeys(("ours", "ours, bf16", "muon"), ours)}
         for case, side, size, steps in CASES[: 1 if quick else None]:
             best: dict[str, float] = {}
             for _ in range(2 if quick else ROUNDS):

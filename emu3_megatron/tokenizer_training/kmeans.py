@@ -4,6 +4,8 @@ import torch
 from emu3_kernels.nearest_code import nearest_code
 from torch import Tensor
 
+from emu3_megatron.vision.clustering import move_to_means
+
 FAR_AWAY = 1e4  # where codes lie that are out of use: no latent is near
 _AT_ONCE = 1 << 24  # distances
 _TAKEN = 0.002  # share of the guarded latents that may change their code
@@ -17,17 +19,8 @@ def fit(start_kc: Tensor, latents_nc: Tensor, rounds: int) -> Tensor:
     """
     means_kc = start_kc.clone()
     for _ in range(rounds):
-        _move(means_kc, nearest_code(latents_nc, means_kc), latents_nc, 0)
+        move_to_means(means_kc, nearest_code(latents_nc, means_kc), latents_nc)
     return means_kc
-
-
-def _move(book_kc: Tensor, codes_n: Tensor, latents_nc: Tensor, first: int) -> None:
-    """Codes from number `first` on go to the mean of the latents that are theirs."""
-    counts_k = codes_n.bincount(minlength=len(book_kc))
-    sums_kc = torch.zeros_like(book_kc).index_add_(0, codes_n, latents_nc)
-    moves_k = counts_k > 0
-    moves_k[:first] = False
-    book_kc[moves_k] = sums_kc[moves_k] / counts_k[moves_k, None]
 
 
 def fit_beside(
@@ -51,7 +44,7 @@ def fit_beside(
     new_kc = latents_nc[_weighted(distances_n, count, draw)]
     book_kc = torch.cat((old_kc, new_kc))
     for _ in range(rounds):
-        _move(book_kc, nearest_code(latents_nc, book_kc), latents_nc, len(old_kc))
+        move_to_means(book_kc, nearest_code(latents_nc, book_kc), latents_nc, len(old_kc))
     new_kc = book_kc[len(old_kc) :]
     if not len(guarded_nc):
         return new_kc

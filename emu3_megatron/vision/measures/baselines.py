@@ -14,6 +14,7 @@ from emu3_kernels.nearest_code import nearest_code
 from torch import Tensor
 
 from emu3_megatron.errors import InputError
+from emu3_megatron.vision.clustering import move_to_means
 from emu3_megatron.vision.files import At, Failed, Kind, batches
 from emu3_megatron.vision.measures.reconstruction import Codec
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
@@ -86,10 +87,7 @@ def k_means(rows_nc: Tensor, codes: int, draw: torch.Generator) -> Tensor:
     book_kc = different[torch.randperm(len(different), generator=draw)[:codes]]
     for _ in range(_ROUNDS):
         codes_n = nearest_code(rows_nc, book_kc)
-        count_k = codes_n.bincount(minlength=codes)
-        sum_kc = torch.zeros_like(book_kc).index_add_(0, codes_n, rows_nc)
-        unused_k = count_k == 0
-        book_kc = sum_kc / count_k.clamp(min=1)[:, None]
+        unused_k = move_to_means(book_kc, codes_n, rows_nc) == 0
         if missing := int(unused_k.sum()):
             error_n = (rows_nc - book_kc[codes_n]).square().sum(1)
             book_kc[unused_k] = rows_nc[error_n.topk(missing).indices]
