@@ -10,7 +10,7 @@ from emu3_megatron.config.tokenizer_training import TokenizerValidationConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_files
 from emu3_megatron.parallel import Mesh
-from emu3_megatron.vision.files import At
+from emu3_megatron.vision.files import At, kind_of
 from emu3_megatron.vision.measures.reconstruction import (
     Measured,
     codec_of,
@@ -90,13 +90,15 @@ class HeldOutFiles:
         tokenizer = self.tokenizer()
         if tokenizer is None:
             return
-        found: list[tuple[Path, Tensor, Tensor]] = []
-        images = [path for path in self.paths if path.suffix.lower() in IMAGE_SUFFIXES]
-        clips = [path for path in self.paths if path not in images]
-        chosen = images[: self.config.shown] + clips[: self.config.shown]
+        codec, at = codec_of(tokenizer), At(self.config.area)
         watch = lambda path, given, shown: found.append((path, given, shown))
-        measure(codec_of(tokenizer), chosen, At(self.config.area), watch=watch)
-        yield from found
+        for kind in ("image", "clip"):
+            found: list[tuple[Path, Tensor, Tensor]] = []
+            for path in (path for path in self.paths if kind_of(path) == kind):
+                if len(found) == self.config.shown:
+                    break
+                measure(codec, [path], at, watch=watch)
+            yield from found
 
 
 def _named(name: str) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,14 @@ def test_what_is_refused(tmp_path, tokenizer, files, emu3, words, said):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"not a picture")
     assert said in emu3("evaluate", "files", *words, code=2)
+
+
+def test_baselines_of_another_kind_are_said_to_be_missing(tmp_path, tokenizer, files, emu3):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(tmp_path / "files" / "a.png", photos)
+    said = emu3("evaluate", "files", *SIDE, "--baseline-from", "photos")
+    assert "--baseline-from: has no clips; the mean colour alone stands beside clips" in said
 
 
 def test_nan_is_refused_and_counted(tmp_path, tokenizer, files, emu3):

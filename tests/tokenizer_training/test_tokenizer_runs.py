@@ -401,6 +401,16 @@ def test_files_of_one_name_are_all_drawn(photos, tmp_path, mesh):
     assert len(drawn) == len(list((tmp_path / "drawn").iterdir())) == 18
 
 
+def test_a_file_that_cannot_be_read_takes_no_place_among_the_drawn(photos, tmp_path, mesh):
+    held_out = tmp_path / "held-out"
+    shutil.copytree(photos, held_out)
+    (held_out / "0.png").write_bytes(b"no picture")
+    tokenizer = start_tokenizer(tokenizer_recipe(tmp_path, photos), mesh).trainer.evaluated
+    section = TokenizerValidationConfig(every=1, images=held_out, area=1024, shown=2)
+    drawn = HeldOutFiles(section, lambda: tokenizer, mesh).shown()
+    assert [path.name for path, *_ in drawn] == ["1.png", "2.png"]
+
+
 def test_clips_are_trained_on_to_their_last_frame(photos, tmp_path, mesh):
     for fps in (8, 12):
         recipe = tokenizer_recipe(

@@ -158,6 +158,8 @@ def _write(
     said = conditions(sizes[0].at, job.independent_groups, images, clips)
     for failed in sizes[0].measured.failed:
         print(f"left out: {failed.path}: {failed.reason}")
+    for kind in _without_baselines(sizes[0]) if job.fitted_to else []:
+        print(f"--baseline-from: has no {kind}s; the mean colour alone stands beside {kind}s")
     print("\n".join(report(sizes, job.codes, said)))
     if not out:
         return
@@ -173,6 +175,18 @@ def _write(
     }
     _write_files(out, values, sizes, job.codes, said, pairs)
     print(f"page: {out / 'page.html'}")
+
+
+def _without_baselines(size: "AtSize") -> list[str]:
+    """Kinds of files that were measured, and that no baseline was fitted to."""
+    from emu3_megatron.vision.measures.baselines import MEAN_COLOUR
+
+    fitted = [found for name, found in size.baselines.items() if name != MEAN_COLOUR]
+    return [
+        kind
+        for kind in ("image", "clip")
+        if size.measured.of_kind(kind) and not any(found.of_kind(kind) for found in fitted)
+    ]
 
 
 def _write_files(

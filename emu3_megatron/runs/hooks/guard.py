@@ -93,7 +93,7 @@ class Guard(Hook):
             run.events.add("gave up", step, details=f"{self.in_a_row} bad steps in a row")
             raise RunEnded(
                 f"{run.folder}: step {step} was bad ({trouble}), "
-                f"{self.in_a_row} in a row; {_dump(run, step)} names its documents",
+                f"{self.in_a_row} in a row; {_dump(run, step)} says what it was trained on",
                 DIVERGED,
             )
 
