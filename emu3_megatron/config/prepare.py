@@ -113,7 +113,10 @@ class ImagesConfig(Config):
     rescue_colour: NonNegativeFloat = Field(12.0, description="colourfulness from which to rescue")
     rescue_text: float = Field(0.05, ge=0, le=1, description="share of text up to which to rescue")
     near_duplicate_bits: int = Field(
-        3, ge=-1, le=7, description="of 64 that may differ; -1 keeps near duplicates"
+        4,
+        ge=-1,
+        le=7,
+        description="of 64 that may differ where colours are alike; -1 keeps near duplicates",
     )
     select: SelectionConfig | None = Field(None, description=SelectionConfig.__doc__)
     area: PositiveInt = Field(512 * 512, description="pixels an image is encoded at")
@@ -163,6 +166,13 @@ class TextConfig(Config):
     source: Path = Field(description="folder of text files, searched through")
     column: str = Field("text", description="that holds the text, of .jsonl and .parquet")
     min_characters: PositiveInt = Field(1, description="shorter texts are dropped")
+    near_duplicates: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        description="share of five-word sequences that two texts have in common, of those in "
+        "either, from which the later one is dropped (MinHash); without it only equal ones are",
+    )
     range_bytes: PositiveInt = Field(16 << 20, description="of a file, tokenised as one task")
 
 
@@ -222,6 +232,13 @@ class PrepareRecipe(Config):
         None, description="emu3.tiktoken; without it the copy in dashscope's wheel"
     )
     tokenizer: Path | None = Field(None, description="folder of the vision tokenizer")
+    holdout: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of photos, videos and texts for validation, by groups of near "
+        "duplicates; its packs lie in held-out/packs",
+    )
     strict: bool = Field(False, description="stop at the first item that cannot be used")
     shard_bytes: PositiveInt = Field(10 * 10**9, description="largest size of a shard")
     images: ImagesConfig | None = Field(None, description="photos; left out without it")

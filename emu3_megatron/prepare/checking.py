@@ -1,6 +1,6 @@
 """Checks a prepared folder against its manifest, for `emu3 check FOLDER`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import GrammarError, parse
 from emu3_megatron.prepare.pipeline import manifest_vocabulary, read_manifest
 from emu3_megatron.prepare.tables import read_table
-from emu3_megatron.prepare.workspace import MANIFEST
+from emu3_megatron.prepare.workspace import HELD_OUT, MANIFEST
 from emu3_megatron.vocabulary import Vocabulary
 
 
@@ -32,21 +32,28 @@ def check_prepared(out: Path, deep: bool = False) -> str:
     if manifest is None:
         raise InputError(f"{out / MANIFEST}: no such file; run emu3 prepare again")
     vocabulary = manifest_vocabulary(manifest)
-    shards = list(_shards(out, manifest))
-    for prefix, entry in tqdm(shards, desc="shards", disable=None):
+    entries = manifest["kinds"].values()
+    shards = list(_shards(out, entries))
+    held = list(_shards(out / HELD_OUT, [e["held_out"] for e in entries if "held_out" in e]))
+    for prefix, entry in tqdm([*shards, *held], desc="shards", disable=None):
         _check_shard(prefix, entry, vocabulary, deep)
     for kind, entry in manifest["kinds"].items():
         _check_table(out / f"{kind}.parquet", kind, entry)
     _check_paths(out, manifest)
-    for entry in manifest["packs"]:
+    packs, held_packs = manifest["packs"], manifest.get("held_out_packs", [])
+    for entry in (*packs, *held_packs):
         check(out / entry["path"], vocabulary, deep=deep)
+    line = f"{out}: {_counts(shards, packs)}"
+    return f"{line}; held out: {_counts(held, held_packs)}" if held or held_packs else line
+
+
+def _counts(shards: Sequence[tuple[Path, dict[str, Any]]], packs: Sequence[dict[str, Any]]) -> str:
     tokens = sum(entry["tokens"] for _, entry in shards)
-    packs = len(manifest["packs"])
-    return f"{out}: {len(shards)} shards, {tokens:,} tokens, {packs} folders of packs"
+    return f"{len(shards)} shards, {tokens:,} tokens, {len(packs)} folders of packs"
 
 
-def _shards(out: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for entry in manifest["kinds"].values():
+def _shards(out: Path, entries: Iterable[dict[str, Any]]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for entry in entries:
         for shard in entry["shards"]:
             yield out / "shards" / shard["name"], shard
 

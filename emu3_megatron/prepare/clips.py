@@ -23,10 +23,18 @@ from emu3_megatron.media.videos import (
 )
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
-from emu3_megatron.prepare.images import EncodeTask, ScoreTask, inputs_of, item_name
+from emu3_megatron.prepare.groups import group_numbers
+from emu3_megatron.prepare.images import EncodeTask, ScoreTask, hold_out, inputs_of, item_name
 from emu3_megatron.prepare.items import Failed, attempt, with_progress
 from emu3_megatron.prepare.parts import Part, Skipped
-from emu3_megatron.prepare.scores.duplicates import content_hash
+from emu3_megatron.prepare.scores.duplicates import (
+    SIGNED,
+    content_hash,
+    contrast,
+    near_pairs,
+    signature,
+    signatures,
+)
 from emu3_megatron.prepare.scores.flow import flow_of
 from emu3_megatron.prepare.scores.ocr import TextArea
 from emu3_megatron.prepare.scores.quality import quality_of
@@ -39,6 +47,8 @@ from emu3_megatron.vocabulary import Vocabulary
 CAPTION_FRAMES = 12
 _QUALITY_FRAMES = 3
 _VARIABLE = "variable frame rate"
+_NEAR_BITS = 4  # as of images
+_SHOWS = 2.0  # contrast, in OKLab
 # What a score is made of; everything else in ClipsConfig can change without scoring again.
 _SCORE_FIELDS = {
     "quality",
@@ -64,7 +74,7 @@ class ScoreClips:
 
     def __call__(self, task: ScoreTask) -> None:
         rows = [row for source in task.sources for row in self.score(source)]
-        write_table(task.out, "clips", rows)
+        write_table(task.out, "clips scores", rows)
 
     def score(self, source: str) -> list[Row]:
         """Rows of the clips of one video, by its path inside the source folder."""
@@ -114,6 +124,7 @@ class ScoreClips:
             "flow": round(float(np.mean(flows)), 6) if flows else 0.0,
             "flow_by": self._flow_by,
             "text_area": round(float(np.mean(areas)), 5) if areas else None,
+            "near": signature(kept.stills[len(kept.stills) // 2]),
         }
 
 
@@ -151,7 +162,9 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     settings = config.model_dump(mode="json", include=_SCORE_FIELDS)
     folder = workspace.work("clips", "scores")
     tasks = [
-        ScoreTask(folder / f"{digest(settings, state_or_missing(config.source, s))}.parquet", [s])
+        ScoreTask(
+            folder / f"{digest(SIGNED, settings, state_or_missing(config.source, s))}.parquet", [s]
+        )
         for s in sources
     ]
     make = partial(ScoreClips, config, workspace.recipe.run.device)
@@ -160,8 +173,12 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     return read_tables(task.out for task in tasks)
 
 
-def decide_clips(rows: Sequence[Row], config: ClipsConfig) -> None:
-    """Fill `kept` and `reason`, `category: details`, from the scores; the first that holds."""
+def decide_clips(rows: Sequence[Row], config: ClipsConfig, holdout: float | None = None) -> None:
+    """Fill `kept` and `reason`, `category: details`, from the scores; the first that holds.
+
+    Args:
+        holdout: share of groups of videos whose clips are `held_out`.
+    """
     seen: dict[tuple[str, int], str] = {}
     for row in rows:
         row["reason"] = f"unreadable: {row['error']}" if row["error"] else _fault(row, config)
@@ -169,6 +186,22 @@ def decide_clips(rows: Sequence[Row], config: ClipsConfig) -> None:
         if row["reason"] is None and first != row["source"]:
             row["reason"] = f"duplicate: of {first}"
         row["kept"] = row["reason"] is None
+    read = [row for row in rows if not row["error"]]
+    looks = [row.pop("near", b"") for row in read]
+    if holdout is not None:
+        hold_out(read, _groups(read, signatures(looks)), holdout)
+
+
+def _groups(rows: Sequence[Row], looks: np.ndarray) -> np.ndarray:
+    """Clips of one video are of one group, and of videos that look alike in the middle of a clip.
+
+    Frames of one colour show nothing.
+    """
+    shows = np.flatnonzero(contrast(looks) > _SHOWS)
+    near = shows[near_pairs(looks[shows], _NEAR_BITS)]
+    firsts: dict[str, int] = {}
+    same = [(firsts.setdefault(row["content"], i), i) for i, row in enumerate(rows)]
+    return group_numbers(len(rows), np.concatenate([np.array(same, int).reshape(-1, 2), near]))
 
 
 def _fault(row: Row, config: ClipsConfig) -> str | None:

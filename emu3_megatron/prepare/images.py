@@ -15,10 +15,18 @@ from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_file
 from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
 from emu3_megatron.prepare.captions.captioning import add_captions
 from emu3_megatron.prepare.codes import Coder
+from emu3_megatron.prepare.groups import first_kept, group_numbers, held_out
 from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.parts import Part, Skipped
 from emu3_megatron.prepare.scores.colour import colourfulness
-from emu3_megatron.prepare.scores.duplicates import content_hash, difference_hash, near_duplicates
+from emu3_megatron.prepare.scores.duplicates import (
+    NO_PAIRS,
+    SIGNED,
+    content_hash,
+    near_pairs,
+    signature,
+    signatures,
+)
 from emu3_megatron.prepare.scores.ocr import TextArea
 from emu3_megatron.prepare.scores.quality import quality_of
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
@@ -53,7 +61,7 @@ class ScoreImages:
         self._text_area = TextArea()
 
     def __call__(self, task: ScoreTask) -> None:
-        write_table(task.out, "images", [self.score(source) for source in task.sources])
+        write_table(task.out, "images scores", [self.score(source) for source in task.sources])
 
     def score(self, source: str) -> Row:
         """The row of one photo, by its path inside the source folder."""
@@ -78,7 +86,7 @@ class ScoreImages:
             "quality_by": self._quality_by,
             "colour": colourfulness(image),
             "text_area": self._text_area(pixels) if has_ocr else None,
-            "near_hash": f"{difference_hash(image):016x}",
+            "near": signature(image),
         }
 
 
@@ -91,7 +99,7 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     settings = config.model_dump(mode="json", include=fields)
     folder = workspace.work("images", "scores")
     tasks = [
-        ScoreTask(folder / f"{digest(settings, _states(config, some))}.parquet", some)
+        ScoreTask(folder / f"{digest(SIGNED, settings, _states(config, some))}.parquet", some)
         for some in stable_chunks(sources, workspace.recipe.run.task_items)
     ]
     make = partial(ScoreImages, config, workspace.recipe.run.device)
@@ -104,13 +112,40 @@ def _states(config: ImagesConfig, sources: Sequence[str]) -> list[tuple[str, int
     return [state_or_missing(config.source, source) for source in sources]
 
 
-def decide_images(rows: Sequence[Row], config: ImagesConfig) -> None:
-    """Fill `kept` and `reason`, `category: details`, from the scores; the first that holds."""
+def decide_images(rows: Sequence[Row], config: ImagesConfig, holdout: float | None = None) -> None:
+    """Fill `kept` and `reason`, `category: details`, from the scores; the first that holds.
+
+    Args:
+        holdout: share of groups of near duplicates that are `held_out`.
+    """
     for row in rows:
         row["reason"] = f"unreadable: {row['error']}" if row["error"] else _fault(row, config)
-    _drop_duplicates(rows, config)
+    read = [row for row in rows if not row["error"]]
+    read.sort(key=lambda row: (-row["width"] * row["height"], row["source"]))
+    pairs = _near_pairs(read, config, holdout is not None)
+    _drop_duplicates(read)
+    if config.near_duplicate_bits >= 0:
+        _drop_near_duplicates(read, pairs)
+    hold_out(read, group_numbers(len(read), pairs), holdout)
     for row in rows:
         row["kept"] = row["reason"] is None
+
+
+def _near_pairs(rows: Sequence[Row], config: ImagesConfig, is_split: bool) -> np.ndarray:
+    """Pairs of rows that look alike; their signatures are not kept."""
+    looks = signatures([row.pop("near") for row in rows])
+    if config.near_duplicate_bits < 0 and not is_split:
+        return NO_PAIRS
+    return near_pairs(looks, config.near_duplicate_bits if config.near_duplicate_bits >= 0 else 4)
+
+
+def hold_out(rows: Sequence[Row], groups: np.ndarray, share: float | None) -> None:
+    """Fill `held_out`, of whole groups."""
+    if share is None:
+        return
+    contents = np.array([int(row["content"][:16], 16) for row in rows], np.uint64)
+    for row, is_held in zip(rows, held_out(contents, groups, share).tolist(), strict=True):
+        row["held_out"] = is_held
 
 
 def _shape_fault(width: int, height: int, config: ImagesConfig) -> str | None:
@@ -137,23 +172,23 @@ def _fault(row: Row, config: ImagesConfig) -> str | None:
     return None
 
 
-def _drop_duplicates(rows: Sequence[Row], config: ImagesConfig) -> None:
-    """Of the same picture the largest stays, and of equally large ones the first."""
-    usable = [row for row in rows if row["reason"] is None]
-    usable.sort(key=lambda row: -row["width"] * row["height"])
+def _drop_duplicates(rows: Sequence[Row]) -> None:
+    """Of equal files the first stays."""
     first_of: dict[str, str] = {}
-    for row in usable:
-        original = first_of.setdefault(row["content"], row["source"])
-        if original != row["source"]:
-            row["reason"] = f"duplicate: of {original}"
-    if config.near_duplicate_bits < 0:
-        return
-    different = [row for row in usable if row["reason"] is None]
-    hashes = [int(row["near_hash"], 16) for row in different]
-    originals = near_duplicates(hashes, config.near_duplicate_bits)
-    for row, first in zip(different, originals, strict=True):
+    for row in rows:
+        if row["reason"] is None:
+            original = first_of.setdefault(row["content"], row["source"])
+            if original != row["source"]:
+                row["reason"] = f"duplicate: of {original}"
+
+
+def _drop_near_duplicates(rows: Sequence[Row], pairs: np.ndarray) -> None:
+    """Of pictures that look alike the first stays, of those that the other rules keep."""
+    usable = np.array([row["reason"] is None for row in rows], bool)
+    pairs = pairs[usable[pairs].all(1)]
+    for row, first in zip(rows, first_kept(len(rows), pairs), strict=True):
         if first is not None:
-            row["reason"] = f"near duplicate: of {different[first]['source']}"
+            row["reason"] = f"near duplicate: of {rows[first]['source']}"
 
 
 def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:

@@ -35,6 +35,8 @@ class Part:
             were left out before.
         inputs: hash of what went in.
         skipped: what could not be used.
+        signatures: by which near duplicates of documents are found, where they are wanted.
+        names: of documents that have signatures.
     """
 
     tokens: np.ndarray
@@ -44,6 +46,8 @@ class Part:
     hashes: np.ndarray
     inputs: str
     skipped: tuple[Skipped, ...] = ()
+    signatures: np.ndarray | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -58,6 +62,7 @@ class Part:
 
     def write(self, path: Path) -> None:
         about = json.dumps({"inputs": self.inputs, "skipped": self.skipped})
+        near: dict[str, Any] = {} if self.signatures is None else self._near(self.signatures)
         with replacing(path) as beside, beside.open("wb") as file:
             np.savez(
                 file,
@@ -67,7 +72,12 @@ class Part:
                 spans=self.spans,
                 hashes=self.hashes,
                 about=np.frombuffer(about.encode(), np.uint8),
+                **near,
             )
+
+    def _near(self, signatures: np.ndarray) -> dict[str, Any]:
+        names = np.frombuffer(json.dumps(self.names).encode(), np.uint8)
+        return {"signatures": signatures, "names": names}
 
     @classmethod
     def read(cls, path: Path) -> "Part":
@@ -93,6 +103,16 @@ class Part:
         )
 
 
+def read_signatures(path: Path) -> np.ndarray:
+    with np.load(path) as arrays:
+        return arrays["signatures"]
+
+
+def read_names(path: Path) -> list[str]:
+    with np.load(path) as arrays:
+        return json.loads(arrays["names"].tobytes())
+
+
 def _skipped(about: dict[str, Any]) -> tuple[Skipped, ...]:
     return tuple(map(as_skipped, about["skipped"]))
 
@@ -112,6 +132,7 @@ class PartSummary:
     skipped: tuple[Skipped, ...]
     document_tokens: np.ndarray
     kept: np.ndarray  # bool [documents]
+    hashes: np.ndarray  # uint8 [documents, 16], or none
 
     @property
     def num_bytes(self) -> int:
@@ -135,13 +156,26 @@ def _summarise(path: Path, seen: set[bytes]) -> PartSummary:
             kept[number] = False
         else:
             seen.add(key)
-    return PartSummary(path, about["inputs"], _skipped(about), document_tokens, kept)
+    return PartSummary(path, about["inputs"], _skipped(about), document_tokens, kept, hashes)
 
 
 def _document_tokens(lengths: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """Tokens of each document, int64 [documents]."""
     firsts = np.cumsum(spans) - spans
     return np.add.reduceat(lengths.astype(np.int64), firsts) if len(firsts) else firsts
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """Parts, of which documents are left out or held out.
+
+    Attributes:
+        near: documents that were left out, each with the one of which it is a near duplicate.
+    """
+
+    trained: list[PartSummary]
+    held_out: list[PartSummary]
+    near: list[Skipped]
 
 
 @dataclass(frozen=True)

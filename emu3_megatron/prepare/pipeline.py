@@ -1,6 +1,7 @@
 """Runs the data pipelines of a prepare recipe; what is there already is not made again."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,10 +31,12 @@ from emu3_megatron.prepare.images import (
     item_name,
     score_images,
 )
-from emu3_megatron.prepare.packing import pack_prepared
+from emu3_megatron.prepare.near_texts import SIGNED, sift_texts
+from emu3_megatron.prepare.packing import pack_held_out, pack_prepared
 from emu3_megatron.prepare.parts import Skipped
 from emu3_megatron.prepare.selecting import select_best
 from emu3_megatron.prepare.sharding import (
+    Made,
     describe_shards,
     line_of_skipped,
     make_shards,
@@ -97,7 +100,12 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
         manifest["kinds"][kind] = _PIPELINES[kind](workspace)
         write_json(recipe.out / MANIFEST, manifest)
     manifest["packs"] = pack_prepared(recipe.out, recipe.packs, manifest, recipe.vocabulary())
+    manifest["held_out_packs"] = pack_held_out(
+        recipe.out, recipe.packs, manifest, recipe.vocabulary()
+    )
     write_json(recipe.out / MANIFEST, manifest)
+    if not any("held_out" in entry for entry in manifest["kinds"].values()):
+        shutil.rmtree(workspace.held_out.out, ignore_errors=True)  # of an earlier recipe
     return manifest
 
 
@@ -130,7 +138,7 @@ def _images(workspace: Workspace) -> dict[str, Any]:
     recipe, config = workspace.recipe, workspace.recipe.images
     assert config is not None
     rows = score_images(workspace, config)
-    decide_images(rows, config)
+    decide_images(rows, config, recipe.holdout)
     selected = select_best("images", rows, config.select) if config.select else None
     caption_images(workspace, config, rows)
     encode = partial(EncodeImages, config)
@@ -142,7 +150,7 @@ def _clips(workspace: Workspace) -> dict[str, Any]:
     config = workspace.recipe.clips
     assert config is not None
     rows = score_clips(workspace, config)
-    decide_clips(rows, config)
+    decide_clips(rows, config, workspace.recipe.holdout)
     selected = select_best("clips", rows, config.select) if config.select else None
     caption_clips(workspace, config, rows)
     encode = partial(EncodeClips, config)
@@ -169,11 +177,28 @@ def _encode(
     assert recipe.tokenizer is not None, "refused at the beginning"
     tokenizer = tokenizer_hash(recipe.tokenizer)
     settings = {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
-    tasks = encode_tasks(workspace, kind, rows, digest(settings), items)
     make = partial(encode, recipe.tokenizer, vocabulary, recipe.run.device)
-    made = make_shards(workspace, kind, settings, tasks, make, vocabulary, "item", on_device=True)
-    if made.skipped:
-        _set_skipped_aside(rows, made.skipped)
+
+    def shards_of(workspace: Workspace, some: Sequence[Row]) -> Made:
+        tasks = encode_tasks(workspace, kind, some, digest(settings), items)
+        return make_shards(
+            workspace,
+            kind,
+            settings,
+            tasks,
+            make,
+            vocabulary,
+            "item",
+            on_device=True,
+            may_be_empty=workspace.is_held_out,
+        )
+
+    made = shards_of(workspace, [row for row in rows if not row.get("held_out")])
+    held = None
+    if recipe.holdout is not None:
+        held = shards_of(workspace.held_out, [row for row in rows if row.get("held_out")])
+    if skipped := [*made.skipped, *(held.skipped if held else ())]:
+        _set_skipped_aside(rows, skipped)
         write_table(workspace.table(kind), kind, rows, selected["columns"] if selected else ())
     return {
         "settings": settings,
@@ -182,7 +207,15 @@ def _encode(
         "set_aside": set_aside(rows),
         **({"selected": selected} if selected else {}),
         "shards": describe_shards(workspace, made),
+        **_held_out(workspace, held, sum(bool(r["kept"] and r.get("held_out")) for r in rows)),
     }
+
+
+def _held_out(workspace: Workspace, held: Made | None, kept: int) -> dict[str, Any]:
+    """What the manifest says of what is held out, where the recipe holds out anything."""
+    if workspace.recipe.holdout is None or held is None:
+        return {}
+    return {"held_out": {"kept": kept, "shards": describe_shards(workspace.held_out, held)}}
 
 
 def _set_skipped_aside(rows: Sequence[Row], skipped: Sequence[Skipped]) -> None:
@@ -198,17 +231,33 @@ def _text(workspace: Workspace) -> dict[str, Any]:
     assert config is not None
     vocabulary = recipe.vocabulary()
     settings = {"vocabulary": vocabulary.fingerprint()}
-    tasks = text_tasks(workspace, config, digest(settings))
-    make = tokenise(config, vocabulary, recipe.strict)
-    made = make_shards(workspace, "text", settings, tasks, make, vocabulary, "B", on_device=False)
-    rows = [{"reason": line_of_skipped(skipped)} for skipped in made.skipped]
+    near, holdout = config.near_duplicates, recipe.holdout
+    signed = near is not None or holdout is not None
+    tasks = text_tasks(workspace, config, digest(settings, SIGNED) if signed else digest(settings))
+    signatures = workspace.work("text", "near") / ".signatures.tmp"
+    made = make_shards(
+        workspace,
+        "text",
+        settings,
+        tasks,
+        tokenise(config, vocabulary, recipe.strict, signed),
+        vocabulary,
+        "B",
+        on_device=False,
+        sift=partial(sift_texts, near, holdout, signatures) if signed else None,
+        sifting=[near, holdout] if signed else [],
+    )
+    held = made.held_out.documents if made.held_out else 0
+    rows = [{"reason": line_of_skipped(skipped)} for skipped in (*made.skipped, *made.near)]
     write_table(workspace.table("text"), "text", rows)
+    aside = {"duplicate": made.duplicates, "unreadable": len(made.skipped)}
     return {
         "settings": settings,
-        "found": made.documents + made.duplicates + len(made.skipped),
-        "kept": made.documents,
-        "set_aside": {"duplicate": made.duplicates, "unreadable": len(made.skipped)},
+        "found": made.documents + held + sum(aside.values()) + len(made.near),
+        "kept": made.documents + held,
+        "set_aside": aside | ({} if near is None else {"near duplicate": len(made.near)}),
         "shards": describe_shards(workspace, made),
+        **_held_out(workspace, made.held_out, held),
     }
 
 
@@ -241,10 +290,12 @@ def summary(manifest: dict[str, Any]) -> list[str]:
         )
         lines.append(
             f"{kind}: {entry['kept']:,} of {entry['found']:,} kept, {tokens:,} tokens in "
-            f"{len(entry['shards'])} shards" + (f"; set aside: {aside}" if aside else "")
+            f"{len(entry['shards'])} shards"
+            + (f"; {entry['held_out']['kept']:,} held out" if "held_out" in entry else "")
+            + (f"; set aside: {aside}" if aside else "")
         )
     lines += [
         f"{pack['path']}: {pack['packs']:,} packs, {pack['fill']:.2%} full"
-        for pack in manifest["packs"]
+        for pack in (*manifest["packs"], *manifest.get("held_out_packs", ()))
     ]
     return lines

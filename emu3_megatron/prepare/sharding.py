@@ -1,17 +1,18 @@
 """Makes the shards of one kind of data, and describes them for the manifest."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from emu3_megatron.data.shards.sidecar import Sidecar
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.executors import MakeWorker
 from emu3_megatron.prepare.parts import (
+    PartSummary,
     ShardTask,
+    Sifted,
     Skipped,
     WriteShard,
     as_skipped,
@@ -23,6 +24,8 @@ from emu3_megatron.prepare.tables import Row
 from emu3_megatron.prepare.workspace import FileTask, Workspace, digest
 from emu3_megatron.vocabulary import Vocabulary
 
+Sift = Callable[[Sequence[PartSummary]], Sifted]
+
 
 @dataclass(frozen=True)
 class Made:
@@ -33,12 +36,27 @@ class Made:
         documents: in them.
         duplicates: documents left out because they were there already.
         skipped: what could not be used.
+        near: documents that are near duplicates, each with of which.
+        held_out: what came of the part that is held out.
     """
 
     shards: list[str]
     documents: int
     duplicates: int
     skipped: list[Skipped]
+    near: list[Skipped] = field(default_factory=list)
+    held_out: "Made | None" = None
+
+    @classmethod
+    def of(cls, done: dict[str, Any]) -> "Made":
+        """What `asdict` made, or an earlier version of it."""
+        pairs = {name: [as_skipped(f) for f in done.get(name, [])] for name in ("skipped", "near")}
+        held = cls.of(done["held_out"]) if done.get("held_out") else None
+        return cls(**{**done, **pairs, "held_out": held})
+
+    def are_whole(self, workspace: Workspace) -> bool:
+        held = self.held_out is None or self.held_out.are_whole(workspace.held_out)
+        return held and all(is_whole(workspace.out / "shards" / name) for name in self.shards)
 
 
 def make_shards(
@@ -51,6 +69,9 @@ def make_shards(
     unit: str,
     *,
     on_device: bool,
+    sift: Sift | None = None,
+    sifting: Sequence[Any] = (),
+    may_be_empty: bool = False,
 ) -> Made:
     """Run the tasks that make parts, and write the parts as shards.
 
@@ -58,37 +79,61 @@ def make_shards(
         settings: what decides the tokens, besides the inputs.
         unit: what the sizes of tasks count.
         on_device: the tasks compute on `run.device`.
+        sift: leaves out documents of the parts, and sets some apart to be held out.
+        sifting: what decides it.
+        may_be_empty: to have no document is no error.
 
     Raises:
         InputError: no document came of it, or a task failed; or with `strict`, something was
             skipped, by this run or by one before it.
     """
-    folder = workspace.out / "shards"
-    key = digest(settings, workspace.recipe.shard_bytes, [task.out.name for task in tasks])
+    names = [task.out.name for task in tasks]
+    key = digest(settings, workspace.recipe.shard_bytes, names, *sifting)
     if (done := workspace.finished(kind, key)) is not None:
-        made = Made(**{**done, "skipped": [as_skipped(found) for found in done["skipped"]]})
+        made = Made.of(done)
         _refuse_skipped(workspace, made.skipped)
-        if all(is_whole(folder / name) for name in made.shards):
+        if made.are_whole(workspace):
             workspace.drop_parts(kind)  # a run that was killed may have left them
             return made
     workspace.run(make, tasks, f"{kind}: tokens/{unit}", on_device=on_device)
     parts = summarise(task.out for task in tasks)
     skipped = [found for part in parts for found in part.skipped]
     _refuse_skipped(workspace, skipped)
-    shards = plan_shards(folder, kind, digest(settings), parts, workspace.recipe.shard_bytes)
-    if not shards:
+    duplicates = sum(int((~part.kept).sum()) for part in parts)
+    sifted = sift(parts) if sift else Sifted(parts, [], [])
+    shards = _shards(workspace, kind, settings, sifted.trained)
+    if not shards and not may_be_empty:
+        apart = " or held out" if workspace.recipe.holdout else ""
         first = f"; the first: {line_of_skipped(skipped[0])}" if skipped else ""
-        raise InputError(f"{kind}: nothing to write, every item was set aside{first}")
-    _write_shards(workspace, kind, folder, shards, vocabulary)
-    made = Made(
-        shards=[shard.prefix.name for shard in shards],
-        documents=sum(int(part.kept.sum()) for part in parts),
-        duplicates=sum(int((~part.kept).sum()) for part in parts),
+        raise InputError(f"{kind}: nothing to write, every item was set aside{apart}{first}")
+    _write_shards(workspace, kind, shards, vocabulary)
+    held: Made | None = None
+    if sifted.held_out:
+        held_shards = _shards(workspace.held_out, kind, settings, sifted.held_out)
+        _write_shards(workspace.held_out, kind, held_shards, vocabulary)
+        held = _made(held_shards, sifted.held_out)
+    made = replace(
+        _made(shards, sifted.trained),
+        duplicates=duplicates,
         skipped=skipped,
+        near=sifted.near,
+        held_out=held,
     )
     workspace.finish(kind, key, asdict(made))
     workspace.drop_parts(kind)
     return made
+
+
+def _shards(
+    workspace: Workspace, kind: str, settings: dict[str, Any], parts: Sequence[PartSummary]
+) -> list[ShardTask]:
+    size = workspace.recipe.shard_bytes
+    return plan_shards(workspace.out / "shards", kind, digest(settings), parts, size)
+
+
+def _made(shards: Sequence[ShardTask], parts: Sequence[PartSummary]) -> Made:
+    documents = sum(int(part.kept.sum()) for part in parts)
+    return Made([shard.prefix.name for shard in shards], documents, duplicates=0, skipped=[])
 
 
 def _refuse_skipped(workspace: Workspace, skipped: Sequence[Skipped]) -> None:
@@ -104,10 +149,10 @@ def line_of_skipped(skipped: Skipped) -> str:
 def _write_shards(
     workspace: Workspace,
     kind: str,
-    folder: Path,
     shards: Sequence[ShardTask],
     vocabulary: Vocabulary,
 ) -> None:
+    folder = workspace.out / "shards"
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {shard.prefix.name for shard in shards}
     for path in folder.glob(f"{kind}-*"):

@@ -12,7 +12,8 @@ Row = dict[str, Any]
 
 # One schema for a kind, so that a column that is empty in one part has the type it has elsewhere.
 _TEXT, _NUMBER, _WHOLE, _FLAG, _TEXTS = "string", "double", "int64", "bool", "texts"
-_DECIDED = {"score": _NUMBER, "kept": _FLAG, "reason": _TEXT, "captions": _TEXTS}
+_BYTES = "bytes"
+_DECIDED = {"score": _NUMBER, "kept": _FLAG, "held_out": _FLAG, "reason": _TEXT, "captions": _TEXTS}
 SCHEMAS: dict[str, dict[str, str]] = {
     "images": {
         "source": _TEXT,
@@ -24,7 +25,6 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "quality_by": _TEXT,
         "colour": _NUMBER,
         "text_area": _NUMBER,
-        "near_hash": _TEXT,
         "error": _TEXT,
         **_DECIDED,
     },
@@ -66,6 +66,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
     "captions": {"key": _TEXT, "captions": _TEXTS, "error": _TEXT},
 }
+# What one looks like is large, and of use to no reader of a table.
+for _kind in ("images", "clips"):
+    SCHEMAS[f"{_kind} scores"] = {**SCHEMAS[_kind], "near": _BYTES}
 
 
 def numbers_of(kind: str) -> list[str]:
@@ -98,6 +101,7 @@ def write_groups(
         _WHOLE: pa.int64(),
         _FLAG: pa.bool_(),
         _TEXTS: pa.list_(pa.string()),
+        _BYTES: pa.binary(),
     }
     columns_of = dict.fromkeys(scores, _NUMBER) | SCHEMAS[schema]
     fields = pa.schema([(name, types[kind]) for name, kind in columns_of.items()])

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +17,7 @@ from emu3_megatron.data.shards.store import TRAINED
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import UnreadableError, find_files, name_of, path_of, reason_of
 from emu3_megatron.prepare.items import Failed, attempt, attempt_each
+from emu3_megatron.prepare.near_texts import text_signatures
 from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
 from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
 from emu3_megatron.vocabulary import Vocabulary, nfc
@@ -64,28 +65,39 @@ class TokeniseText:
     in order are what a loop over the files would have made.
     """
 
-    def __init__(self, config: TextConfig, vocabulary: Vocabulary, strict: bool):
+    def __init__(self, config: TextConfig, vocabulary: Vocabulary, strict: bool, signed: bool):
         self._config, self._vocabulary, self._strict = config, vocabulary, strict
+        self._signed = signed  # near duplicates are looked for
         vocabulary.encoding.check()  # ranks that cannot be read are no fault of the texts
 
     def __call__(self, task: TextTask) -> None:
         texts: list[np.ndarray] = []
         hashes: list[bytes] = []
         skipped: list[Skipped] = []
+        near: list[str] = []
+        names: list[str] = []
         for where, found in self._texts(task):
             if not isinstance(found, Failed):
                 texts.append(found[0])
                 hashes.append(found[1])
+                if self._signed:
+                    near.append(found[2])
+                    names.append(where)
                 continue
             if self._strict:
                 raise InputError(
                     f"{where}: {found.reason}; repair it, or let it be set aside without strict"
                 )
             skipped.append((where, found.reason))
-        _part(self._vocabulary, texts, hashes, skipped).write(task.out)
+        part = _part(self._vocabulary, texts, hashes, skipped)
+        if self._signed:
+            part = replace(part, signatures=text_signatures(near), names=tuple(names))
+        part.write(task.out)
 
-    def _texts(self, task: TextTask) -> Iterator[tuple[str, tuple[np.ndarray, bytes] | Failed]]:
-        """Where each text stands, and its tokens and hash."""
+    def _texts(
+        self, task: TextTask
+    ) -> Iterator[tuple[str, tuple[np.ndarray, bytes, str] | Failed]]:
+        """Where each text stands, and its tokens, hash and itself."""
         for part in task.ranges:
             for found in attempt_each(part.name, read_texts(self._config, part)):
                 if isinstance(found, Failed):
@@ -94,10 +106,10 @@ class TokeniseText:
                     where, decode, data = found
                     yield where, attempt(where, partial(self._tokens, decode, data), timed=False)
 
-    def _tokens(self, decode: Decode, data: Any) -> tuple[np.ndarray, bytes]:
+    def _tokens(self, decode: Decode, data: Any) -> tuple[np.ndarray, bytes, str]:
         text, utf8 = self._text(decode, data)
         hashed = hashlib.blake2b(utf8, digest_size=HASH_BYTES).digest()
-        return self._vocabulary.encode(text), hashed
+        return self._vocabulary.encode(text), hashed, text
 
     def _text(self, decode: Decode, data: Any) -> tuple[str, bytes]:
         """A text in NFC, and its UTF-8. Raises InputError when there is none, or too little."""
@@ -299,5 +311,7 @@ def _parquet_ranges(path: Path, source: str) -> Iterator[tuple[Range, int]]:
         yield Range(source, group, group + 1), metadata.row_group(group).total_byte_size
 
 
-def tokenise(config: TextConfig, vocabulary: Vocabulary, strict: bool) -> partial[TokeniseText]:
-    return partial(TokeniseText, config, vocabulary, strict)
+def tokenise(
+    config: TextConfig, vocabulary: Vocabulary, strict: bool, signed: bool
+) -> partial[TokeniseText]:
+    return partial(TokeniseText, config, vocabulary, strict, signed)

@@ -5,6 +5,7 @@ OUT/
   text.parquet                    what of the text could not be used
   shards/                         KIND-NUMBER-HASH.bin, .idx, .json
   packs/NAME.pack/
+  held-out/                       shards and packs of what is held out
   manifest.json                   counts, hashes, settings
   .work/                          scores, captions and parts, named by a hash of what went in
 """
@@ -28,6 +29,7 @@ from emu3_megatron.prepare.executors import MakeWorker, run_tasks
 
 FORMAT = "emu3-megatron/prepared/1"
 MANIFEST = "manifest.json"
+HELD_OUT = "held-out"
 # By which folders of other commands are known.
 _OF_OTHERS = ("run.json", "checkpoints", "config.json")
 
@@ -53,10 +55,16 @@ def digest(*values: Any) -> str:
 @dataclass(frozen=True)
 class Workspace:
     recipe: PrepareRecipe
+    is_held_out: bool = False
 
     @property
     def out(self) -> Path:
-        return self.recipe.out
+        return self.recipe.out / HELD_OUT if self.is_held_out else self.recipe.out
+
+    @property
+    def held_out(self) -> "Workspace":
+        """Where what is held out becomes shards."""
+        return Workspace(self.recipe, is_held_out=True)
 
     def table(self, kind: str) -> Path:
         return self.out / f"{kind}.parquet"
@@ -133,7 +141,7 @@ def only_run(out: Path) -> Iterator[None]:
 def _remove_unfinished(out: Path) -> None:
     """What a killed run left beside its place; nothing of what else may lie in the folder."""
     ours = [*out.glob(f".{MANIFEST}.*.tmp"), *out.glob(".*.parquet.*.tmp")]
-    for folder in ("shards", "packs", ".work"):
+    for folder in ("shards", "packs", ".work", HELD_OUT):
         ours += (out / folder).rglob(".*.tmp")
     for path in ours:
         if path.is_dir():

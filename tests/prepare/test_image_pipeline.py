@@ -15,6 +15,7 @@ from emu3_megatron.grammar import Vision, parse
 from emu3_megatron.prepare import executors
 from emu3_megatron.prepare.images import EncodeImages, ScoreImages, decide_images
 from emu3_megatron.prepare.pipeline import prepare
+from emu3_megatron.prepare.scores.duplicates import SIGNATURE
 from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.prepare.workspace import stable_chunks
 
@@ -88,6 +89,20 @@ def test_shards_are_cut_to_their_size(recipe):
     manifest = prepare(recipe(shard_bytes=800), ["images"])
 
     assert [shard["documents"] for shard in manifest["kinds"]["images"]["shards"]] == [4, 3]
+
+
+def test_held_out_photos_have_shards_and_packs_of_their_own(recipe, vocabulary):
+    manifest = prepare(recipe(holdout=0.4), ["images"])
+
+    entry = manifest["kinds"]["images"]
+    rows = read_table(recipe().out / "images.parquet")
+    held = sum(row["held_out"] for row in rows)
+    assert 0 < held < 7
+    assert entry["held_out"]["kept"] == held
+    assert [pack["documents"] for pack in manifest["packs"]] == [7 - held]
+    (pack,) = manifest["held_out_packs"]
+    assert "packs of" in check(recipe().out / pack["path"], vocabulary, deep=True)
+    assert pack["documents"] == held
 
 
 def test_every_drop_has_a_reason(recipe, photos):
@@ -268,7 +283,7 @@ def scored(**scores):
         "quality": 7.0,
         "colour": 40.0,
         "text_area": 0.0,
-        "near_hash": "0",
+        "near": bytes(SIGNATURE.itemsize),
         "error": None,
     }
     return {**row, **scores}

@@ -96,6 +96,10 @@ def pack_shards(
     )
 
 
+class NothingToPackError(InputError):
+    """No document is selected."""
+
+
 def _refuse_other_folder(out: Path) -> None:
     """Packs replace packs, whole or damaged, and nothing else."""
     ours = {"pack.json", *(f"{name}.npy" for name in DTYPES)}
@@ -114,7 +118,7 @@ def _pieces(stores: list[TokenStore], context: int, select: Select) -> Pieces:
     )
     if not len(pieces):
         names = ", ".join(store.name for store in stores)
-        raise InputError(f"{names}: no document is of the layout {select}; select others")
+        raise NothingToPackError(f"{names}: no document is of the layout {select}; select others")
     return pieces
 
 

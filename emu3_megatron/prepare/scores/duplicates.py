@@ -1,13 +1,52 @@
-"""Exact and near duplicates by hash."""
+"""Exact duplicates by a hash of the file, near duplicates by a signature of shape and colour."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 BITS = 64
+CELLS = 8  # a side of the grid of colours
+# Shares of a picture's sides that are left out: left, top, right, bottom. A copy that was cropped
+# by up to 5% of its sides looks, as a whole, like one of these parts of the original.
+_FIFTHS = (0.0, 0.025, 0.05)
+PARTS = (
+    (0.0, 0.0, 0.0, 0.0),
+    *((left, top, 0.05 - left, 0.05 - top) for left in _FIFTHS for top in _FIFTHS),
+    (0.05, 0.0, 0.0, 0.0),
+    (0.0, 0.05, 0.0, 0.0),
+    (0.0, 0.0, 0.05, 0.0),
+    (0.0, 0.0, 0.0, 0.05),
+    (0.05, 0.05, 0.05, 0.05),
+)
+SIGNATURE = np.dtype([("hashes", ">u8", len(PARTS)), ("colours", "u1", (len(PARTS), CELLS**2, 3))])
+SIGNED = "looks/1"  # changes where signatures do
+NO_PAIRS = np.empty((0, 2), np.int64)
+_LARGEST = 256  # pixels of a side that a signature is made of; larger pictures are reduced before
+_FLAT = 3  # of 255: neighbours that differ less are flat, so that noise decides no bit
+# Distances in OKLab, lightness from 0 to 100. Measured on Tux Paint's stamps; see docs/data.md.
+_COLOUR = 4.0  # root mean square over the grid
+_CONTRAST = 0.18  # and this share of the picture's own contrast
+_ROUNDING = 0.5
+_PAIRS = 1 << 20  # compared at once
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+_TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+_ONES = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
 
 
 def content_hash(data: bytes) -> str:
@@ -15,33 +54,151 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def difference_hash(image: Image.Image) -> int:
-    """64 bits: is each of 8 x 8 patches brighter than the one to its right?
+def signature(image: Image.Image) -> bytes:
+    """What a picture looks like, as a `SIGNATURE`: of each part of it 64 bits, and its colours.
 
-    Scaling, recompression and small changes of colour flip a few bits at most.
+    A bit says whether one of 8 x 8 patches is brighter than the one to its right. Colours are means
+    of 8 x 8 cells in OKLab, of 8 bits. Scaling and recompression change both a little at most.
     """
-    grey = image.convert("L").resize((9, 8), Image.Resampling.BOX)
-    values = np.asarray(grey, np.int16)
-    bits = (values[:, :-1] > values[:, 1:]).reshape(-1)
-    return int(np.packbits(bits).view(">u8")[0])
+    found = np.zeros(1, SIGNATURE)
+    areas = _Areas(image)
+    for number, part in enumerate(PARTS):
+        grey = areas.means(CELLS + 1, CELLS, part) @ _LUMA
+        bits = (grey[:, :-1] > grey[:, 1:] + _FLAT).reshape(-1)
+        found["hashes"][0, number] = np.packbits(bits).view(">u8")[0]
+        found["colours"][0, number] = _oklab(areas.means(CELLS, CELLS, part)).reshape(-1, 3)
+    return found.tobytes()
 
 
-def near_duplicates(hashes: Sequence[int], max_bits: int) -> list[int | None]:
-    """For each hash, the first kept one before it that differs in at most `max_bits`, or None.
+def signatures(values: Sequence[bytes]) -> np.ndarray:
+    """Signatures as an array of `SIGNATURE`."""
+    return np.frombuffer(b"".join(values), SIGNATURE)
 
-    A hash is kept when it has none: what is near a dropped one only stays. Hashes that differ in at
-    most k bits agree on at least one of k + 1 bands, so only those are compared.
+
+class _Areas:
+    """Means over rectangles of a picture, whose edges may lie between its pixels."""
+
+    def __init__(self, image: Image.Image):
+        image = image.convert("RGB")
+        if max(image.size) > _LARGEST:
+            size = (min(image.width, _LARGEST), min(image.height, _LARGEST))
+            image = image.resize(size, Image.Resampling.BOX)
+        pixels = np.asarray(image, np.float64)
+        self._sums = np.zeros((image.height + 1, image.width + 1, 3))
+        self._sums[1:, 1:] = pixels.cumsum(0).cumsum(1)
+
+    def means(self, columns: int, rows: int, part: tuple[float, ...]) -> np.ndarray:
+        """Of a grid over a part of the picture, [rows, columns, 3]."""
+        left, top, right, bottom = part
+        height, width = (size - 1 for size in self._sums.shape[:2])
+        x = np.linspace(left * width, (1 - right) * width, columns + 1)
+        y = np.linspace(top * height, (1 - bottom) * height, rows + 1)
+        sums = _between(_between(self._sums, y).swapaxes(0, 1), x).swapaxes(0, 1)
+        cells = np.diff(np.diff(sums, axis=0), axis=1)
+        return cells / ((x[1] - x[0]) * (y[1] - y[0]))
+
+
+def _between(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values along the first axis at places between its indices, by linear interpolation."""
+    below = np.minimum(places.astype(int), len(values) - 2)
+    share = (places - below)[:, None, None]
+    return values[below] * (1 - share) + values[below + 1] * share
+
+
+def _oklab(srgb: np.ndarray) -> np.ndarray:
+    """Half units of lightness and of both colour axes, the axes from 128."""
+    values = np.clip(srgb / 255, 0, 1)
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    lab = np.cbrt(linear @ _TO_LMS.T) @ _TO_LAB.T
+    return np.clip(np.rint(200 * lab + (0, 128, 128)), 0, 255).astype(np.uint8)
+
+
+def near_pairs(found: np.ndarray, max_bits: int) -> np.ndarray:
+    """Pairs [n, 2] of indices of signatures that look alike, the lesser first.
+
+    They do when the whole of one and a part of the other differ in at most `max_bits` bits, and
+    hardly in colour. Hashes that differ in at most k bits agree on one of k + 1 bands, so only
+    those are compared.
     """
-    bands = np.array_split(np.arange(BITS), max_bits + 1)
-    masks = [sum(1 << int(bit) for bit in band) for band in bands]
-    seen: list[dict[int, list[int]]] = [defaultdict(list) for _ in masks]
-    originals: list[int | None] = []
-    for number, value in enumerate(hashes):
-        keys = [value & mask for mask in masks]
-        candidates = {i for table, key in zip(seen, keys, strict=True) for i in table.get(key, ())}
-        near = [i for i in candidates if (value ^ hashes[i]).bit_count() <= max_bits]
-        originals.append(min(near) if near else None)
-        if not near:
-            for table, key in zip(seen, keys, strict=True):
-                table[key].append(number)
-    return originals
+    if len(found) < 2:
+        return NO_PAIRS
+    looks, which = np.unique(found.view(f"V{SIGNATURE.itemsize}"), return_inverse=True)
+    looks, which = looks.view(SIGNATURE), which.reshape(-1)
+    pairs = [_same_looks(which)]
+    first_of = np.unique(which, return_index=True)[1]
+    for wholes, parts, numbers in _alike_in_bits(looks["hashes"], max_bits):
+        alike = _alike_in_colour(looks["colours"], wholes, parts, numbers)
+        two = np.stack([first_of[wholes[alike]], first_of[parts[alike]]], axis=1)
+        pairs.append(np.unique(np.sort(two, axis=1), axis=0))
+    return np.unique(np.concatenate(pairs), axis=0)
+
+
+def _same_looks(which: np.ndarray) -> np.ndarray:
+    """Of signatures that are equal, each with the first."""
+    first_of = np.unique(which, return_index=True)[1][which]
+    numbers = np.arange(len(which))
+    others = first_of != numbers
+    return np.stack([first_of[others], numbers[others]], axis=1)
+
+
+def _alike_in_bits(
+    hashes: np.ndarray, max_bits: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of pictures: wholes, those whose part is like them, and which part it is."""
+    wholes, every = hashes[:, 0].astype(np.uint64), hashes.astype(np.uint64).reshape(-1)
+    for band in np.array_split(np.arange(BITS), max_bits + 1):
+        mask = np.uint64(sum(1 << int(bit) for bit in band))
+        order = np.argsort(wholes & mask, kind="stable")
+        keys = (wholes & mask)[order]
+        lows = np.searchsorted(keys, every & mask, "left")
+        counts = np.searchsorted(keys, every & mask, "right") - lows
+        for first, end in _stretches(counts):
+            inside = counts[first:end]
+            asked = np.repeat(np.arange(first, end), inside)
+            step = np.arange(len(asked)) - np.repeat(np.cumsum(inside) - inside, inside)
+            whole = order[lows[asked] + step]
+            near = _bits(wholes[whole] ^ every[asked]) <= max_bits
+            near &= whole != asked // len(PARTS)
+            yield whole[near], asked[near] // len(PARTS), asked[near] % len(PARTS)
+
+
+def _stretches(counts: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges over counts, of at most `_PAIRS` together, or of one."""
+    sums = np.concatenate([[0], np.cumsum(counts)])
+    first = 0
+    while first < len(counts):
+        end = max(first + 1, int(np.searchsorted(sums, sums[first] + _PAIRS, "right")) - 1)
+        yield first, end
+        first = end
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """How many bits of each value are set."""
+    return _ONES[values.view(np.uint16).reshape(-1, 4)].sum(1)
+
+
+def _alike_in_colour(
+    colours: np.ndarray, wholes: np.ndarray, parts: np.ndarray, numbers: np.ndarray
+) -> np.ndarray:
+    """Does each whole have the colours of that part, as far as the contrast of both lets tell?"""
+    alike = np.zeros(len(wholes), bool)
+    for first in range(0, len(wholes), _PAIRS // 64):
+        some = slice(first, first + _PAIRS // 64)
+        one = colours[wholes[some], 0].astype(np.float32) / 2
+        other = colours[parts[some], numbers[some]].astype(np.float32) / 2
+        most = np.maximum(_spread(one), _spread(other)) * _CONTRAST + _ROUNDING
+        alike[some] = _rms(one - other) <= np.minimum(_COLOUR, most)
+    return alike
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    return _rms(values - values.mean(1, keepdims=True))
+
+
+def _rms(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(values).sum(2).mean(1))
+
+
+def contrast(found: np.ndarray) -> np.ndarray:
+    """How far the colours of each picture lie from their mean."""
+    return _spread(found["colours"][:, 0].astype(np.float32) / 2)
