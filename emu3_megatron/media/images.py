@@ -282,7 +282,15 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
 def to_pixels(image: Image.Image) -> Tensor:
     """Pixels [3, h, w], float32 in [-1, 1]."""
     values_hwc = torch.from_numpy(np.array(image.convert("RGB")))
-    return values_hwc.permute(2, 0, 1).float().div_(127.5).sub_(1)
+    return scaled(values_hwc.permute(2, 0, 1))
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """Pixels as floats in [-1, 1]: of uint8 float32, others as they are."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    white = torch.tensor(127.5, device=pixels.device)  # by a number a GPU would divide less exactly
+    return pixels.float().div_(white).sub_(1)
 
 
 def to_image(pixels_chw: Tensor) -> Image.Image:

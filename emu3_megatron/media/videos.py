@@ -20,13 +20,14 @@ from torch import Tensor
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import UnreadableError, reason_of
 from emu3_megatron.media.frames import conversions, shown_image, shown_size
-from emu3_megatron.media.images import check_aspect, size_for_area, to_pixels
+from emu3_megatron.media.images import check_aspect, scaled, size_for_area
 from emu3_megatron.media.packets import decode_packets
 
 T = TypeVar("T")
 
 _WIDEST_PIXEL = 4
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS
+_THREADS = 4  # of a decoder: each holds frames of its own, and there is a worker for each core
 ROUNDING = 1e-3  # seconds to which containers round the time of a frame, at worst
 
 
@@ -84,6 +85,7 @@ def read_frames(path: str | Path, start: float = 0) -> Iterator[Frame]:
         with _open(path) as container:
             stream = _best_stream(container, path)
             stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = _THREADS
             begin = float((stream.start_time or 0) * (stream.time_base or 0))
             timed = _has_times(container, stream)
             if start > 0 and timed:  # of frames without times nobody knows where a seek ends
@@ -197,11 +199,19 @@ def of_one_size(frames: Iterable[Frame]) -> Iterator[Frame]:
 
 def clip_pixels(images: Iterable[Image.Image], area: int) -> Tensor:
     """Pixels [t, 3, h, w], float32 in [-1, 1], of images of one size, resized to about `area`."""
-    pixels, size = [], None
+    return scaled(clip_bytes(images, area))
+
+
+def clip_bytes(images: Iterable[Image.Image], area: int) -> Tensor:
+    """The same as uint8, which takes a quarter of the memory."""
+    data, size = bytearray(), (0, 0)  # grows in its place, where a stack of images would copy them
     for image in images:
-        size = size or size_for_area(*image.size, area)
-        pixels.append(to_pixels(image.resize(size, Image.Resampling.BICUBIC)))
-    return torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0)
+        size = size if data else size_for_area(*image.size, area)
+        data += image.resize(size, Image.Resampling.BICUBIC).tobytes()
+    width, height = size
+    values = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+    frames = len(data) // max(1, 3 * width * height)
+    return torch.from_numpy(values.reshape(frames, height, width, 3)).permute(0, 3, 1, 2)
 
 
 def frames_at_rate(

@@ -1,36 +1,35 @@
-"""Data pipeline of videos: shots, scores of each clip, decisions, captions, codes."""
+"""Data pipeline of videos: shots, scores of each clip, decisions, documents."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from emu3_megatron.config.prepare import ClipsConfig
 from emu3_megatron.grammar import Document, captioned_clip
-from emu3_megatron.media.files import VIDEO_SUFFIXES, UnreadableError, find_files, name_of, path_of
-from emu3_megatron.media.images import shrink, size_for_area
-from emu3_megatron.media.videos import (
-    Frame,
-    clip_pixels,
-    frames_at_rate,
-    is_variable,
-    mean_rate,
-    read_frames,
+from emu3_megatron.media.files import (
+    READER_VERSION,
+    VIDEO_SUFFIXES,
+    UnreadableError,
+    find_files,
+    name_of,
+    path_of,
 )
-from emu3_megatron.prepare.captions.captioning import add_captions
-from emu3_megatron.prepare.codes import Coder
+from emu3_megatron.media.images import shrink
+from emu3_megatron.media.videos import Frame, is_variable, mean_rate
+from emu3_megatron.prepare.clip_codes import VARIABLE, codes_of
+from emu3_megatron.prepare.clip_frames import ClipFrames
 from emu3_megatron.prepare.groups import group_numbers
 from emu3_megatron.prepare.images import EncodeTask, ScoreTask, hold_out, inputs_of, item_name
-from emu3_megatron.prepare.items import Failed, attempt, with_progress
+from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.parts import Part, Skipped
 from emu3_megatron.prepare.scores.duplicates import (
     SIGNED,
-    content_hash,
     contrast,
+    file_hash,
     near_pairs,
     signature,
     signatures,
@@ -41,12 +40,10 @@ from emu3_megatron.prepare.scores.quality import quality_of
 from emu3_megatron.prepare.shots import cut_long, find_shots
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
-from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from emu3_megatron.vision.tokenizer import TEMPORAL_FACTOR
 from emu3_megatron.vocabulary import Vocabulary
 
-CAPTION_FRAMES = 12
 _QUALITY_FRAMES = 3
-_VARIABLE = "variable frame rate"
 _NEAR_BITS = 4  # as of images
 _SHOWS = 2.0  # contrast, in OKLab
 # What a score is made of; everything else in ClipsConfig can change without scoring again.
@@ -85,7 +82,7 @@ class ScoreClips:
         return [{**row, **scores} for scores in clips]
 
     def _read(self, path: Path, row: Row) -> list[Row]:
-        row["content"] = content_hash(path.read_bytes())  # known of damaged videos too
+        row["content"] = file_hash(path)  # known of damaged videos too
         config = self._config
         shots = find_shots(
             path, config.content_threshold, config.fade_threshold, config.min_shot_frames
@@ -94,13 +91,11 @@ class ScoreClips:
 
     def _clips(self, path: Path, clips: Sequence[tuple[int, int]], fps: float) -> Iterator[Row]:
         """One pass through the video; no more than one clip's samples are held."""
-        frames = with_progress(read_frames(path))
+        frames = ClipFrames(path)
         for first, end in clips:
             kept = _KeptFrames(first, end, fps, self._config)
-            for frame in frames:
+            for frame in frames.clip(first, end):
                 kept.add(frame)
-                if frame.number == end - 1:
-                    break
             if kept.size is None:
                 raise UnreadableError(path, f"no frame {first}, though it was there before")
             yield self._row(kept, fps)
@@ -118,7 +113,7 @@ class ScoreClips:
             "seconds": round(frames / fps, 4),
             "width": kept.size[0] if kept.size else None,
             "height": kept.size[1] if kept.size else None,
-            "notes": ", ".join(([_VARIABLE] if is_variable(kept.times) else []) + kept.notes),
+            "notes": ", ".join(([VARIABLE] if is_variable(kept.times) else []) + kept.notes),
             "quality": min(self._quality(kept.stills)),
             "quality_by": self._quality_by,
             "flow": round(float(np.mean(flows)), 6) if flows else 0.0,
@@ -159,7 +154,10 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     """Rows of all clips of the source folder's videos, in order."""
     files = find_files(config.source, VIDEO_SUFFIXES)
     sources = [name_of(path, config.source) for path in files]
-    settings = config.model_dump(mode="json", include=_SCORE_FIELDS)
+    settings = {
+        **config.model_dump(mode="json", include=_SCORE_FIELDS),
+        "reader": READER_VERSION,
+    }
     folder = workspace.work("clips", "scores")
     tasks = [
         ScoreTask(
@@ -205,7 +203,10 @@ def _groups(rows: Sequence[Row], looks: np.ndarray) -> np.ndarray:
 
 
 def _fault(row: Row, config: ClipsConfig) -> str | None:
-    if row["seconds"] < config.min_seconds or _frames(row) < TEMPORAL_FACTOR:
+    if (
+        row["seconds"] < config.min_seconds
+        or row["end_frame"] - row["start_frame"] < TEMPORAL_FACTOR
+    ):
         return f"too short: {row['seconds']:.2f} s"
     if min(row["width"], row["height"]) < config.min_side:
         return f"too small: {row['width']}x{row['height']}"
@@ -220,37 +221,17 @@ def _fault(row: Row, config: ClipsConfig) -> str | None:
     return None
 
 
-def _frames(row: Row) -> int:
-    return int(row["end_frame"] - row["start_frame"])
+class WriteClips:
+    """Makes documents of encoded clips and their captions."""
 
-
-def caption_clips(workspace: Workspace, config: ClipsConfig, rows: Sequence[Row]) -> None:
-    """Fill `captions` of what is kept; what stays without one is set aside."""
-    read = partial(_read_pictures, config.source)
-    add_captions(workspace, "clips", rows, config.captions, config.source, read)
-
-
-def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
-    """Even frames of a clip."""
-    first, frames = row["start_frame"], _frames(row)
-    number = min(CAPTION_FRAMES, frames)
-    wanted = {first + (2 * i + 1) * frames // (2 * number) for i in range(number)}
-    found = islice(with_progress(read_frames(path_of(folder, row["source"]))), row["end_frame"])
-    return [frame.image() for frame in found if frame.number in wanted]
-
-
-class EncodeClips:
-    """Encodes clips with captions as documents."""
-
-    def __init__(self, config: ClipsConfig, tokenizer: Path, vocabulary: Vocabulary, device: str):
-        self._config, self._vocabulary = config, vocabulary
-        self._coder = Coder(tokenizer, vocabulary, device)
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
 
     def __call__(self, task: EncodeTask) -> None:
         documents: list[Document] = []
         skipped: list[Skipped] = []
         for row in task.rows:
-            found = self._attempt(row)
+            found = attempt(item_name(row), partial(self._documents, row), timed=False)
             if isinstance(found, Failed):
                 skipped.append((item_name(row), found.reason))
             else:
@@ -259,44 +240,9 @@ class EncodeClips:
         inputs = inputs_of(task.rows, columns, skipped)
         Part.of(documents, inputs, tuple(skipped)).write(task.out)
 
-    def _attempt(self, row: Row) -> list[Document] | Failed:
-        name, stride = item_name(row), stride_of(row, self._config)
-        pixels = attempt(name, partial(self._pixels, row, stride))
-        if isinstance(pixels, Failed):
-            return pixels
-        return attempt(name, partial(self._documents, row, stride, pixels), timed=False)
-
-    def _documents(self, row: Row, stride: int, pixels_tchw: Tensor) -> list[Document]:
-        codes_fhw = self._coder.clip(pixels_tchw)
-        fps = row["fps"] / stride
-        seconds = round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3)
+    def _documents(self, row: Row) -> list[Document]:
+        codes_fhw, fps, seconds = codes_of(row)
         return [
-            captioned_clip(self._vocabulary, text, codes_fhw, round(fps, 3), seconds)
+            captioned_clip(self._vocabulary, text, codes_fhw, fps, seconds)
             for text in row["captions"]
         ]
-
-    def _pixels(self, row: Row, stride: int) -> Tensor:
-        """Pixels [t, 3, h, w] of the clip's frames that are coded."""
-        path = path_of(self._config.source, row["source"])
-        frames = islice(with_progress(read_frames(path)), row["start_frame"], row["end_frame"])
-        images = (frame.image() for frame in even_frames(frames, row, stride))
-        pixels_tchw = clip_pixels(images, self._config.area)
-        if len(pixels_tchw) < TEMPORAL_FACTOR:
-            raise UnreadableError(path, "changed while it was prepared; run the command again")
-        return pixels_tchw
-
-
-def even_frames(frames: Iterable[Frame], row: Row, stride: int) -> Iterator[Frame]:
-    """Every so many frames; at a variable rate, as many a second, by an even clock."""
-    if _VARIABLE in row["notes"]:
-        return frames_at_rate(frames, row["fps"] / stride)
-    return islice(frames, 0, None, stride)
-
-
-def stride_of(row: Row, config: ClipsConfig) -> int:
-    """Of how many frames one is taken, so that the clip's document fits `max_tokens`."""
-    width, height = size_for_area(row["width"], row["height"], config.area)
-    columns, lines = width // SPATIAL_FACTOR, height // SPATIAL_FACTOR
-    frame_tokens = lines * (columns + 1) + 1
-    most = max(1, config.max_tokens // frame_tokens) * TEMPORAL_FACTOR
-    return max(1, -(-_frames(row) // most))

@@ -11,9 +11,17 @@ from PIL import Image
 
 from emu3_megatron.config.prepare import ImagesConfig
 from emu3_megatron.grammar import Document, captioned_image, understanding
-from emu3_megatron.media.files import IMAGE_SUFFIXES, UnreadableError, find_files, name_of, path_of
+from emu3_megatron.media.files import (
+    IMAGE_SUFFIXES,
+    READER_VERSION,
+    UnreadableError,
+    find_files,
+    name_of,
+    path_of,
+)
 from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
-from emu3_megatron.prepare.captions.captioning import add_captions
+from emu3_megatron.prepare.captions.captioning import ask_for_captions, captions_of_files
+from emu3_megatron.prepare.captions.endpoint import as_sent
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.groups import first_kept, group_numbers, held_out
 from emu3_megatron.prepare.items import Failed, attempt
@@ -71,12 +79,11 @@ class ScoreImages:
 
     def _read(self, path: Path, row: Row) -> Row:
         data = path.read_bytes()
-        row["content"] = content_hash(data)  # known of what cannot be decoded too
+        row["content"] = content_hash([data])  # known of what cannot be decoded too
         return self._scores(decode_image(data, path))
 
     def _scores(self, decoded: DecodedImage) -> Row:
         image = decoded.image
-        pixels = np.asarray(image)
         has_ocr = self._config.ocr and _shape_fault(*image.size, self._config) is None
         return {
             "width": image.width,
@@ -85,7 +92,7 @@ class ScoreImages:
             "quality": self._quality([image])[0],
             "quality_by": self._quality_by,
             "colour": colourfulness(image),
-            "text_area": self._text_area(pixels) if has_ocr else None,
+            "text_area": self._text_area(np.asarray(image)) if has_ocr else None,
             "near": signature(image),
         }
 
@@ -96,7 +103,7 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     sources = [name_of(path, config.source) for path in files]
     # Without OCR no score depends on the limits of the shape.
     fields = {"quality", "ocr", *(("min_side", "max_aspect") if config.ocr else ())}
-    settings = config.model_dump(mode="json", include=fields)
+    settings = {**config.model_dump(mode="json", include=fields), "reader": READER_VERSION}
     folder = workspace.work("images", "scores")
     tasks = [
         ScoreTask(folder / f"{digest(SIGNED, settings, _states(config, some))}.parquet", some)
@@ -193,12 +200,14 @@ def _drop_near_duplicates(rows: Sequence[Row], pairs: np.ndarray) -> None:
 
 def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
-    read = partial(_read_pictures, config.source)
-    add_captions(workspace, "images", rows, config.captions, config.source, read)
+    captions_of_files(rows, config.captions, config.source)
+    if endpoint := config.captions.endpoint:
+        read = partial(_read_pictures, config.source, endpoint.side)
+        ask_for_captions(workspace, "images", rows, endpoint, read)
 
 
-def _read_pictures(folder: Path, row: Row) -> list[Image.Image]:
-    return [read_image(path_of(folder, row["source"])).image]
+def _read_pictures(folder: Path, side: int, row: Row) -> list[bytes]:
+    return [as_sent(read_image(path_of(folder, row["source"])).image, side)]
 
 
 @dataclass(frozen=True)
@@ -237,7 +246,7 @@ class EncodeImages:
     def _image(self, row: Row) -> Image.Image:
         path = path_of(self._config.source, row["source"])
         data = path.read_bytes()
-        if content_hash(data) != row["content"]:
+        if content_hash([data]) != row["content"]:
             raise UnreadableError(path, "changed while it was prepared; run the command again")
         return resize_to_area(decode_image(data, path).image, self._config.area)
 

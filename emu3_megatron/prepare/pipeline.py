@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
-from emu3_megatron.prepare.captions.captioning import refuse_unusable
-from emu3_megatron.prepare.captions.files import Captions
-from emu3_megatron.prepare.clips import (
-    EncodeClips,
-    caption_clips,
-    decide_clips,
-    score_clips,
+from emu3_megatron.media.files import READER_VERSION
+from emu3_megatron.prepare.captions.captioning import (
+    ask_for_captions,
+    captions_of_files,
+    refuse_unusable,
 )
+from emu3_megatron.prepare.captions.files import Captions
+from emu3_megatron.prepare.clip_codes import encode_videos, pictures_of
+from emu3_megatron.prepare.clips import WriteClips, decide_clips, score_clips
 from emu3_megatron.prepare.codes import refuse_other_codes
 from emu3_megatron.prepare.dialogues.preparing import prepare_dialogues
-from emu3_megatron.prepare.executors import Worker, line_of
+from emu3_megatron.prepare.executors import MakeWorker, line_of
 from emu3_megatron.prepare.features import prepare_features
 from emu3_megatron.prepare.images import (
     EncodeImages,
@@ -141,31 +143,69 @@ def _images(workspace: Workspace) -> dict[str, Any]:
     decide_images(rows, config, recipe.holdout)
     selected = select_best("images", rows, config.select) if config.select else None
     caption_images(workspace, config, rows)
-    encode = partial(EncodeImages, config)
-    values = {"area": config.area, "understanding": config.understanding}
-    return _encode(workspace, "images", rows, selected, encode, values, recipe.run.task_items)
+    settings = {
+        **_code_settings(recipe),
+        "area": config.area,
+        "understanding": config.understanding,
+    }
+    vocabulary = recipe.vocabulary()
+    assert recipe.tokenizer is not None, "refused at the beginning"
+    make = partial(EncodeImages, config, recipe.tokenizer, vocabulary, recipe.run.device)
+    write = _Writing(make, settings, recipe.run.task_items, on_device=True)
+    return _write(workspace, "images", rows, selected, write)
 
 
 def _clips(workspace: Workspace) -> dict[str, Any]:
-    config = workspace.recipe.clips
+    recipe, config = workspace.recipe, workspace.recipe.clips
     assert config is not None
     rows = score_clips(workspace, config)
     decide_clips(rows, config, workspace.recipe.holdout)
     selected = select_best("clips", rows, config.select) if config.select else None
-    caption_clips(workspace, config, rows)
-    encode = partial(EncodeClips, config)
-    values = {"area": config.area, "max_tokens": config.max_tokens}
-    return _encode(workspace, "clips", rows, selected, encode, values, _CLIPS_A_TASK)
+    captions_of_files(rows, config.captions, config.source)
+    settings = {
+        **_code_settings(recipe),
+        "area": config.area,
+        "max_tokens": config.max_tokens,
+    }
+    encode_videos(workspace, config, rows, digest(settings))
+    if endpoint := config.captions.endpoint:
+        ask_for_captions(workspace, "clips", rows, endpoint, pictures_of)
+    make = partial(WriteClips, recipe.vocabulary())
+    write = _Writing(make, settings, _CLIPS_A_TASK, on_device=False)
+    return _write(workspace, "clips", rows, selected, write)
 
 
-def _encode(
+def _code_settings(recipe: PrepareRecipe) -> dict[str, Any]:
+    """What decides codes, besides the pixels and the size they are read at."""
+    assert recipe.tokenizer is not None, "refused at the beginning"
+    return {
+        "vocabulary": recipe.vocabulary().fingerprint(),
+        "tokenizer": tokenizer_hash(recipe.tokenizer),
+        "reader": READER_VERSION,
+    }
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How rows become documents.
+
+    Attributes:
+        settings: what decides the tokens, besides the rows.
+        items: rows a task.
+    """
+
+    make: MakeWorker
+    settings: dict[str, Any]
+    items: int
+    on_device: bool
+
+
+def _write(
     workspace: Workspace,
     kind: str,
     rows: Sequence[Row],
     selected: dict[str, Any] | None,
-    encode: Callable[..., Worker],
-    values: dict[str, Any],
-    items: int,
+    write: _Writing,
 ) -> dict[str, Any]:
     """The table, then shards of what is kept."""
     recipe = workspace.recipe
@@ -173,23 +213,17 @@ def _encode(
     write_table(workspace.table(kind), kind, rows, selected["columns"] if selected else ())
     refuse_unusable(rows, recipe.strict)
     refuse_nothing(kind, rows)
-    vocabulary = recipe.vocabulary()
-    assert recipe.tokenizer is not None, "refused at the beginning"
-    tokenizer = tokenizer_hash(recipe.tokenizer)
-    settings = {"vocabulary": vocabulary.fingerprint(), "tokenizer": tokenizer, **values}
-    make = partial(encode, recipe.tokenizer, vocabulary, recipe.run.device)
 
     def shards_of(workspace: Workspace, some: Sequence[Row]) -> Made:
-        tasks = encode_tasks(workspace, kind, some, digest(settings), items)
         return make_shards(
             workspace,
             kind,
-            settings,
-            tasks,
-            make,
-            vocabulary,
+            write.settings,
+            encode_tasks(workspace, kind, some, digest(write.settings), write.items),
+            write.make,
+            recipe.vocabulary(),
             "item",
-            on_device=True,
+            on_device=write.on_device,
             may_be_empty=workspace.is_held_out,
         )
 
@@ -201,7 +235,7 @@ def _encode(
         _set_skipped_aside(rows, skipped)
         write_table(workspace.table(kind), kind, rows, selected["columns"] if selected else ())
     return {
-        "settings": settings,
+        "settings": write.settings,
         "found": len(rows),
         "kept": sum(bool(row["kept"]) for row in rows),
         "set_aside": set_aside(rows),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing, write_json
+from emu3_megatron.media.images import scaled
 from emu3_megatron.vision.decoder import Decoder
 from emu3_megatron.vision.encoder import Encoder
 from emu3_megatron.vision.initialization import initialise
@@ -32,7 +33,8 @@ _ON_CPU, _ON_GPU, _FOR_GRADIENTS = 2**16, 4 * 720 * 720, 512 * 512
 class VisionTokenizer(nn.Module):
     """Emu3's tokenizer: 8x8 pixels of an image, or of 4 frames of a clip, become one code.
 
-    Pixels are floats in [-1, 1], sides divisible by 8; codes are int64 in [0, codebook_size).
+    Pixels are floats in [-1, 1] or uint8, sides divisible by 8; codes are int64 in
+    [0, codebook_size).
     Encoding and decoding need eval mode: in train mode BatchNorm would make the codes of one image
     depend on the others in its batch.
     """
@@ -116,8 +118,11 @@ class VisionTokenizer(nn.Module):
             raise InputError(
                 f"{width}x{height} pixels: sides must be divisible by {SPATIAL_FACTOR}"
             )
-        pixels_nchw = pixels_nchw.to(self.quantize.embedding.weight)
-        return _in_chunks(self.encoder.encode_frames, pixels_nchw, pixels_each=height * width)
+        pixels_nchw = pixels_nchw.to(self.quantize.embedding.weight.device)
+        return _in_chunks(self._encode_frames, pixels_nchw, pixels_each=height * width)
+
+    def _encode_frames(self, pixels_nchw: Tensor) -> Tensor:
+        return self.encoder.encode_frames(scaled(pixels_nchw).to(self.quantize.embedding.weight))
 
     def merge_frames(self, frames_bcthw: Tensor) -> Tensor:
         """Latents [b, c, t // 4, h, w] before quantization, of those of frames."""

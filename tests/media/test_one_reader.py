@@ -12,7 +12,9 @@ from support.media import write_video
 import emu3_megatron
 from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig
 from emu3_megatron.config.tokenizer_training import TokenizerData, TokenizerNetwork
-from emu3_megatron.prepare.clips import EncodeClips, ScoreClips
+from emu3_megatron.media.images import scaled
+from emu3_megatron.prepare.clip_codes import EncodeVideo, VideoTask
+from emu3_megatron.prepare.clips import ScoreClips
 from emu3_megatron.prepare.images import EncodeImages, EncodeTask, ScoreImages
 from emu3_megatron.tokenizer_training.samples import Samples
 from emu3_megatron.vision.tokenizer import VisionTokenizer
@@ -69,7 +71,7 @@ def encoded_pixels(tmp_path, monkeypatch):
     seen = []
 
     def look(name, tokenizer, pixels):
-        seen.append(pixels[0])
+        seen.append(scaled(pixels[0]))
         return original[name](tokenizer, pixels)
 
     original = {name: getattr(VisionTokenizer, name) for name in ("encode_images", "encode_clips")}
@@ -78,8 +80,8 @@ def encoded_pixels(tmp_path, monkeypatch):
             VisionTokenizer, name, lambda *arguments, name=name: look(name, *arguments)
         )
 
-    def encode(stage, config, row):
-        task = EncodeTask(tmp_path / "part.npz", [{**row, "captions": ["a caption"]}])
+    def encode(stage, make_task, config, row):
+        task = make_task(tmp_path / "part.npz", [{**row, "captions": ["a caption"]}])
         stage(config, tmp_path / "tokenizer", Vocabulary.tiny(), "cpu")(task)
         (pixels,) = seen
         return pixels
@@ -97,7 +99,8 @@ def test_an_image_is_the_same_to_the_tokenizer_and_to_prepare(tmp_path, encoded_
     config = ImagesConfig(source=folder, area=AREA, ocr=False)
 
     trained_on = Samples(data, seed=0).read(0).pixels
-    encoded = encoded_pixels(EncodeImages, config, ScoreImages(config, "cpu").score(path.name))
+    row = ScoreImages(config, "cpu").score(path.name)
+    encoded = encoded_pixels(EncodeImages, EncodeTask, config, row)
 
     assert torch.equal(trained_on, encoded)
 
@@ -121,7 +124,7 @@ def test_a_clip_is_the_same_to_the_tokenizer_and_to_prepare(tmp_path, encoded_pi
     )
 
     trained_on = Samples(data, seed=0).read(0).pixels
-    encoded = encoded_pixels(EncodeClips, config, row)
+    encoded = encoded_pixels(EncodeVideo, VideoTask, config, row)
 
     assert torch.equal(trained_on, encoded)
     assert encoded.shape == ((8, 3, 32, 24) if make is rotated else (8, 3, 24, 32))

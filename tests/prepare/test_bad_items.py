@@ -13,7 +13,7 @@ from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import path_of
 from emu3_megatron.media.writers import write_clip
-from emu3_megatron.prepare import clips, images
+from emu3_megatron.prepare import clip_codes, clips, images
 from emu3_megatron.prepare.checking import check_prepared
 from emu3_megatron.prepare.inspecting import write_page
 from emu3_megatron.prepare.pipeline import prepare
@@ -117,11 +117,14 @@ def test_a_photo_that_fails_at_any_stage_is_a_row(recipe, tmp_path, monkeypatch,
         prepare(recipe("images", min_side=32, strict=True), ["images"])
 
 
-@pytest.mark.parametrize("stage", ["find_shots", "clip_pixels", "captioned_clip"])
-def test_a_video_that_fails_at_any_stage_is_a_row(recipe, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize(
+    ("module", "stage"),
+    [(clips, "find_shots"), (clip_codes, "clip_bytes"), (clips, "captioned_clip")],
+)
+def test_a_video_that_fails_at_any_stage_is_a_row(recipe, tmp_path, monkeypatch, module, stage):
     for i in range(3):
         video(tmp_path / "source" / f"{i}.mp4", seed=i)
-    monkeypatch.setattr(clips, stage, fail_at(1, getattr(clips, stage)))
+    monkeypatch.setattr(module, stage, fail_at(1, getattr(module, stage)))
 
     manifest = prepare(recipe("clips"), ["clips"])
 

@@ -18,7 +18,8 @@ from emu3_megatron.grammar import parse
 from emu3_megatron.media.images import to_image
 from emu3_megatron.media.videos import Frame
 from emu3_megatron.media.writers import write_clip
-from emu3_megatron.prepare.clips import ScoreClips, decide_clips, even_frames, stride_of
+from emu3_megatron.prepare.clip_codes import even_frames, stride_of
+from emu3_megatron.prepare.clips import ScoreClips, decide_clips
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.scores.flow import flow_of
 from emu3_megatron.prepare.shots import Shots, cut_long, find_shots

@@ -14,7 +14,7 @@ from support.ports import free_port
 from emu3_megatron.config.prepare import EndpointConfig, PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.captions.answers import NoCaption
-from emu3_megatron.prepare.captions.endpoint import Endpoint
+from emu3_megatron.prepare.captions.endpoint import Endpoint, as_sent
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
 
@@ -85,7 +85,7 @@ def url():
 
 
 def colour(red=0, green=0, blue=0):
-    return Image.new("RGB", (64, 48), (red, green, blue))
+    return as_sent(Image.new("RGB", (64, 48), (red, green, blue)), side=768)
 
 
 def config(url, **values):

@@ -12,7 +12,7 @@ from PIL import Image
 from emu3_megatron.config.prepare import EndpointConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.captions.answers import NoCaption
-from emu3_megatron.prepare.captions.endpoint import Endpoint
+from emu3_megatron.prepare.captions.endpoint import Endpoint, as_sent
 
 
 def says(content, **more):
@@ -63,7 +63,7 @@ def serve():
         server.server_close()
 
 
-PICTURE = [Image.new("RGB", (16, 16))]
+PICTURE = [as_sent(Image.new("RGB", (16, 16)), side=768)]
 FAILS = 500, {"Retry-After-Ms": "1"}, {}
 
 

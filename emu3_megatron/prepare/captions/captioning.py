@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from PIL import Image
-
 from emu3_megatron.config.prepare import CaptionConfig, EndpointConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.captions.answers import NoCaption
@@ -18,8 +16,8 @@ from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
 from emu3_megatron.prepare.workspace import Workspace, chunks, digest
 
-ReadPictures = Callable[[Row], Sequence[Image.Image]]
-"""Reads the pictures of a row: an image, or frames of a clip."""
+ReadPictures = Callable[[Row], Sequence[bytes]]
+"""Gives the pictures of a row as `as_sent` makes them: an image, or frames of a clip."""
 
 _UNUSABLE = ("no caption", "no score", "unreadable")
 _ROWS = 32  # a task, so that little is asked twice after a kill
@@ -81,17 +79,10 @@ def row_key(row: Row) -> str:
     return digest(row["content"], row.get("start_frame"), row.get("end_frame"))
 
 
-def add_captions(
-    workspace: Workspace,
-    kind: str,
-    rows: Sequence[Row],
-    config: CaptionConfig,
-    source: Path,
-    read: ReadPictures,
-) -> None:
-    """Fill `captions` of what is kept: those that are there, else the endpoint's.
+def captions_of_files(rows: Sequence[Row], config: CaptionConfig, source: Path) -> None:
+    """Fill `captions` of what is kept, from files.
 
-    What stays without one is set aside.
+    What stays without one is set aside, unless there is an endpoint to ask.
     """
     captions = Captions(config, source)
     for row in rows:
@@ -100,15 +91,26 @@ def add_captions(
             found = attempt(row["source"], partial(_of_files, captions, row["source"]))
             if isinstance(found, Failed):
                 row["kept"], row["reason"] = False, f"no caption: {found.reason}"
-            else:
+            elif found or config.endpoint:
                 row["captions"] = found
+            else:
+                row["kept"], row["reason"] = False, "no caption: none found"
+
+
+def ask_for_captions(
+    workspace: Workspace,
+    kind: str,
+    rows: Sequence[Row],
+    config: EndpointConfig,
+    read: ReadPictures,
+) -> None:
+    """Fill `captions` of what is kept and has none; what the endpoint refuses is set aside."""
     without = [row for row in rows if row["kept"] and not row["captions"]]
-    answers = _ask(workspace, kind, without, config.endpoint, read) if config.endpoint else {}
+    answers = _ask(workspace, kind, without, config, read)
     for row in without:
-        answer = answers.get(row_key(row), {"captions": [], "error": None})
+        answer = answers[row_key(row)]
         row["captions"] = answer["captions"]
-        if not answer["captions"]:
-            error = answer["error"] or "none found"
+        if error := answer["error"]:
             unreadable = error.startswith("unreadable: ")
             row["kept"], row["reason"] = False, error if unreadable else f"no caption: {error}"
 

@@ -70,17 +70,20 @@ class Endpoint:
         Thread(target=self._loop.run_forever, daemon=True).start()
         self._lock, self._in_a_row = Lock(), 0
 
-    def captions(self, images: Sequence[Image.Image]) -> list[str]:
+    def captions(self, pictures: Sequence[bytes]) -> list[str]:
         """One caption for each prompt of the recipe, of an image or of a clip's frames.
+
+        Args:
+            pictures: as `as_sent` makes them.
 
         Raises:
             InputError: nobody answers, or not to us, or too many pictures in a row got no caption.
                 There is no sense in going on.
             NoCaption: the server is there, and this picture gets no caption.
         """
-        pictures = [self._picture(image) for image in images]
+        shown = [_picture(picture) for picture in pictures]
         try:
-            found = [self._ask([*pictures, _text(prompt)]) for prompt in self.config.prompts]
+            found = [self._ask([*shown, _text(prompt)]) for prompt in self.config.prompts]
         except NoCaption as error:
             self._count_failure(error)
             raise
@@ -97,14 +100,6 @@ class Endpoint:
                 f"{self.config.url}: {in_a_row} pictures in a row got no caption, the last: "
                 f"{error}; set captions.endpoint right, or raise its failures"
             ) from None
-
-    def _picture(self, image: Image.Image) -> dict[str, Any]:
-        small = image.copy()
-        small.thumbnail((self.config.side, self.config.side))
-        data = io.BytesIO()
-        small.save(data, "JPEG", quality=90)
-        url = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
-        return {"type": "image_url", "image_url": {"url": url}}
 
     def _ask(self, content: list[dict[str, Any]]) -> str:
         attempts, waited, pause = 0, 0.0, 0.5
@@ -206,6 +201,20 @@ def _key(config: EndpointConfig) -> str:
     if not (key := os.environ.get(config.key_variable)):
         raise InputError(f"captions.endpoint.key_variable: {config.key_variable} is not set")
     return key
+
+
+def as_sent(image: Image.Image, side: int) -> bytes:
+    """The JPEG that the server gets of an image, the longer side reduced to `side`."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+def _picture(jpeg: bytes) -> dict[str, Any]:
+    url = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _text(prompt: str) -> dict[str, Any]:

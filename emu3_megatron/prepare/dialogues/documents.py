@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Turn, Vision, dialogue
-from emu3_megatron.prepare.dialogues.codes_files import CodesFile
+from emu3_megatron.prepare.codes_files import CodesFile
 from emu3_megatron.prepare.dialogues.parsing import Dialogue
 from emu3_megatron.prepare.dialogues.tables import read_dialogues
 from emu3_megatron.prepare.items import Failed, attempt

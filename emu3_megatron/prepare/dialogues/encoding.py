@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from emu3_megatron.media.files import UnreadableError
 from emu3_megatron.media.images import MAX_ASPECT, decode_image, read_image, resize_within
 from emu3_megatron.media.videos import read_overview
 from emu3_megatron.prepare.codes import Coder
-from emu3_megatron.prepare.dialogues.codes_files import read_errors, write_codes
+from emu3_megatron.prepare.codes_files import Coded, read_errors, write_codes
 from emu3_megatron.prepare.dialogues.shown import FileState, Shown, read_inside
 from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.workspace import Workspace, digest, stable_chunks
@@ -64,25 +63,25 @@ class EncodeShown:
         self._config, self._strict = config, strict
         self._sources, self._media = folders
         self._coder = Coder(tokenizer, vocabulary, device)
-        self._type = np.uint16 if vocabulary.num_codes <= 1 << 16 else np.int32
+        self._vocabulary = vocabulary
 
     def __call__(self, task: EncodeTask) -> None:
-        found: dict[int, Vision] = {}
+        found: dict[int, Coded | str] = {}
         images: dict[int, Image.Image] = {}
-        errors: dict[int, str] = {}
         inside = dict(read_inside(self._sources, task.shown))
         for place, shown in enumerate(task.shown):
             one = self._read(shown, inside.get(shown.name))
             if isinstance(one, Failed):
-                errors[place] = f"unreadable: {shown.name}: {one.reason}"
-                self._refuse(f"{task.rows[place]}: {errors[place]}")
+                reason = f"unreadable: {shown.name}: {one.reason}"
+                self._refuse(f"{task.rows[place]}: {reason}")
+                found[place] = reason
             elif isinstance(one, Vision):
-                found[place] = one
+                found[place] = Coded(one)
             else:
                 images[place] = one
         codes = self._coder.images(list(images.values()))
-        found.update({p: Vision.image(c) for p, c in zip(images, codes, strict=True)})
-        write_codes(task.out, found, errors, self._type)
+        found.update({p: Coded(Vision.image(c)) for p, c in zip(images, codes, strict=True)})
+        write_codes(task.out, found.items(), self._vocabulary)
 
     def _refuse(self, reason: str) -> None:
         if self._strict:

@@ -9,7 +9,7 @@ from typing import Any
 
 from emu3_megatron.config.dialogues import DialoguesConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import find_files
+from emu3_megatron.media.files import READER_VERSION, find_files
 from emu3_megatron.prepare.dialogues.documents import DocumentsTask, RowToWrite, WriteDocuments
 from emu3_megatron.prepare.dialogues.encoding import Encoded, FirstShown, encode_shown
 from emu3_megatron.prepare.dialogues.rows import SUFFIXES
@@ -115,7 +115,8 @@ class _Run:
             raise InputError("tokenizer: name the folder of the vision tokenizer")
         fields = {"min_area", "max_area", "clip_area", "clip_fps", "clip_frames"}
         tokenizer = {"tokenizer": tokenizer_hash(recipe.tokenizer)}
-        return settings | tokenizer | config.model_dump(include=fields)
+        reader = {"reader": READER_VERSION}
+        return settings | tokenizer | reader | config.model_dump(include=fields)
 
     def _encode(self, rows: Sequence[Row], settings: dict[str, Any]) -> Encoded:
         first: dict[str, FirstShown] = {}

@@ -1,12 +1,17 @@
 """Exact duplicates by a hash of the file, near duplicates by a signature of shape and colour."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from emu3_megatron.prepare.items import with_progress
+
 BITS = 64
+_BLOCK = 1 << 20  # bytes of a file that are read at once
 CELLS = 8  # a side of the grid of colours
 # Shares of a picture's sides that are left out: left, top, right, bottom. A copy that was cropped
 # by up to 5% of its sides looks, as a whole, like one of these parts of the original.
@@ -49,9 +54,18 @@ _TO_LAB = np.array(
 _ONES = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
 
 
-def content_hash(data: bytes) -> str:
-    """BLAKE2b of 16 bytes, in hexadecimal."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def content_hash(blocks: Iterable[bytes]) -> str:
+    """BLAKE2b of 16 bytes of a file's content, in hexadecimal."""
+    found = hashlib.blake2b(digest_size=16)
+    for block in blocks:
+        found.update(block)
+    return found.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The same of a file of any size, in little memory."""
+    with path.open("rb") as file:
+        return content_hash(with_progress(iter(partial(file.read, _BLOCK), b"")))
 
 
 def signature(image: Image.Image) -> bytes:
