@@ -5,6 +5,7 @@ which. `amount` is what one run goes through, in units of `unit`; `workers` proc
 """
 
 import importlib.util
+import io
 import json
 import multiprocessing
 import os
@@ -17,16 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from harness import Case
 from PIL import Image
 
-from emu3_megatron.config.prepare import ImagesConfig, PrepareRecipe
+from emu3_megatron.config.prepare import ImagesConfig, Kind, PrepareRecipe
+from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.data.shards.writer import Block, write_shard
 from emu3_megatron.demo.material import PHOTOS
 from emu3_megatron.prepare.images import ScoreImages, ScoreTask
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.shots import find_shots
+from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
 WORKERS = 2
@@ -41,6 +45,7 @@ def cases(quick: bool) -> Iterator[Case]:
         yield from photos(Path(folder), 8 if quick else 128)
         yield from shots()
         yield from memory(10 if quick else 50)
+        yield from large(Path(folder), 4 if quick else 64, 1 if quick else 20)
 
 
 def figures(
@@ -215,37 +220,89 @@ def _shots_alone(path: Path) -> None:
     manager.detect_scenes(open_video(str(path), backend="pyav"))
 
 
-# Memory: ten times the inputs.
+# Memory: ten times the inputs, and large ones.
 
 
 def memory(number: int) -> Iterator[Case]:
     for photos in (number, 10 * number):
-        run = partial(_peak_of_another, "photos", photos)
+        run = partial(peak_of_another, "photos", str(photos))
         yield Case(f"peak of scoring {photos:,} photos", "emu3", run, _peak)
     for megabytes in (number // 10, number):
-        run = partial(_peak_of_another, "text", megabytes)
+        run = partial(peak_of_another, "text", str(megabytes))
         yield Case(f"peak of {megabytes:,} MB of text to a shard", "emu3", run, _peak)
+
+
+def large(folder: Path, number: int, seconds: int) -> Iterator[Case]:
+    """Photos of 24 MP and a film of 4K to a shard; OCR takes what its own network takes."""
+    photos, films = large_photos(folder / "large", number), large_film(folder / "films", seconds)
+    run = partial(peak_of_another, "images", str(photos))
+    yield Case(f"peak of {number} photos of 24 MP to a shard", "emu3", run, _peak)
+    run = partial(peak_of_another, "clips", str(films))
+    yield Case(f"peak of {seconds} s of 3840x2160 to a shard", "emu3", run, _peak)
+
+
+def large_photos(folder: Path, number: int) -> Path:
+    """JPEGs of one picture; what follows its end makes each another file."""
+    image = Image.open(PHOTOS[0].locate()).convert("RGB").resize((6000, 4000))
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=92)
+    folder.mkdir()
+    for i in range(number):
+        (folder / f"{i:02}.jpg").write_bytes(data.getvalue() + bytes([i]))
+        (folder / f"{i:02}.txt").write_text(f"number {i}")
+    return folder
+
+
+def large_film(folder: Path, seconds: int) -> Path:
+    """One second of a picture that moves, again and again: its packets are encoded once."""
+    folder.mkdir()
+    wide = np.asarray(Image.open(PHOTOS[0].locate()).convert("RGB").resize((3936, 2160)))
+    with av.open(str(folder / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p"
+        packets = []
+        for i in range(24):
+            view = np.ascontiguousarray(wide[:, 4 * i : 4 * i + 3840])
+            packets += stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24"))
+        packets += stream.encode()
+        base = packets[0].time_base
+        for second in range(seconds):
+            for packet in packets:
+                again = av.Packet(bytes(packet))
+                again.stream, again.time_base, again.is_keyframe = stream, base, packet.is_keyframe
+                again.pts = packet.pts + round(second / base)
+                again.dts = packet.dts + round(second / base)
+                container.mux(again)
+    (folder / "a.txt").write_text("it moves")
+    return folder
 
 
 def _peak(result: int, seconds: float) -> dict[str, Any]:
     return {"peak_bytes": result}
 
 
-def _peak_of_another(what: str, size: int) -> int:
+def peak_of_another(*arguments: str) -> int:
     """Peak resident bytes of a process of its own."""
-    command = [sys.executable, __file__, what, str(size)]
+    command = [sys.executable, __file__, *arguments]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def print_own_peak(what: str, size: int) -> None:
+def print_own_peak(what: str, *arguments: str) -> None:
+    works = {
+        "photos": _score_photos,
+        "text": _tokenise,
+        "images": partial(_prepare, "images"),
+        "clips": partial(_prepare, "clips"),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        {"photos": _score_photos, "text": _tokenise}[what](Path(folder), size)
+        works[what](Path(folder), *arguments)
     # Not getrusage: its peak begins with that of the process before exec.
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     print(int(status["VmHWM"].split()[0]) * 1024)
 
 
-def _score_photos(folder: Path, number: int) -> None:
+def _score_photos(folder: Path, size: str) -> None:
+    number = int(size)
     source = _photos(folder / "photos", number)
     stage = ScoreImages(ImagesConfig(source=source, ocr=False), "cpu")
     names = sorted(path.name for path in source.iterdir())
@@ -253,9 +310,35 @@ def _score_photos(folder: Path, number: int) -> None:
         stage(ScoreTask(folder / f"{first}.parquet", names[first : first + 64]))
 
 
-def _tokenise(folder: Path, megabytes: int) -> None:
+def _prepare(kind: Kind, folder: Path, source: str, url: str | None = None) -> None:
+    """All of it in this process, with the tiny tokenizer.
+
+    Args:
+        url: of an endpoint, which is asked for the captions then.
+    """
+    VisionTokenizer(TokenizerNetwork(preset="tiny")).save(folder / "tokenizer")
+    rules = {
+        "images": {"near_duplicate_bits": -1},
+        "clips": {"min_flow": 0, "content_threshold": 255, "fade_threshold": 1e-6},
+    }
+    captions = {"endpoint": {"url": url, "model": "any"}} if url else {}
+    section = {"source": source, "min_quality": 0, "ocr": False, "captions": captions}
+    values = {
+        "out": folder / "out",
+        "model": "emu3-tiny",
+        "tokenizer": folder / "tokenizer",
+        kind: {**section, **rules[kind]},
+        "packs": [],
+        "run": {"executor": "local"},
+    }
+    manifest = prepare(PrepareRecipe.model_validate(values), [kind])
+    entry = manifest["kinds"][kind]
+    assert entry["kept"] == entry["found"], entry["set_aside"]
+
+
+def _tokenise(folder: Path, megabytes: str) -> None:
     (folder / "texts").mkdir()
-    write_texts(folder / "texts" / "a.jsonl", megabytes * 10**6)
+    write_texts(folder / "texts" / "a.jsonl", int(megabytes) * 10**6)
     values = {
         "out": folder / "out",
         "text": {"source": folder / "texts", "range_bytes": 4 << 20},
@@ -266,4 +349,4 @@ def _tokenise(folder: Path, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    print_own_peak(sys.argv[1], int(sys.argv[2]))
+    print_own_peak(*sys.argv[1:])

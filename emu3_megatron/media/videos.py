@@ -207,11 +207,12 @@ def clip_bytes(images: Iterable[Image.Image], area: int) -> Tensor:
     data, size = bytearray(), (0, 0)  # grows in its place, where a stack of images would copy them
     for image in images:
         size = size if data else size_for_area(*image.size, area)
-        data += image.resize(size, Image.Resampling.BICUBIC).tobytes()
+        values_hwc = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+        data += values_hwc.transpose(2, 0, 1).tobytes()
     width, height = size
     values = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
     frames = len(data) // max(1, 3 * width * height)
-    return torch.from_numpy(values.reshape(frames, height, width, 3)).permute(0, 3, 1, 2)
+    return torch.from_numpy(values.reshape(frames, 3, height, width))
 
 
 def frames_at_rate(
