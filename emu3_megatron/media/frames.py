@@ -6,6 +6,7 @@ from typing import Any
 import av
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from PIL import Image
 
 from emu3_megatron.media.colour import colour_note, is_hdr, to_srgb
@@ -94,7 +95,9 @@ def _deinterlaced(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def _turn_of(frame: av.VideoFrame) -> Image.Transpose | None:
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    # Not frame.side_data: it refers to the frame and the frame to it, so that frames would stay in
+    # memory until Python looks for such circles.
+    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return None
     values = np.frombuffer(bytes(matrix), np.int32)[[0, 1, 3, 4]] / (1 << 16)

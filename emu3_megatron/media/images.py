@@ -233,7 +233,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, str | None]:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB"), "alpha"
-    return image.convert("RGB"), None
+    return image if image.mode == "RGB" else image.convert("RGB"), None  # which would copy it
 
 
 def size_for_area(width: int, height: int, area: int) -> tuple[int, int]:

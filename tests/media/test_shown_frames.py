@@ -1,5 +1,6 @@
 """Frames look as players show them: pixels, fields, colours, streams, sizes and times."""
 
+import gc
 from fractions import Fraction
 
 import av
@@ -189,3 +190,18 @@ def test_a_duration_that_is_not_stated_is_counted(tmp_path, kind, settings):
     path = write_video(tmp_path / "a.mkv", colours(16), kind=kind, settings=settings, **BARE)
 
     assert read_info(path).seconds == pytest.approx(2, abs=0.01)
+
+
+def test_frames_leave_memory_at_once(tmp_path):
+    """Python looks for circles of references seldom, and a frame of 4K takes 12 MB."""
+    path = write_video(tmp_path / "a.mp4", colours(), rotation=90)
+    gc.collect()
+    gc.disable()
+    try:
+        sizes = {(frame.size, frame.image().size) for frame in read_frames(path)}
+        left = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+    finally:
+        gc.enable()
+
+    assert sizes == {((48, 64), (48, 64))}
+    assert left == 0
