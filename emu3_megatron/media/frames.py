@@ -97,7 +97,8 @@ def _deinterlaced(frame: av.VideoFrame) -> av.VideoFrame:
 def _turn_of(frame: av.VideoFrame) -> Image.Transpose | None:
     # Not frame.side_data: it refers to the frame and the frame to it, so that frames would stay in
     # memory until Python looks for such circles.
-    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")
+    side_data = SideDataContainer(frame)  # type: ignore[call-arg]  # PyAV declares none
+    matrix: Any = side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return None
     values = np.frombuffer(bytes(matrix), np.int32)[[0, 1, 3, 4]] / (1 << 16)
