@@ -191,7 +191,7 @@ def blobs(seed, size=(64, 48)):
 
 def row_of(name, image, **values):
     scores = {"width": image.width, "height": image.height, "quality": 7.0, "error": None}
-    near = {"near": signature(image), "content": content_hash(image.tobytes())}
+    near = {"near": signature(image), "content": content_hash([image.tobytes()])}
     return {"source": name, **scores, **near, **values}
 
 
@@ -219,7 +219,7 @@ def test_clips_are_held_out_with_their_video_and_its_copies():
             image = blobs(100 * video + number)
             for name in ("film", "copy"):
                 frames = {"start_frame": 100 * number, "end_frame": 100 * number + 90}
-                content = content_hash(f"{name}{video}".encode())
+                content = content_hash([f"{name}{video}".encode()])
                 rows.append(row_of(f"{name}{video}", image, **clip, **frames, content=content))
 
     decide_clips(rows, ClipsConfig(source="videos"), holdout=0.1)
