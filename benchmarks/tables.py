@@ -5,6 +5,7 @@ python benchmarks/tables.py
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -293,12 +294,13 @@ def _tokenizer_quality() -> str:
     ]
     for row in result["rows"]:
         lines = []
-        for size in row["sizes"]:
-            image = size["image"]
-            found = {"the tokenizer": image, **image["baselines"]}
+        for size, kind in product(row["sizes"], ("image", "clip")):
+            if kind not in size:
+                continue
+            found = {"the tokenizer": size[kind], **size[kind]["baselines"]}
             lines += [
                 [
-                    size["size"],
+                    f"{kind}s of {size['size']}",
                     name,
                     f"{m['PSNR']:.2f}",
                     f"{m['SSIM']:.3f}",
@@ -309,8 +311,9 @@ def _tokenizer_quality() -> str:
         keys = ", ".join(f"`{override}`" for override in row["overrides"])
         blocks += [
             f"**{row['case']}**: `{row['recipe']}`{f' with {keys}' if keys else ''}, "
-            f"{row['cpu_seconds']:,} CPU seconds, commit `{row['commit']}` ({row['note']}).",
-            _table(["pixels", "", "PSNR, dB", "SSIM", "sharpness"], lines),
+            f"{row['cpu_seconds']:,} CPU seconds, commit `{row['commit']}`"
+            f"{' (' + row['note'] + ')' if row['note'] else ''}.",
+            _table(["", "", "PSNR, dB", "SSIM", "sharpness"], lines),
         ]
     return "\n\n".join(blocks)
 

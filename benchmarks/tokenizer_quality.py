@@ -3,9 +3,10 @@
     python benchmarks/tokenizer_quality.py NAME --train FOLDER --test FOLDER --area 16384 65536 \
         --json FILE --picture FILE [--recipe NAME] [run.steps=… further overrides]
 
-A row of the JSON holds the figures of `emu3 tokenizer evaluate`, the CPU seconds of the training,
-and the held-out PSNR while it trained. NAME replaces a row of that name. The picture shows the
-first files of the folder, above what is left of them.
+Clips of the two folders are trained on and measured too. A row of the JSON holds the figures of
+`emu3 tokenizer evaluate`, the CPU seconds of the training, and the held-out PSNR while it trained.
+NAME replaces a row of that name. The picture shows the first files of the folder, above what is
+left of them.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from typing import Any
 from harness import describe_machine
 from PIL import Image, ImageOps
 
+from emu3_megatron.media.files import VIDEO_SUFFIXES
+
 SHOWN, SIDE = 8, 160
 
 
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--area", type=int, nargs="+", required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--note", default="", help="what else a reader of the row should know")
     parser.add_argument("--run", type=Path, help="keep the run here; an existing one goes on")
     arguments, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +47,9 @@ def main() -> None:
             "recipe": arguments.recipe,
             "overrides": [text for text in overrides if not text.startswith("run.dir")],
             **seconds,
-            "curve": curve(run),
+            "note": arguments.note,
+            "curve": curve(run, "images"),
+            "clip_curve": curve(run, "clips"),
             "sizes": evaluate(arguments, run, Path(folder) / "evaluation"),
         }
         write(arguments.json, row)
@@ -53,13 +59,14 @@ def main() -> None:
 
 def train(arguments: argparse.Namespace, run: Path, overrides: list[str]) -> dict[str, float]:
     """CPU and wall-clock seconds of the command, imports and validation included."""
-    validation = (
-        f"{{every: 100, images: {arguments.test}, area: {arguments.area[0]}, shown: {SHOWN}}}"
-    )
+    held_out = f"every: 100, images: {arguments.test}, area: {arguments.area[0]}, shown: {SHOWN}"
+    if clips_of(arguments.test):
+        held_out += f", clips: {arguments.test}"
+    clips = [f"data.clips={arguments.train}"] if clips_of(arguments.train) else []
     began, before = time.perf_counter(), os.times()
     emu3(
         *("tokenizer", "train", arguments.recipe, f"run.dir={run}"),
-        *(f"data.images={arguments.train}", f"validation={validation}", *overrides),
+        *(f"data.images={arguments.train}", *clips, f"validation={{{held_out}}}", *overrides),
     )
     after = os.times()
     cpu = after.children_user + after.children_system
@@ -80,10 +87,14 @@ def evaluate(arguments: argparse.Namespace, run: Path, out: Path) -> list[dict[s
     return found
 
 
-def curve(run: Path) -> list[list[float]]:
-    """Step and held-out PSNR."""
+def clips_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES]
+
+
+def curve(run: Path, kind: str) -> list[list[float]]:
+    """Step and held-out PSNR of images or clips."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    name = "validation/images/psnr_db"
+    name = f"validation/{kind}/psnr_db"
     return [[row["step"], round(row[name], 3)] for row in rows if name in row]
 
 
@@ -94,7 +105,9 @@ def emu3(*arguments: Any) -> None:
 def write(path: Path, row: dict[str, Any]) -> None:
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [known for known in rows if known["case"] != row["case"]]
-    path.write_text(json.dumps({**describe_machine(), "rows": [*rows, row]}, indent=2) + "\n")
+    machine = describe_machine()
+    row["commit"] = machine["commit"]
+    path.write_text(json.dumps({**machine, "rows": [*rows, row]}, indent=2) + "\n")
 
 
 def picture(run: Path, path: Path) -> None:
