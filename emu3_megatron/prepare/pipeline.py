@@ -144,7 +144,7 @@ def _images(workspace: Workspace) -> dict[str, Any]:
     selected = select_best("images", rows, config.select) if config.select else None
     caption_images(workspace, config, rows)
     settings = {
-        **_code_settings(recipe),
+        **_code_settings(workspace),
         "area": config.area,
         "understanding": config.understanding,
     }
@@ -163,7 +163,7 @@ def _clips(workspace: Workspace) -> dict[str, Any]:
     selected = select_best("clips", rows, config.select) if config.select else None
     captions_of_files(rows, config.captions, config.source)
     settings = {
-        **_code_settings(recipe),
+        **_code_settings(workspace),
         "area": config.area,
         "max_tokens": config.max_tokens,
     }
@@ -175,8 +175,9 @@ def _clips(workspace: Workspace) -> dict[str, Any]:
     return _write(workspace, "clips", rows, selected, write)
 
 
-def _code_settings(recipe: PrepareRecipe) -> dict[str, Any]:
+def _code_settings(workspace: Workspace) -> dict[str, Any]:
     """What decides codes, besides the pixels and the size they are read at."""
+    recipe = workspace.recipe
     assert recipe.tokenizer is not None, "refused at the beginning"
     return {
         "vocabulary": recipe.vocabulary().fingerprint(),
