@@ -314,8 +314,20 @@ def _tokenizer_quality() -> str:
             f"{row['cpu_seconds']:,} CPU seconds, commit `{row['commit']}`"
             f"{' (' + row['note'] + ')' if row['note'] else ''}.",
             _table(["", "", "PSNR, dB", "SSIM", "sharpness"], lines),
+            *(_curve(kind, row[key]) for kind, key in _CURVES.items() if row[key]),
         ]
     return "\n\n".join(blocks)
+
+
+_CURVES = {"images": "curve", "clips": "clip_curve"}
+_POINTS = 8  # of a curve
+
+
+def _curve(kind: str, points: Sequence[tuple[int, float]]) -> str:
+    """Steps and dB of a run, the last ones among them."""
+    few = points[:: -max(1, len(points) // _POINTS)][::-1]
+    shown = ", ".join(f"{step:,}: {decibels:.2f}" for step, decibels in few)
+    return f"Held-out {kind} after so many steps, dB: {shown}."
 
 
 def _replace(document: str, name: str, table: str) -> None:

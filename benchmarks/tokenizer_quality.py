@@ -45,7 +45,9 @@ def main() -> None:
         row = {
             "case": arguments.name,
             "recipe": arguments.recipe,
-            "overrides": [text for text in overrides if not text.startswith("run.dir")],
+            "overrides": [
+                text for text in overrides if not text.startswith(("run.dir", "run.init_from"))
+            ],
             **seconds,
             "note": arguments.note,
             "curve": curve(run, "images"),
@@ -105,7 +107,7 @@ def emu3(*arguments: Any) -> None:
 def write(path: Path, row: dict[str, Any]) -> None:
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [known for known in rows if known["case"] != row["case"]]
-    machine = describe_machine()
+    machine = {**describe_machine(), "command": "python benchmarks/tokenizer_quality.py NAME …"}
     row["commit"] = machine["commit"]
     path.write_text(json.dumps({**machine, "rows": [*rows, row]}, indent=2) + "\n")
 
