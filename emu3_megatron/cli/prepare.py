@@ -7,15 +7,44 @@ from typing import Annotated
 
 import typer
 
-from emu3_megatron.cli.arguments import Overrides, new_group
+from emu3_megatron.cli.arguments import Overrides, new_group, until_reader_leaves
 from emu3_megatron.config.load import load_recipe
 from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 
 group = new_group(
     help="Photos, clips, text and dialogues to shards and packs.\n\n"
-    "The same command goes on after an interruption, and does nothing when all is done."
+    "The same command goes on after an interruption, and does nothing when all is done.",
+    invoke_without_command=True,
 )
+
+
+@group.callback()
+def prepared(
+    context: typer.Context,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="print what a prepared folder holds and why the rest was set aside; "
+            "write it to FOLDER/report.json",
+        ),
+    ] = None,
+) -> None:
+    if context.invoked_subcommand is not None:
+        if report is not None:
+            raise InputError("prepare --report FOLDER: stands alone, without a kind of data")
+        return
+    if report is None:
+        with until_reader_leaves():
+            print(context.get_help())
+        raise typer.Exit(2)
+    from emu3_megatron.prepare.reporting import lines_of, write_report
+
+    with until_reader_leaves():
+        for line in lines_of(report, write_report(report)):
+            print(line)
+
 
 OptionalRecipe = Annotated[
     str | None,
@@ -171,6 +200,7 @@ def _prepare(
     for line in summary(prepare(recipe, recipe.kinds if kind is None else [kind])):
         print(line)
     print(f"every item and its reason: {recipe.out}/KIND.parquet; emu3 inspect data {recipe.out}")
+    print(f"by suffix and source, and the time of each stage: emu3 prepare --report {recipe.out}")
 
 
 def _is_override(argument: str) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, Vision, parse
-from emu3_megatron.prepare.pipeline import manifest_vocabulary, read_manifest
+from emu3_megatron.prepare.pipeline import manifest_vocabulary
+from emu3_megatron.prepare.workspace import read_manifest
 from emu3_megatron.vocabulary import Vocabulary
 
 

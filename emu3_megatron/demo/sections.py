@@ -16,7 +16,7 @@ from emu3_megatron.demo.pretraining import AREA
 from emu3_megatron.demo.results import MODELS, Generated, Results
 from emu3_megatron.grammar import Vision
 from emu3_megatron.media.images import load_image, read_image, resize_to_area, to_image
-from emu3_megatron.prepare.pipeline import read_manifest
+from emu3_megatron.prepare.workspace import read_manifest
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 
 

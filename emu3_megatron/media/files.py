@@ -1,14 +1,48 @@
 """Finds images and videos in a folder, and the error of a file that cannot be read."""
 
 import os
+import posixpath
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emu3_megatron.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+        *(".tif", ".tiff", ".avif", ".jp2", ".j2k", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo"),
+    }
+)
+VIDEO_SUFFIXES = frozenset(
+    {
+        *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts"),
+        *(".m2ts", ".flv", ".wmv", ".asf", ".3gp", ".3g2", ".ogv"),
+    }
+)
+COMPRESSED = (".gz", ".zst")
+# How the files begin whose kind is looked for because they have no suffix.
+_BEGINNINGS = {
+    ".jpg": rb"\xff\xd8\xff",
+    ".png": rb"\x89PNG\r\n\x1a\n",
+    ".gif": rb"GIF8[79]a",
+    ".webp": rb"RIFF....WEBP",
+    ".bmp": rb"BM....\0\0\0\0",
+    ".tif": rb"II\*\0|MM\0\*",
+    ".jp2": rb"\0\0\0\x0cjP  ",
+    ".avif": rb"....ftypavi[fs]",
+    # Those whose brand says HEIF or audio are no videos.
+    ".mp4": rb"....ftyp(?!avi|hei|hev|mif|msf|M4[ABP])",
+    ".avi": rb"RIFF....AVI ",
+    ".mkv": rb"\x1aE\xdf\xa3",
+    ".flv": rb"FLV\x01",
+    ".wmv": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    ".mpg": rb"\0\0\x01\xba",
+}
 _ESCAPED = re.compile(rb"\\(x[0-9a-f]{2})")
 _LONGEST_REASON = 120  # characters
 # Of the pixels that a file gives. What was computed of them is computed anew where it changes, so
@@ -52,17 +86,169 @@ def path_of(folder: Path, name: str) -> Path:
     return folder / os.fsdecode(raw)
 
 
+def spelling(name: str) -> str:
+    """One for all spellings of a name: ./a.png is a.png, and letters with accents are composed."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name))
+
+
+def file_named(folder: Path, name: str) -> Path:
+    """The file in a folder that a user's table names, however it spells the name.
+
+    Where there is none, the path that it would have.
+    """
+    paths = [folder / name]
+    with suppress(ValueError):  # of a name that no file can have
+        paths.append(path_of(folder, name))
+        paths += [folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+        return next((path for path in paths if path.exists()), paths[0])
+    return paths[0]
+
+
+def suffix_of(path: Path) -> str:
+    """A file's suffix in small letters; of one without a suffix that of its kind, by its content.
+
+    Of a compressed file it is both: `.jsonl.gz`. A file of no known kind has ''.
+    """
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED:
+        return Path(path.stem).suffix.lower() + suffix
+    return suffix or _suffix_by_content(path)
+
+
+def _suffix_by_content(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return ""
+    kinds = (kind for kind, begins in _BEGINNINGS.items() if re.match(begins, start, re.DOTALL))
+    return next(kinds, "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a folder.
+
+    Attributes:
+        paths: of those that were looked for, sorted.
+        others: that were not, by their suffix.
+        unread: how often there was something that is neither file nor folder, by what it is.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    others: dict[str, list[Path]] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def left_out(self, known: Iterable[Path] = ()) -> dict[str, int]:
+        """How many files were not looked for, by suffix.
+
+        Args:
+            known: files that have another use, and so are not left out.
+        """
+        seen = {os.path.abspath(path) for path in known}
+        counts = Counter(self.unread)
+        for suffix, paths in self.others.items():
+            number = sum(os.path.abspath(path) not in seen for path in paths)
+            counts[suffix or "without a suffix"] = number
+        return {what: counts[what] for what in sorted(counts) if counts[what]}
+
+
+def search(folder: str | Path, suffixes: Iterable[str]) -> Found:
+    """The files in a folder, and in the folders in it, that end in one of `suffixes`.
+
+    Links to folders are followed; each folder is read once, and by its own name where it has one
+    inside `folder`.
+
+    Raises:
+        InputError: no such folder.
+    """
+    folder, suffixes = Path(folder), set(suffixes)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = Found()
+    for path in _files_in(folder, found.unread):
+        if (suffix := suffix_of(path)) in suffixes:
+            found.paths.append(path)
+        else:
+            found.others.setdefault(suffix, []).append(path)
+    found.paths.sort()
+    return found
+
+
+def _files_in(top: Path, unread: Counter[str]) -> Iterator[Path]:
+    waiting, linked = [top], list[Path]()
+    seen: set[tuple[int, int]] = set()
+    while waiting or linked:
+        # Links last, in order: what they lead to may have a name of its own.
+        folder = waiting.pop() if waiting else linked.pop(linked.index(min(linked)))
+        state = folder.stat()
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            unread[f"{folder.relative_to(top).as_posix()}/ ({reason_of(error)})"] += 1
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            if _is(entry.is_dir):
+                (linked if entry.is_symlink() else waiting).append(path)
+            elif _is(entry.is_file):
+                yield path
+            else:
+                unread["links to nothing" if entry.is_symlink() else "devices and pipes"] += 1
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """What an entry of a folder says of itself; False where it leads nowhere."""
+    with suppress(OSError):
+        return asked()
+    return False
+
+
+def search_source(source: Path, suffixes: Iterable[str]) -> Found:
+    """The files of a folder, or the one that is named.
+
+    Raises:
+        InputError: there is none.
+    """
+    if source.is_dir():
+        found = search(source, suffixes)
+        refuse_none(found, source, suffixes)
+        return found
+    if not source.is_file():
+        raise InputError(f"{source}: no such file or folder")
+    if suffix_of(source) not in suffixes:
+        raise InputError(f"{source}: ends in none of {', '.join(sorted(suffixes))}")
+    return Found([source])
+
+
 def find_files(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
-    """The files in a folder, and the folders in it, that end in one of `suffixes`, sorted.
+    """The files that `search` finds.
 
     Raises:
         InputError: no such folder, or no such files in it.
     """
-    folder, suffixes = Path(folder), sorted(suffixes)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    paths = sorted(path for path in named if path.is_file())
-    if not paths:
-        raise InputError(f"{folder}: no file ends in one of {', '.join(suffixes)}")
-    return paths
+    found = search(folder, suffixes)
+    refuse_none(found, folder, suffixes)
+    return found.paths
+
+
+def refuse_none(found: Found, folder: str | Path, suffixes: Iterable[str]) -> None:
+    """Raises InputError when none was found."""
+    if not found.paths:
+        other = line_of_left_out(found.left_out())
+        raise InputError(
+            f"{folder}: no file ends in one of {', '.join(sorted(suffixes))}"
+            + (f"; there are {other}" if other else "")
+        )
+
+
+def line_of_left_out(left_out: Mapping[str, int], most: int = 12) -> str:
+    """Counts by suffix, the largest first."""
+    ranked = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{number:,} {what}" for what, number in ranked[:most]]
+    if rest := sum(number for _, number in ranked[most:]):
+        shown.append(f"{rest:,} others")
+    return ", ".join(shown)

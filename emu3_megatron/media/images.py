@@ -21,7 +21,7 @@ from emu3_megatron.media.files import UnreadableError, reason_of
 
 MAX_ASPECT = 5  # longer side over shorter; the published processor rejects beyond it
 # Named, because Pillow would also open EPS, for which it starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 # TIFF's tags, and what they say.
 _BITS, _PHOTOMETRIC, _SAMPLES, _NO_DATA = 258, 262, 339, 42113
@@ -70,7 +70,7 @@ def decode_image(data: bytes, path: str | Path) -> DecodedImage:
         # Warnings of damaged metadata name no file.
         with (
             warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=FORMATS) as opened,
+            Image.open(io.BytesIO(data), formats=_formats(path)) as opened,
         ):
             return _decode(opened, data)
     except UnidentifiedImageError:
@@ -94,13 +94,18 @@ def size_of(data: bytes, path: str | Path) -> tuple[int, int] | None:
     try:
         with (
             warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=FORMATS) as opened,
+            Image.open(io.BytesIO(data), formats=_formats(path)) as opened,
         ):
             return opened.size
     except Image.DecompressionBombError:
         return None
     except Exception as error:
         raise UnreadableError(path, reason_of(error)) from None
+
+
+def _formats(path: str | Path) -> tuple[str, ...]:
+    """TGA is known by its name alone: nothing in its content says that it is one."""
+    return ("TGA",) if str(path).lower().endswith(".tga") else FORMATS
 
 
 def read_image(path: str | Path) -> DecodedImage:
@@ -185,6 +190,8 @@ def _known(values: np.ndarray, image: Image.Image) -> tuple[np.ndarray, bool]:
 
 def _range_of(values: np.ndarray, image: Image.Image) -> tuple[float, float]:
     """From black to white: what the bits can hold or are used for, else what is there."""
+    if image.mode == "I" and image.format == "PPM":
+        return 0, 65_535  # Pillow scales to them
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if image.mode.startswith("I;16"):
         return 0, 2 ** (_tag(image, _BITS) or 16) - 1

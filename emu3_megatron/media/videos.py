@@ -263,7 +263,10 @@ def _best_stream(container: InputContainer, path: str | Path) -> VideoStream:
     moving = [stream for stream in container.streams.video if not stream.disposition & stills]
     if not moving:
         raise UnreadableError(path, "holds no video")
-    return max(moving, key=lambda stream: (stream.frames != 1, stream.width * stream.height))
+    known = [stream for stream in moving if stream.codec_context is not None]
+    if not known:
+        raise UnreadableError(path, "its codec is not known")
+    return max(known, key=lambda stream: (stream.frames != 1, stream.width * stream.height))
 
 
 def _pixel_aspect(stream: VideoStream, path: str | Path) -> Fraction:

@@ -10,9 +10,9 @@ from emu3_megatron.data.check import check
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import GrammarError, parse
-from emu3_megatron.prepare.pipeline import manifest_vocabulary, read_manifest
+from emu3_megatron.prepare.pipeline import manifest_vocabulary
 from emu3_megatron.prepare.tables import read_table
-from emu3_megatron.prepare.workspace import HELD_OUT, MANIFEST
+from emu3_megatron.prepare.workspace import HELD_OUT, MANIFEST, read_manifest
 from emu3_megatron.vocabulary import Vocabulary
 
 

@@ -14,7 +14,6 @@ from emu3_megatron.media.files import (
     READER_VERSION,
     VIDEO_SUFFIXES,
     UnreadableError,
-    find_files,
     name_of,
     path_of,
 )
@@ -23,7 +22,14 @@ from emu3_megatron.media.videos import Frame, is_variable, mean_rate
 from emu3_megatron.prepare.clip_codes import VARIABLE, codes_of
 from emu3_megatron.prepare.clip_frames import ClipFrames
 from emu3_megatron.prepare.groups import group_numbers
-from emu3_megatron.prepare.images import EncodeTask, ScoreTask, hold_out, inputs_of, item_name
+from emu3_megatron.prepare.images import (
+    EncodeTask,
+    ScoreTask,
+    find_sources,
+    hold_out,
+    inputs_of,
+    item_name,
+)
 from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.parts import Part, Skipped
 from emu3_megatron.prepare.scores.duplicates import (
@@ -152,7 +158,7 @@ class _KeptFrames:
 
 def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     """Rows of all clips of the source folder's videos, in order."""
-    files = find_files(config.source, VIDEO_SUFFIXES)
+    files = find_sources(workspace, "clips", config, VIDEO_SUFFIXES)
     sources = [name_of(path, config.source) for path in files]
     settings = {
         **config.model_dump(mode="json", include=_SCORE_FIELDS),

@@ -18,12 +18,12 @@ import torch
 from emu3_megatron.config.dialogues import FeaturesConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Document, captioned_image
-from emu3_megatron.media.files import reason_of
+from emu3_megatron.media.files import file_named, reason_of
 from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.parts import Part, Skipped
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, set_aside
 from emu3_megatron.prepare.tables import write_table
-from emu3_megatron.prepare.workspace import Workspace, chunks, digest, state_or_missing
+from emu3_megatron.prepare.workspace import Workspace, chunks, digest, state_of_named
 from emu3_megatron.vocabulary import Vocabulary
 
 KIND = "features"
@@ -65,7 +65,7 @@ class ReadFeatures:
         documents: list[Document] = []
         skipped: list[Skipped] = []
         for source in task.sources:
-            found = attempt(source, partial(self._document, self._folder / source))
+            found = attempt(source, partial(self._document, file_named(self._folder, source)))
             if not isinstance(found, Failed):
                 documents.append(found)
                 continue
@@ -169,6 +169,6 @@ def _tasks(
     parts = workspace.work(KIND, "parts")
     tasks = []
     for some in chunks(sources, _FILES):
-        states = [state_or_missing(folder, source) for source in some]
+        states = [state_of_named(folder, source) for source in some]
         tasks.append(FeaturesTask(parts / f"{digest(settings, states)}.npz", some))
     return tasks

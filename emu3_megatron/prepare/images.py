@@ -1,7 +1,7 @@
 """Data pipeline of photos: scores, decisions, captions, codes."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from emu3_megatron.config.prepare import ImagesConfig
+from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig
 from emu3_megatron.grammar import Document, captioned_image, understanding
 from emu3_megatron.media.files import (
     IMAGE_SUFFIXES,
     READER_VERSION,
     UnreadableError,
-    find_files,
     name_of,
     path_of,
+    refuse_none,
+    search,
 )
 from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
 from emu3_megatron.prepare.captions.captioning import ask_for_captions, captions_of_files
@@ -99,7 +100,7 @@ class ScoreImages:
 
 def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     """Rows of all photos of the source folder, in the order of their paths."""
-    files = find_files(config.source, IMAGE_SUFFIXES)
+    files = find_sources(workspace, "images", config, IMAGE_SUFFIXES)
     sources = [name_of(path, config.source) for path in files]
     # Without OCR no score depends on the limits of the shape.
     fields = {"quality", "ocr", *(("min_side", "max_aspect") if config.ocr else ())}
@@ -113,6 +114,20 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     by_weights = config.quality.clip is not None
     workspace.run(make, tasks, "images: scores/photo", on_device=by_weights)
     return read_tables(task.out for task in tasks)
+
+
+def find_sources(
+    workspace: Workspace,
+    kind: str,
+    config: ImagesConfig | ClipsConfig,
+    suffixes: Collection[str],
+) -> list[Path]:
+    """The files of a source folder. Captions and tables of the user's are not left out by it."""
+    found = search(config.source, suffixes)
+    refuse_none(found, config.source, suffixes)
+    tables = [config.captions.manifest, config.select.table if config.select else None]
+    captions = [path.with_suffix(".txt") for path in found.paths]
+    return workspace.found(kind, found, [*tables, *captions]).paths
 
 
 def _states(config: ImagesConfig, sources: Sequence[str]) -> list[tuple[str, int, int]]:

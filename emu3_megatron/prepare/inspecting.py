@@ -14,8 +14,9 @@ from emu3_megatron.files import replacing
 from emu3_megatron.grammar import Document, Vision, parse
 from emu3_megatron.media.images import to_image
 from emu3_megatron.prepare.images import is_understood
-from emu3_megatron.prepare.pipeline import manifest_vocabulary, read_manifest
+from emu3_megatron.prepare.pipeline import manifest_vocabulary
 from emu3_megatron.prepare.tables import Row, read_table
+from emu3_megatron.prepare.workspace import read_manifest
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import CLASS_NAMES, Vocabulary
 

@@ -22,6 +22,10 @@ Skipped = tuple[str, str]
 """Name of an item that could not be used, and why."""
 
 
+Origin = tuple[str, int, int]
+"""Name of a file, its documents in a part, and how many of its texts could not be used."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Documents of one task.
@@ -37,6 +41,8 @@ class Part:
         skipped: what could not be used.
         signatures: by which near duplicates of documents are found, where they are wanted.
         names: of documents that have signatures.
+        origins: of text each file with how many documents come from it, in order, and how many
+            texts of it could not be used.
     """
 
     tokens: np.ndarray
@@ -48,6 +54,7 @@ class Part:
     skipped: tuple[Skipped, ...] = ()
     signatures: np.ndarray | None = None
     names: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
     @classmethod
     def of(
@@ -61,7 +68,9 @@ class Part:
         )
 
     def write(self, path: Path) -> None:
-        about = json.dumps({"inputs": self.inputs, "skipped": self.skipped})
+        about = json.dumps(
+            {"inputs": self.inputs, "skipped": self.skipped, "origins": self.origins}
+        )
         near: dict[str, Any] = {} if self.signatures is None else self._near(self.signatures)
         with replacing(path) as beside, beside.open("wb") as file:
             np.savez(
@@ -133,6 +142,7 @@ class PartSummary:
     document_tokens: np.ndarray
     kept: np.ndarray  # bool [documents]
     hashes: np.ndarray  # uint8 [documents, 16], or none
+    origins: tuple[Origin, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -156,7 +166,9 @@ def _summarise(path: Path, seen: set[bytes]) -> PartSummary:
             kept[number] = False
         else:
             seen.add(key)
-    return PartSummary(path, about["inputs"], _skipped(about), document_tokens, kept, hashes)
+    origins = tuple((name, texts, bad) for name, texts, bad in about.get("origins", ()))
+    skipped = _skipped(about)
+    return PartSummary(path, about["inputs"], skipped, document_tokens, kept, hashes, origins)
 
 
 def _document_tokens(lengths: np.ndarray, spans: np.ndarray) -> np.ndarray:

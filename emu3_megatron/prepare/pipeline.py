@@ -1,18 +1,17 @@
 """Runs the data pipelines of a prepare recipe; what is there already is not made again."""
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.prepare import Kind, PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
-from emu3_megatron.media.files import READER_VERSION
+from emu3_megatron.media.files import READER_VERSION, line_of_left_out
 from emu3_megatron.prepare.captions.captioning import (
     ask_for_captions,
     captions_of_files,
@@ -36,6 +35,7 @@ from emu3_megatron.prepare.images import (
 from emu3_megatron.prepare.near_texts import SIGNED, sift_texts
 from emu3_megatron.prepare.packing import pack_held_out, pack_prepared
 from emu3_megatron.prepare.parts import Skipped
+from emu3_megatron.prepare.reporting import write_report
 from emu3_megatron.prepare.selecting import select_best
 from emu3_megatron.prepare.sharding import (
     Made,
@@ -47,7 +47,14 @@ from emu3_megatron.prepare.sharding import (
 )
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text import refuse_missing_column, text_tasks, tokenise
-from emu3_megatron.prepare.workspace import FORMAT, MANIFEST, Workspace, digest, only_run
+from emu3_megatron.prepare.workspace import (
+    FORMAT,
+    MANIFEST,
+    Workspace,
+    digest,
+    only_run,
+    read_manifest,
+)
 from emu3_megatron.vision.coding import tokenizer_hash
 from emu3_megatron.vision.tokenizer import read_network
 from emu3_megatron.vocabulary import Vocabulary
@@ -96,10 +103,25 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
 
 def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     workspace = Workspace(recipe)
+    workspace.progress.begin(kinds)
+    try:
+        manifest = _make(workspace, kinds)
+        workspace.progress.end()
+    except BaseException:
+        with suppress(Exception):  # what ended the run is what the user wants to read
+            write_report(recipe.out)
+        raise
+    write_report(recipe.out)
+    return manifest
+
+
+def _make(workspace: Workspace, kinds: Sequence[Kind]) -> dict[str, Any]:
+    recipe = workspace.recipe
     manifest = read_manifest(recipe.out) or {"format": FORMAT, "kinds": {}, "packs": []}
     manifest = {**manifest, "model": recipe.model, "codes": recipe.codes}
     for kind in kinds:
-        manifest["kinds"][kind] = _PIPELINES[kind](workspace)
+        entry = _PIPELINES[kind](workspace)
+        manifest["kinds"][kind] = {**entry, "left_out": workspace.left_out.get(kind, {})}
         write_json(recipe.out / MANIFEST, manifest)
     manifest["packs"] = pack_prepared(recipe.out, recipe.packs, manifest, recipe.vocabulary())
     manifest["held_out_packs"] = pack_held_out(
@@ -108,26 +130,6 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     write_json(recipe.out / MANIFEST, manifest)
     if not any("held_out" in entry for entry in manifest["kinds"].values()):
         shutil.rmtree(workspace.held_out.out, ignore_errors=True)  # of an earlier recipe
-    return manifest
-
-
-def read_manifest(out: Path) -> dict[str, Any] | None:
-    """What a prepared folder says of itself; None when it says nothing.
-
-    Raises:
-        InputError: it is not a manifest of ours.
-    """
-    path = out / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{path}: not the manifest of prepared data; choose another folder"
-        ) from None
     return manifest
 
 
@@ -291,6 +293,7 @@ def _text(workspace: Workspace) -> dict[str, Any]:
         "found": made.documents + held + sum(aside.values()) + len(made.near),
         "kept": made.documents + held,
         "set_aside": aside | ({} if near is None else {"near duplicate": len(made.near)}),
+        "origins": made.origins,
         "shards": describe_shards(workspace, made),
         **_held_out(workspace, made.held_out, held),
     }
@@ -329,6 +332,8 @@ def summary(manifest: dict[str, Any]) -> list[str]:
             + (f"; {entry['held_out']['kept']:,} held out" if "held_out" in entry else "")
             + (f"; set aside: {aside}" if aside else "")
         )
+        if left_out := line_of_left_out(entry.get("left_out", {})):
+            lines.append(f"{kind}: files left out by their suffix: {left_out}")
     lines += [
         f"{pack['path']}: {pack['packs']:,} packs, {pack['fill']:.2%} full"
         for pack in (*manifest["packs"], *manifest.get("held_out_packs", ()))

@@ -7,6 +7,7 @@ from typing import Any
 
 from emu3_megatron.config.prepare import SelectionConfig
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import spelling
 from emu3_megatron.prepare.tables import Row, numbers_of, read_records
 
 # Where a row stands, and the row; by file, and by the first frame where the table is of clips.
@@ -68,8 +69,9 @@ def _add_scores(kind: str, rows: Sequence[Row], config: SelectionConfig) -> None
 def _values(row: Row, listed: Listed, columns: Iterable[str]) -> dict[str, float]:
     """What a row has in these columns."""
     nothing: tuple[str, Row] = ("", {})
-    of_file = listed.get((row["source"], None), nothing)
-    where, found = listed.get((row["source"], row.get("start_frame")), of_file)
+    name = spelling(row["source"])
+    of_file = listed.get((name, None), nothing)
+    where, found = listed.get((name, row.get("start_frame")), of_file)
     both = {column: found.get(column, row.get(column)) for column in columns}
     return {
         column: _number(value, f"{where}: {row['source']}: {column}")
@@ -85,7 +87,7 @@ def _read(table: Path, file_column: str) -> Listed:
         where = f"{table}: row {number}"
         if not isinstance(row, dict) or file_column not in row:
             raise InputError(f"{where}: has no column {file_column!r}")
-        key = (str(row[file_column]), row.get("start_frame"))
+        key = (spelling(str(row[file_column])), row.get("start_frame"))
         if key in rows:
             raise InputError(f"{where}: {key[0]} is in another row too; leave one of them")
         rows[key] = (where, row)

@@ -1,7 +1,7 @@
 """Makes the shards of one kind of data, and describes them for the manifest."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from emu3_megatron.data.shards.sidecar import Sidecar
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.executors import MakeWorker
+from emu3_megatron.prepare.origins import Counts, count_origins
 from emu3_megatron.prepare.parts import (
     PartSummary,
     ShardTask,
@@ -38,6 +39,7 @@ class Made:
         skipped: what could not be used.
         near: documents that are near duplicates, each with of which.
         held_out: what came of the part that is held out.
+        origins: of text, what was found and kept by suffix and by source.
     """
 
     shards: list[str]
@@ -57,6 +59,8 @@ class Made:
     def are_whole(self, workspace: Workspace) -> bool:
         held = self.held_out is None or self.held_out.are_whole(workspace.held_out)
         return held and all(is_whole(workspace.out / "shards" / name) for name in self.shards)
+
+    origins: dict[str, Counts] = field(default_factory=dict)
 
 
 def make_shards(
@@ -118,6 +122,7 @@ def make_shards(
         skipped=skipped,
         near=sifted.near,
         held_out=held,
+        origins=_origins(sifted),
     )
     workspace.finish(kind, key, asdict(made))
     workspace.drop_parts(kind)
@@ -134,6 +139,21 @@ def _shards(
 def _made(shards: Sequence[ShardTask], parts: Sequence[PartSummary]) -> Made:
     documents = sum(int(part.kept.sum()) for part in parts)
     return Made([shard.prefix.name for shard in shards], documents, duplicates=0, skipped=[])
+
+
+def _origins(sifted: Sifted) -> dict[str, Counts]:
+    """What is held out is kept too."""
+    trained = (file for part in sifted.trained for file in _of_files(part))
+    held = (file for part in sifted.held_out for file in _of_files(part))
+    return count_origins([*trained, *((name, 0, kept) for name, _, kept in held)])
+
+
+def _of_files(part: PartSummary) -> Iterator[tuple[str, int, int]]:
+    """Each file of a part, how many texts it has, and how many of them are kept."""
+    first = 0
+    for name, documents, skipped in part.origins:
+        yield name, documents + skipped, int(part.kept[first : first + documents].sum())
+        first += documents
 
 
 def _refuse_skipped(workspace: Workspace, skipped: Sequence[Skipped]) -> None:

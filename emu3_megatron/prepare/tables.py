@@ -1,5 +1,6 @@
 """Parquet tables of items: scores, captions, and what was set aside and why; tables of users."""
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
+from emu3_megatron.media.files import reason_of, suffix_of
+from emu3_megatron.prepare.streams import open_plain
 
 Row = dict[str, Any]
 
@@ -123,7 +126,7 @@ def read_table(path: str | Path) -> list[Row]:
     try:
         return pq.ParquetFile(path).read().to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from None
+        raise InputError(f"{path}: not a readable Parquet file ({reason_of(error)})") from None
 
 
 def read_groups(
@@ -138,7 +141,9 @@ def read_groups(
 
 
 def read_records(path: Path, what: str) -> Iterator[Any]:
-    """Rows of a user's .parquet, or values of the lines of a .jsonl file; empty lines are none.
+    """Rows of a user's .parquet, or values of the lines of a .jsonl, compressed or not.
+
+    Empty lines are none.
 
     Args:
         what: it is, for the message.
@@ -146,12 +151,13 @@ def read_records(path: Path, what: str) -> Iterator[Any]:
     Raises:
         InputError: it cannot be read.
     """
-    if path.suffix == ".parquet":
+    if suffix_of(path) == ".parquet":
         yield from read_table(path)
         return
     number = 0
     try:
-        with path.open(encoding="utf-8-sig") as lines:  # without the mark that some editors write
+        # Without the mark that some editors write.
+        with io.TextIOWrapper(open_plain(path), "utf-8-sig") as lines:
             for line in lines:
                 number += 1
                 if not line.isspace():

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,17 +15,34 @@ import numpy as np
 from emu3_megatron.config.prepare import TextConfig
 from emu3_megatron.data.shards.store import TRAINED
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import UnreadableError, find_files, name_of, path_of, reason_of
+from emu3_megatron.media.files import (
+    Found,
+    UnreadableError,
+    name_of,
+    path_of,
+    reason_of,
+    search_source,
+    suffix_of,
+)
 from emu3_megatron.prepare.items import Failed, attempt, attempt_each
 from emu3_megatron.prepare.near_texts import text_signatures
 from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
+from emu3_megatron.prepare.streams import (
+    LINES_SUFFIXES,
+    CutTask,
+    Stream,
+    WriteCuts,
+    compression_of,
+    open_plain,
+    read_cuts,
+)
 from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
 from emu3_megatron.vocabulary import Vocabulary, nfc
 
-TEXT_SUFFIXES = frozenset({".jsonl", ".parquet", ".txt"})
+TEXT_SUFFIXES = LINES_SUFFIXES | {".parquet", ".txt"}
 
 _BOM = "\ufeff"  # that some editors write before a text
-_LOOKED_AT = 100  # lines of a file of .jsonl
+_LOOKED_AT = 100  # lines of a file
 
 Decode = Callable[[Any], str]
 """Raises UnicodeError or InputError when there is no text."""
@@ -68,6 +85,7 @@ class TokeniseText:
     def __init__(self, config: TextConfig, vocabulary: Vocabulary, strict: bool, signed: bool):
         self._config, self._vocabulary, self._strict = config, vocabulary, strict
         self._signed = signed  # near duplicates are looked for
+        self._stream = Stream()
         vocabulary.encoding.check()  # ranks that cannot be read are no fault of the texts
 
     def __call__(self, task: TextTask) -> None:
@@ -76,7 +94,10 @@ class TokeniseText:
         skipped: list[Skipped] = []
         near: list[str] = []
         names: list[str] = []
-        for where, found in self._texts(task):
+        origins: dict[str, list[int]] = {}
+        for source, where, found in self._texts(task):
+            counts = origins.setdefault(source, [0, 0])
+            counts[isinstance(found, Failed)] += 1
             if not isinstance(found, Failed):
                 texts.append(found[0])
                 hashes.append(found[1])
@@ -92,19 +113,21 @@ class TokeniseText:
         part = _part(self._vocabulary, texts, hashes, skipped)
         if self._signed:
             part = replace(part, signatures=text_signatures(near), names=tuple(names))
-        part.write(task.out)
+        files = tuple((source, kept, bad) for source, (kept, bad) in origins.items())
+        replace(part, origins=files).write(task.out)
 
     def _texts(
         self, task: TextTask
-    ) -> Iterator[tuple[str, tuple[np.ndarray, bytes, str] | Failed]]:
-        """Where each text stands, and its tokens, hash and itself."""
+    ) -> Iterator[tuple[str, str, tuple[np.ndarray, bytes, str] | Failed]]:
+        """File of each text, where it stands in it, and its tokens, hash and itself."""
         for part in task.ranges:
-            for found in attempt_each(part.name, read_texts(self._config, part)):
+            for found in attempt_each(part.name, read_texts(self._config, part, self._stream)):
                 if isinstance(found, Failed):
-                    yield part.name, found
+                    yield part.source, part.name, found
                 else:
                     where, decode, data = found
-                    yield where, attempt(where, partial(self._tokens, decode, data), timed=False)
+                    tokens = partial(self._tokens, decode, data)
+                    yield part.source, where, attempt(where, tokens, timed=False)
 
     def _tokens(self, decode: Decode, data: Any) -> tuple[np.ndarray, bytes, str]:
         text, utf8 = self._text(decode, data)
@@ -141,23 +164,35 @@ def _part(
     )
 
 
-def read_texts(config: TextConfig, part: Range) -> Iterator[tuple[str, Decode, Any]]:
+def read_texts(
+    config: TextConfig, part: Range, stream: Stream
+) -> Iterator[tuple[str, Decode, Any]]:
     """Where each text of a range stands, and what makes a text of what stands there.
 
     A text is a line of .jsonl, a value of .parquet, or a whole .txt.
+
+    Args:
+        stream: by which a compressed file is read, one range after another.
     """
     path = path_of(config.source, part.source) if config.source.is_dir() else config.source
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix == ".parquet":
         for where, value in _row_groups(path, config.column, part):
             yield where, partial(_checked, config.column), value
-    elif suffix == ".jsonl":
+    elif suffix in LINES_SUFFIXES:
         decode = partial(_json_field, config.column)
-        with path.open("rb") as file:
-            for offset, line in lines_between(file, part.start, part.end):
-                yield f"{part.source}:byte {offset}", decode, line
+        for offset, line in _lines(path, part, stream):
+            yield f"{part.source}:byte {offset}", decode, line
     else:
         yield part.source, bytes.decode, path.read_bytes()
+
+
+def _lines(path: Path, part: Range, stream: Stream) -> Iterator[tuple[int, bytes]]:
+    if compression_of(path):
+        yield from stream.lines(path, part.start, part.end)
+        return
+    with path.open("rb") as file:
+        yield from lines_between(file, part.start, part.end)
 
 
 def _json_field(column: str, line: bytes) -> str:
@@ -206,22 +241,19 @@ def _open_parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path.open("rb"))  # Arrow takes no name that is not UTF-8
     except Exception as error:  # pyarrow raises what the damage leads it to
         raise UnreadableError(path, f"not a readable Parquet file ({reason_of(error)})") from None
 
 
 def refuse_missing_column(config: TextConfig) -> None:
     """Raises InputError when a file of Parquet, or all first lines of a .jsonl, lack the column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for path in _files(config.source)[1]:
+    for path in search_texts(config.source).paths:
         found: set[str] = set()
-        if path.suffix.lower() == ".parquet":
-            with contextlib.suppress(OSError, pa.ArrowException):  # is told where it is read
-                found = set(pq.read_schema(path).names)
-        elif path.suffix.lower() == ".jsonl":
+        if suffix_of(path) == ".parquet":
+            with contextlib.suppress(Exception):  # is told where it is read
+                found = set(_open_parquet(path).schema_arrow.names)
+        elif suffix_of(path) in LINES_SUFFIXES:
             found = _columns_of_lines(path)
         if found and config.column not in found:
             raise InputError(
@@ -233,23 +265,22 @@ def refuse_missing_column(config: TextConfig) -> None:
 def _columns_of_lines(path: Path) -> set[str]:
     """Of the first lines; none where one of them has other faults."""
     found: set[str] = set()
-    with path.open("rb") as file:
-        for line in itertools.islice(file, _LOOKED_AT):
-            if line.isspace():
-                continue
-            try:
-                found |= json.loads(line.decode().removeprefix(_BOM)).keys()
-            except (ValueError, AttributeError, RecursionError):
-                return set()
+    try:
+        with open_plain(path) as file:
+            for line in itertools.islice(file, _LOOKED_AT):
+                if not line.isspace():
+                    found |= json.loads(line.decode().removeprefix(_BOM)).keys()
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return set()
     return found
 
 
 def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[TextTask]:
     """Ranges of all files, in order, about `range_bytes` a task."""
-    folder, paths = _files(config.source)
-    found = (
-        pair for path in paths for pair in _ranges(path, name_of(path, folder), config.range_bytes)
-    )
+    folder = config.source if config.source.is_dir() else config.source.parent
+    paths = workspace.found("text", search_texts(config.source)).paths
+    cuts = _cut(workspace, config, folder, paths)
+    found = (pair for path in paths for pair in _ranges(path, name_of(path, folder), config, cuts))
     tasks: list[TextTask] = []
     waiting: list[Range] = []
     size = 0
@@ -264,15 +295,33 @@ def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[
     return tasks
 
 
-def _files(source: Path) -> tuple[Path, list[Path]]:
-    """The folder, and the files in it: all of a folder, or the one that is named."""
-    if source.is_dir():
-        return source, find_files(source, TEXT_SUFFIXES)
-    if not source.is_file():
-        raise InputError(f"{source}: no such file or folder")
-    if source.suffix.lower() not in TEXT_SUFFIXES:
-        raise InputError(f"{source}: ends in none of {', '.join(sorted(TEXT_SUFFIXES))}")
-    return source.parent, [source]
+def search_texts(source: Path) -> Found:
+    """The files of texts: all of a folder, or the one that is named."""
+    return search_source(source, TEXT_SUFFIXES)
+
+
+def _cut(
+    workspace: Workspace, config: TextConfig, folder: Path, paths: Sequence[Path]
+) -> dict[Path, list[int]]:
+    """Where ranges of compressed files begin and end: only reading through them tells."""
+    work = workspace.work("text", "cuts")
+    tasks = [
+        CutTask(
+            work / f"{digest(state_or_missing(folder, name_of(p, folder)), config.range_bytes)}",
+            p,
+            p.stat().st_size,
+        )
+        for p in paths
+        if suffix_of(p) in LINES_SUFFIXES and _is_compressed(p)
+    ]
+    workspace.run(partial(WriteCuts, config.range_bytes), tasks, "text: compressed files/B")
+    return {task.path: read_cuts(task.out) for task in tasks}
+
+
+def _is_compressed(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # is told where it is read
+        return compression_of(path) is not None
+    return False
 
 
 def _task(
@@ -289,13 +338,15 @@ def _task(
     return TextTask(out, ranges, size)
 
 
-def _ranges(path: Path, source: str, range_bytes: int) -> Iterator[tuple[Range, int]]:
+def _ranges(
+    path: Path, source: str, config: TextConfig, cuts: Mapping[Path, list[int]]
+) -> Iterator[tuple[Range, int]]:
     size = path.stat().st_size
-    if path.suffix.lower() == ".parquet":
+    if suffix_of(path) == ".parquet":
         yield from _parquet_ranges(path, source)
-    elif path.suffix.lower() == ".jsonl":
-        for start in range(0, size, range_bytes):
-            end = min(size, start + range_bytes)
+    elif suffix_of(path) in LINES_SUFFIXES:
+        edges = cuts.get(path) or [*range(0, size, config.range_bytes), size]
+        for start, end in itertools.pairwise(edges):
             yield Range(source, start, end), end - start
     else:
         yield Range(source, 0, size), size

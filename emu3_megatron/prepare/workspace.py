@@ -6,6 +6,7 @@ OUT/
   shards/                         KIND-NUMBER-HASH.bin, .idx, .json
   packs/NAME.pack/
   held-out/                       shards and packs of what is held out
+  report.json                     the same for reading by programs, with the time of each stage
   manifest.json                   counts, hashes, settings
   .work/                          scores, captions and parts, named by a hash of what went in
 """
@@ -15,17 +16,18 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
-from emu3_megatron.media.files import path_of
+from emu3_megatron.media.files import Found, file_named, path_of
 from emu3_megatron.prepare.executors import MakeWorker, run_tasks
+from emu3_megatron.prepare.progress import Progress
 
 FORMAT = "emu3-megatron/prepared/1"
 MANIFEST = "manifest.json"
@@ -54,8 +56,15 @@ def digest(*values: Any) -> str:
 
 @dataclass(frozen=True)
 class Workspace:
+    """An output folder at work.
+
+    Attributes:
+        left_out: of each kind, how many files of its source folder were not read, by suffix.
+    """
+
     recipe: PrepareRecipe
     is_held_out: bool = False
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def out(self) -> Path:
@@ -66,8 +75,21 @@ class Workspace:
         """Where what is held out becomes shards."""
         return Workspace(self.recipe, is_held_out=True)
 
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.recipe.out)
+
     def table(self, kind: str) -> Path:
         return self.out / f"{kind}.parquet"
+
+    def found(self, kind: str, found: Found, used: Iterable[Path | None] = ()) -> Found:
+        """Remember what of a kind's source is left out.
+
+        Args:
+            used: files that are read otherwise.
+        """
+        self.left_out[kind] = found.left_out(path for path in used if path)
+        return found
 
     def work(self, kind: str, step: str) -> Path:
         return self.out / ".work" / f"{kind}-{step}"
@@ -95,7 +117,9 @@ class Workspace:
         config = self.recipe.run
         if not on_device:
             config = config.model_copy(update={"device": "cpu"})
-        run_tasks(make, tasks, config, label)
+        if tasks:
+            with self.progress.stage(label, sum(task.size for task in tasks)):
+                run_tasks(make, tasks, config, label)
 
     def finished(self, kind: str, key: str) -> dict[str, Any] | None:
         """What was made of a kind under this key; None when it was not finished."""
@@ -150,6 +174,26 @@ def _remove_unfinished(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """What a prepared folder says of itself; None when it says nothing.
+
+    Raises:
+        InputError: it is not a manifest of ours.
+    """
+    path = out / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}: not the manifest of prepared data; choose another folder"
+        ) from None
+    return manifest
+
+
 def chunks(items: Sequence[T], size: int) -> list[list[T]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
@@ -164,16 +208,23 @@ def stable_chunks(names: Sequence[str], size: int) -> list[list[str]]:
     return [list(names[first:end]) for first, end in itertools.pairwise(edges)]
 
 
-def file_state(folder: Path, source: str) -> tuple[str, int, int]:
-    """By what a file is recognised without reading it."""
-    state = (folder / source).stat()
+def file_state(path: Path, source: str) -> tuple[str, int, int]:
+    """By what a file is recognised without reading it. Raises OSError where there is none."""
+    state = path.stat()
     return source, state.st_size, state.st_mtime_ns
 
 
 def state_or_missing(folder: Path, source: str) -> tuple[str, int, int]:
     """The same of a file that `name_of` named; also when it went away, as reading it will tell."""
     try:
-        state = path_of(folder, source).stat()
-        return source, state.st_size, state.st_mtime_ns
+        return file_state(path_of(folder, source), source)
     except (OSError, ValueError):
         return source, -1, -1
+
+
+def state_of_named(folder: Path, name: str) -> tuple[str, int, int]:
+    """The same of a file that a user's table names; also where there is none."""
+    try:
+        return file_state(file_named(folder, name), name)
+    except (OSError, ValueError):
+        return name, -1, -1

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import VIDEO_SUFFIXES
+from emu3_megatron.media.files import VIDEO_SUFFIXES, suffix_of
 from emu3_megatron.media.images import check_aspect, read_image, resize_to_area, to_pixels
 from emu3_megatron.media.videos import clip_pixels, frames_at_rate, of_one_size, read_frames
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
@@ -78,7 +78,7 @@ class Failed:
 
 
 def kind_of(path: Path) -> Kind:
-    return "clip" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
+    return "clip" if suffix_of(path) in VIDEO_SUFFIXES else "image"
 
 
 def batches(paths: Sequence[Path], at: At, size: int) -> Iterator[Batch | Failed]:

@@ -27,6 +27,7 @@ def write_recipe(folder: Path, name: str) -> Path:
 
 def contents(folder: Path) -> dict[Path, bytes]:
     seen = (p for p in sorted(folder.rglob("*")) if p.is_file() and ".work" not in p.parts)
+    seen = (p for p in seen if p.name != "report.json")  # which holds times
     return {path.relative_to(folder): path.read_bytes() for path in seen}
 
 

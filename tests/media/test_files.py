@@ -26,7 +26,7 @@ def test_files_are_found_in_folders_too_and_sorted(tmp_path):
 
 
 def test_a_folder_without_such_files_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"no file ends in one of \.bmp, \.gif"):
+    with pytest.raises(InputError, match=r"no file ends in one of \.apng, \.avif"):
         find_files(tmp_path, IMAGE_SUFFIXES)
     with pytest.raises(InputError, match="none: no such folder"):
         find_files(tmp_path / "none", IMAGE_SUFFIXES)

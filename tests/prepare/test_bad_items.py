@@ -135,6 +135,17 @@ def test_a_video_that_fails_at_any_stage_is_a_row(recipe, tmp_path, monkeypatch,
         prepare(recipe("clips", strict=True), ["clips"])
 
 
+def test_a_video_of_an_unknown_codec_is_a_row(recipe, tmp_path):
+    for i in range(2):
+        video(tmp_path / "source" / f"{i}.mp4", seed=i)
+    data = (tmp_path / "source" / "0.mp4").read_bytes()
+    (tmp_path / "source" / "0.mp4").write_bytes(data.replace(b"avc1", b"none"))
+
+    prepare(recipe("clips"), ["clips"])
+
+    assert reasons(tmp_path / "out", "clips") == {"0.mp4": "unreadable: its codec is not known"}
+
+
 def test_a_damaged_video_has_the_same_frames_in_scores_and_codes(recipe, tmp_path):
     for name in ("whole.mp4", "hurt.mp4"):
         video(tmp_path / "source" / name)

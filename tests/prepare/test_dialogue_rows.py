@@ -8,7 +8,8 @@ import pytest
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.dialogues import rows
-from emu3_megatron.prepare.dialogues.rows import NotJson, read_parquet, read_rows
+from emu3_megatron.prepare.dialogues.parsing import OddRowError, parse_row
+from emu3_megatron.prepare.dialogues.rows import Damaged, NotJson, read_parquet, read_rows
 
 ROWS = [{"id": i, "messages": ["x" * i, '"]}, {"', "ü"]} for i in range(50)]
 
@@ -107,3 +108,28 @@ def test_broken_parquet_is_named(tmp_path):
 
     with pytest.raises(InputError, match=r"rows\.parquet: not a readable Parquet file"):
         list(read_rows(tmp_path / "rows.parquet"))
+
+
+def test_of_a_damaged_row_group_the_rows_are_one_that_says_so(tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = [{"messages": [{"role": "user", "content": f"question {i:04}"}]} for i in range(300)]
+    pq.write_table(
+        pa.Table.from_pylist(rows),
+        path,
+        row_group_size=100,
+        compression="NONE",
+        use_dictionary=False,
+    )
+    data = bytearray(path.read_bytes())
+    with pq.ParquetFile(path) as file:
+        column = file.metadata.row_group(1).column(1)
+        at = column.data_page_offset
+    data[at : at + 60] = b"\xff" * 60
+    path.write_bytes(data)
+
+    found = dict(read_rows(path))
+
+    assert [number for number, row in found.items() if isinstance(row, Damaged)] == [100]
+    assert set(found) == {*range(101), *range(200, 300)}
+    with pytest.raises(OddRowError, match=r"unreadable: row group 1 is damaged .* its 100 rows"):
+        parse_row(found[100])

@@ -46,7 +46,11 @@ def recipe(tmp_path, tokenizer, add_photo):
 def contents(folder):
     """Every file that stays, by its path; what went into scores and parts is beside the point."""
     kept = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {p.relative_to(folder): p.read_bytes() for p in kept if ".work" not in p.parts}
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in kept
+        if ".work" not in p.parts and p.name != "report.json"
+    }
 
 
 def run_in_child(recipe, operations):

@@ -13,14 +13,14 @@ def parse(arguments):
     def record(command):
         for inner in getattr(command, "commands", {}).values():
             record(inner)
-        if not hasattr(command, "commands"):
+        if not hasattr(command, "commands") or command.invoke_without_command:
             command.callback = lambda **values: parsed.append((command.name, values))
 
     command = build_command()
     record(command)
     with command.make_context("emu3", list(arguments), obj=_Settings()) as context:
         command.invoke(context)
-    return parsed[0]
+    return parsed[-1]  # a group that works alone comes before its command
 
 
 class _Settings:

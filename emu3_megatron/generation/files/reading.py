@@ -10,7 +10,7 @@ from PIL import Image
 from emu3_megatron.errors import InputError
 from emu3_megatron.generation.clips import encode_clip
 from emu3_megatron.grammar import Vision
-from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from emu3_megatron.media.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from emu3_megatron.media.images import load_image, resize_to_area, resize_within, to_pixels
 from emu3_megatron.media.videos import read_overview
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR, VisionTokenizer
@@ -48,7 +48,7 @@ def default_area(about: Mapping[str, Any]) -> int | None:
 
 def is_clip(path: Path) -> bool:
     """Whether a file is a clip by its name; raises InputError when it is no image either."""
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         known = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise InputError(f"{path}: neither an image nor a video by its name; known: {known}")

@@ -1,13 +1,11 @@
 """Reads captions from a manifest, or from the .txt beside a file."""
 
-import posixpath
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.prepare import CaptionConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import path_of
+from emu3_megatron.media.files import path_of, spelling
 from emu3_megatron.prepare.tables import read_records
 
 _BOM = "\ufeff"  # that some editors write before a text
@@ -41,7 +39,7 @@ class Captions:
 
     def _add(self, config: CaptionConfig, row: dict[str, Any], where: str) -> None:
         source = row[config.file_column]
-        source = _key(source)
+        source = spelling(source)
         captions = self._listed.setdefault(source, [])  # several rows of a file are several, too
         for column in config.columns:
             try:
@@ -57,9 +55,9 @@ class Captions:
         Raises:
             InputError: what stands there is no text.
         """
-        if refused := self._refused.get(_key(source)):
+        if refused := self._refused.get(spelling(source)):
             raise InputError(refused)
-        if listed := self._listed.get(_key(source)):
+        if listed := self._listed.get(spelling(source)):
             return listed
         file = path_of(self._folder, source).with_suffix(".txt")
         try:
@@ -68,11 +66,6 @@ class Captions:
             return []
         except UnicodeDecodeError:
             raise InputError(f"its caption {file.name} is not UTF-8 text") from None
-
-
-def _key(name: str) -> str:
-    """One for all spellings of a name: ./a.png is a.png, and letters with accents are composed."""
-    return unicodedata.normalize("NFC", posixpath.normpath(name))
 
 
 def _texts(value: Any) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from emu3_megatron.config.dialogues import DialoguesConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import Vision
-from emu3_megatron.media.files import UnreadableError
+from emu3_megatron.media.files import UnreadableError, file_named
 from emu3_megatron.media.images import MAX_ASPECT, decode_image, read_image, resize_within
 from emu3_megatron.media.videos import read_overview
 from emu3_megatron.prepare.codes import Coder
@@ -99,16 +99,17 @@ class EncodeShown:
 
     def _image(self, shown: Shown, data: bytes | None) -> Image.Image:
         if shown.kind == "inside":
-            assert data is not None
+            if data is None:
+                raise UnreadableError(shown.name, "its row cannot be read any more")
             image = decode_image(data, shown.name).image
         else:
-            image = read_image(self._media / shown.name).image
+            image = read_image(file_named(self._media, shown.name)).image
         _refuse_narrow(shown.name, *image.size)
         return resize_within(image, self._config.min_area, self._config.max_area)
 
     def _frames(self, name: str) -> tuple[Tensor, float]:
         """A clip's pixels, and their frames a second."""
-        config, path = self._config, self._media / name
+        config, path = self._config, file_named(self._media, name)
         try:
             pixels_tchw, fps = read_overview(
                 path, area=config.clip_area, fps=config.clip_fps, max_frames=config.clip_frames

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.prepare.dialogues.rows import NotJson
+from emu3_megatron.prepare.dialogues.rows import Damaged, NotJson
 
 USERS = frozenset({"user", "human"})
 ASSISTANTS = frozenset({"assistant", "gpt", "chatgpt", "model"})
@@ -76,6 +76,8 @@ def parse_row(row: Any, *, is_open: bool = False) -> Dialogue:
     """
     if isinstance(row, NotJson):
         raise OddRowError(f"not JSON: {row.reason}")
+    if isinstance(row, Damaged):
+        raise OddRowError(f"unreadable: {row.reason}")
     if not isinstance(row, dict):
         raise OddRowError(f"no dialogue: a {type(row).__name__} and no row")
     messages = _messages(row)

@@ -9,7 +9,13 @@ from typing import Any
 
 from emu3_megatron.config.dialogues import DialoguesConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import READER_VERSION, find_files
+from emu3_megatron.media.files import (
+    IMAGE_SUFFIXES,
+    READER_VERSION,
+    VIDEO_SUFFIXES,
+    name_of,
+    search_source,
+)
 from emu3_megatron.prepare.dialogues.documents import DocumentsTask, RowToWrite, WriteDocuments
 from emu3_megatron.prepare.dialogues.encoding import Encoded, FirstShown, encode_shown
 from emu3_megatron.prepare.dialogues.rows import SUFFIXES
@@ -17,10 +23,11 @@ from emu3_megatron.prepare.dialogues.shown import FileState, Shown, state_of
 from emu3_megatron.prepare.dialogues.tables import ReadRows, ReadTask, read_decisions
 from emu3_megatron.prepare.sharding import describe_shards, make_shards, refuse_nothing, set_aside
 from emu3_megatron.prepare.tables import Row, write_table
-from emu3_megatron.prepare.workspace import Workspace, digest, file_state
+from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
 from emu3_megatron.vision.coding import tokenizer_hash
 
 KIND = "dialogues"
+_MEDIA = IMAGE_SUFFIXES | VIDEO_SUFFIXES  # what rows show is not left out
 _WAY_OUT = "repair the row, or set odd rows aside with --skip-bad"
 
 
@@ -69,12 +76,15 @@ class _Run:
 
     def _read(self) -> list[_Group]:
         """Every row, decided as far as its text says."""
-        folder, files = self.folders[0], _files(self.config.source)
+        folder = self.folders[0]
+        found = search_source(self.config.source, SUFFIXES)
+        media = [path for suffix in _MEDIA for path in found.others.get(suffix, ())]
+        files = self.workspace.found(KIND, found, used=media).paths
         work = self.workspace.work(KIND, "rows")
         tasks = []
         for file in files:
-            source = file.relative_to(folder).as_posix()
-            name = digest(file_state(folder, source))
+            source = name_of(file, folder)
+            name = digest(state_or_missing(folder, source))
             tasks.append(ReadTask(work / f"{name}.parquet", source, file.stat().st_size))
         self.workspace.run(partial(ReadRows, folder), tasks, f"{KIND}: rows/B")
         groups = []
@@ -180,16 +190,6 @@ def _set_aside(row: Row, reason: str | None) -> None:
     """Set a row aside if there is a reason; the first one stays."""
     if row["kept"] and reason:
         row["kept"], row["reason"] = False, reason
-
-
-def _files(source: Path) -> list[Path]:
-    if source.is_dir():
-        return find_files(source, SUFFIXES)
-    if not source.is_file():
-        raise InputError(f"{source}: no such file or folder")
-    if source.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{source}: ends in none of {', '.join(sorted(SUFFIXES))}")
-    return [source]
 
 
 def _missing(shown: Shown, media: Path) -> str:

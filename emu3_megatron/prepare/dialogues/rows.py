@@ -1,14 +1,16 @@
 """Reads the rows of .json, .jsonl and .parquet files one after another."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import reason_of
+from emu3_megatron.media.files import reason_of, suffix_of
+from emu3_megatron.prepare.streams import LINES_SUFFIXES, open_plain
 
-SUFFIXES = frozenset({".json", ".jsonl", ".parquet"})
+SUFFIXES = LINES_SUFFIXES | {".json", ".parquet"}
 COLUMNS = ("conversations", "messages", "image", "images", "video", "videos")
 _CHARACTERS = 1 << 20  # of a file that are parsed at once
 _ROWS = 64  # of Parquet that are read at once: they may hold images
@@ -21,26 +23,37 @@ class NotJson:
         self.reason = reason
 
 
+class Damaged:
+    """Stands for the rows of a row group from one that cannot be read."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Each row with its number, counted from 0.
 
     A list of rows is read a piece at a time, so that no file has to fit the memory. Of .jsonl the
     number is the line's, and a line that is no JSON comes as `NotJson`. A .json of lines is read as
-    one.
+    one. Of a damaged Parquet file the row groups that can be read are.
 
     Raises:
         InputError: the file cannot be read, or a list cannot be read further.
     """
     try:
-        if path.suffix.lower() == ".parquet":
+        if suffix_of(path) == ".parquet":
             yield from read_parquet(path)
             return
-        with path.open(encoding="utf-8-sig") as file:
+        with _opened(path) as file:
             is_list = _first_character(file) == "["
-            file.seek(0)
+        with _opened(path) as file:
             yield from (_list(path, file) if is_list else _lines(file))
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; is it a file of rows?") from None
+
+
+def _opened(path: Path) -> TextIO:
+    return io.TextIOWrapper(open_plain(path), "utf-8-sig")
 
 
 def _first_character(file: TextIO) -> str:
@@ -127,28 +140,45 @@ class _Buffer:
 
 def read_parquet(
     path: Path, first: int = 0, end: int | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Iterator[tuple[int, dict[str, Any] | Damaged]]:
     """Rows of a Parquet file from `first` to before `end`, with their numbers.
+
+    Of a row group that is damaged the first row that cannot be read comes as `Damaged`.
 
     Raises:
         InputError: the file cannot be read.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            number = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if number + rows <= first or (end is not None and number >= end):
-                    number += rows
-                    continue
-                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
-                    for row in batch.to_pylist():
-                        if number >= first and (end is None or number < end):
-                            yield number, row
-                        number += 1
-    except (OSError, pa.ArrowException) as error:
+        file = pq.ParquetFile(path.open("rb"))  # Arrow takes no name that is not UTF-8
+    except Exception as error:  # pyarrow raises what the damage leads it to
         raise InputError(f"{path}: not a readable Parquet file ({reason_of(error)})") from None
+    with file:
+        begin = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if begin + rows > first and (end is None or begin < end):
+                for number, row in _group(file, group, begin):
+                    if number >= first and (end is None or number < end):
+                        yield number, row
+            begin += rows
+
+
+def _group(file: Any, group: int, number: int) -> Iterator[tuple[int, dict[str, Any] | Damaged]]:
+    """Rows of a row group, of which the first has this number."""
+    columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+    end = number + file.metadata.row_group(group).num_rows
+    try:
+        for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+    except Exception as error:  # pyarrow raises what the damage leads it to
+        yield (
+            number,
+            Damaged(
+                f"row group {group} is damaged ({reason_of(error)}); its {end - number:,} rows "
+                "from here on are left out"
+            ),
+        )

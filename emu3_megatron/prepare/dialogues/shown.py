@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emu3_megatron.prepare.dialogues.rows import read_parquet
+from emu3_megatron.media.files import file_named, path_of
+from emu3_megatron.prepare.dialogues.rows import Damaged, read_parquet
 from emu3_megatron.prepare.workspace import file_state
 
 FileState = tuple[str, int, int]
@@ -41,8 +42,9 @@ def state_of(shown: Shown, folders: tuple[Path, Path]) -> FileState | None:
     sources, media = folders
     try:
         if shown.kind == "inside":
-            return file_state(sources, _parts(shown.name)[0])
-        return file_state(media, shown.name)
+            source = _parts(shown.name)[0]
+            return file_state(path_of(sources, source), source)
+        return file_state(file_named(media, shown.name), shown.name)
     except (OSError, ValueError):  # a name that no file can have
         return None
 
@@ -55,8 +57,8 @@ def read_inside(folder: Path, shown: Sequence[Shown]) -> Iterator[tuple[str, byt
         source, number, _ = _parts(name)
         wanted.setdefault(source, set()).add(number)
     for source, numbers in wanted.items():
-        for number, row in read_parquet(folder / source, min(numbers), max(numbers) + 1):
-            if number in numbers:
+        for number, row in read_parquet(path_of(folder, source), min(numbers), max(numbers) + 1):
+            if number in numbers and not isinstance(row, Damaged):
                 yield from _images_of(row, source, number, names)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from emu3_megatron.media.files import path_of
 from emu3_megatron.prepare.dialogues.parsing import (
     Dialogue,
     Medium,
@@ -43,7 +44,7 @@ class ReadRows:
     def _rows(self, source: str) -> Iterator[Row]:
         """Rows of a file; where it cannot be read any further, one that says so."""
         number = -1
-        for found in attempt_each(source, read_rows(self._folder / source)):
+        for found in attempt_each(source, read_rows(path_of(self._folder, source))):
             if isinstance(found, Failed):
                 yield {"source": source, "row": number + 1, **_odd(f"unreadable: {found.reason}")}
                 return
