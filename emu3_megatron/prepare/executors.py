@@ -25,6 +25,7 @@ from tqdm import tqdm
 from emu3_megatron.config.prepare import RunConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.isolation import WorkerDied, WorkerFailed, WorkerProcess, preload
+from emu3_megatron.prepare.memory import return_freed_memory
 
 Worker = Callable[[Any], None]
 """Runs one task. It is made once in each process, and keeps what it has loaded."""
@@ -91,6 +92,7 @@ class _Guarded:
     def __call__(self, task: Task) -> int | _Failure:
         try:
             if self._worker is None:
+                return_freed_memory()
                 self._worker = self._make()
             self._worker(task)
         except InputError as error:
