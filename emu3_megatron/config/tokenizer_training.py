@@ -95,6 +95,12 @@ class CodebookConfig(Config):
         16, "latents seen, for each code, before the unused ones move onto some; 0: never"
     )
     restart_until: float = semantic(0.8, "share of run.steps after which none restarts", ge=0, le=1)
+    margin: float = fixed(
+        2.0,
+        "new codes stay so many times as far from the images' latents as these lie from their "
+        "codes: pictures that no step saw lie further from theirs",
+        ge=1,
+    )
     count_steps: PositiveInt = fixed(
         100, "steps over which usage and perplexity are counted", multiple_of=10
     )

@@ -131,9 +131,10 @@ class CodebookKeeper:
         """
         is_clip_w = self.is_clip_w[: self.filled]
         images, clips = self._latents()[~is_clip_w], self._latents()[is_clip_w]
-        rounds, draw = self.config.kmeans_rounds, self._generator(step)
-        new = fit_beside(self._book_kc[:kept], len(self.uses_k) - kept, clips, images, rounds, draw)
-        self._set(torch.cat((self._book_kc[:kept], new)))
+        old_kc, count = self._book_kc[:kept], len(self.uses_k) - kept
+        config, draw = self.config, self._generator(step)
+        new_kc = fit_beside(old_kc, count, clips, images, config.kmeans_rounds, draw, config.margin)
+        self._set(torch.cat((old_kc, new_kc)))
         return torch.arange(kept, len(self.uses_k))
 
     def _set(self, book_kc: Tensor) -> None:

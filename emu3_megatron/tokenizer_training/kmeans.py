@@ -30,12 +30,17 @@ def fit_beside(
     guarded_nc: Tensor,
     rounds: int,
     draw: torch.Generator,
+    margin: float,
 ) -> Tensor:
     """`count` further codes for latents that the old ones serve badly.
 
     The old codes stay, and of `guarded_nc` all but 0.2% at most keep their code: new codes that
     would take more are put onto latents where they take none. Where there are none, such a code
     stays out of use.
+
+    Args:
+        margin: of the guard: a latent counts as taken by a code that is nearer than so many times
+            its distance to its own.
 
     Returns:
         The new codes [count, c].
@@ -48,7 +53,7 @@ def fit_beside(
     new_kc = book_kc[len(old_kc) :]
     if not len(guarded_nc):
         return new_kc
-    radius_n = _squared_to_nearest(guarded_nc, old_kc)
+    radius_n = _squared_to_nearest(guarded_nc, old_kc) * margin**2
     taken_k, order = _taken(new_kc, guarded_nc, radius_n).sort()
     moves = order[taken_k.cumsum(0) > _TAKEN * len(guarded_nc)]
     weights_n = distances_n * (_taken(latents_nc, guarded_nc, radius_n) == 0)
@@ -64,7 +69,7 @@ def _squared_to_nearest(latents_nc: Tensor, book_kc: Tensor) -> Tensor:
 
 
 def _taken(points_kc: Tensor, guarded_nc: Tensor, radius_n: Tensor) -> Tensor:
-    """How many guarded latents each point is nearer to than their own code is: [k]."""
+    """How many guarded latents have each point within their squared radius: [k]."""
     parts = points_kc.split(max(1, _AT_ONCE // len(guarded_nc)))
     return torch.cat([((torch.cdist(p, guarded_nc) ** 2) <= radius_n).sum(1) for p in parts])
 

@@ -187,7 +187,7 @@ def kept(latents, old, book):
 def test_new_codes_serve_clips_and_take_hardly_an_image(two_kinds):
     images, clips = two_kinds
     old = fit(images[:32].clone(), images, 10)
-    new = fit_beside(old, 32, clips, images, 10, torch.Generator().manual_seed(0))
+    new = fit_beside(old, 32, clips, images, 10, torch.Generator().manual_seed(0), margin=1)
 
     book = torch.cat((old, new))
     assert kept(images, old, book) >= 0.998
@@ -200,15 +200,37 @@ def test_without_the_guard_they_would_take_many(two_kinds):
     images, clips = two_kinds
     old = fit(images[:32].clone(), images, 10)
     alike = clips[800:]  # those that lie where images do
-    new = fit_beside(old, 32, alike, images[:0], 10, torch.Generator().manual_seed(0))
+    new = fit_beside(old, 32, alike, images[:0], 10, torch.Generator().manual_seed(0), margin=1)
     book = torch.cat((old, new))
     assert kept(images, old, book) < 0.9
+
+
+def test_a_margin_keeps_codes_of_images_that_lie_further_from_them(two_kinds):
+    images, _ = two_kinds
+    clips = 2 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(1))
+    old = fit(images[:32].clone(), images, 10)
+    nearest = old[torch.cdist(images, old).argmin(1)]
+    unseen = nearest + 1.6 * (images - nearest)  # as pictures are that no step saw
+
+    def share(margin):
+        draw = torch.Generator().manual_seed(0)
+        new = fit_beside(old, 32, clips, images, 10, draw, margin)
+        return kept(unseen, old, torch.cat((old, new)))
+
+    assert share(2) >= 0.997
+    assert share(1) < 0.99
 
 
 def test_where_every_place_would_take_an_image_new_codes_stay_out_of_use():
     images = torch.tensor([[0.0, 0], [1.0, 0]])
     new = fit_beside(
-        torch.tensor([[9.0, 9]]), 3, images.clone(), images, 2, torch.Generator().manual_seed(0)
+        torch.tensor([[9.0, 9]]),
+        3,
+        images.clone(),
+        images,
+        2,
+        torch.Generator().manual_seed(0),
+        margin=1,
     )
     assert (new == FAR_AWAY).all()
 
@@ -258,7 +280,7 @@ def test_a_grown_tokenizer_keeps_its_image_codes(mesh, tmp_path):
         network={"codebook_size": 64},
         trained="new_codes",
         data={"clips": clips, "clip_frames": 4, "clip_fps": 8, "clip_share": 0.5},
-        codebook={"plain_steps": 8},
+        codebook={"plain_steps": 8, "margin": 1},
     )
     grown = start_tokenizer(recipe, mesh)
     held_out = mirrored(photos)
