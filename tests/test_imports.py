@@ -70,7 +70,7 @@ WHOLE_RECIPES = {
 OPTIONAL = (
     "transformer_engine flash_attn apex deepspeed peft accelerate wandb tensorboard dashscope "
     "transformers ray pyarrow scenedetect cv2 rapidocr openai starlette uvicorn prometheus_client "
-    "torchmetrics"
+    "torchmetrics py3langid"
 )
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 
 from emu3_megatron.config.base import Config
 from emu3_megatron.config.dialogues import DialoguesConfig, FeaturesConfig
+from emu3_megatron.config.filters import ClassifierConfig, PersonalData
 from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.vocabulary import Vocabulary
@@ -68,6 +69,19 @@ class CaptionConfig(Config):
     endpoint: EndpointConfig | None = Field(
         None, description="writes the captions that are missing; without it nobody does"
     )
+    min_characters: PositiveInt | None = Field(None, description="shorter captions are left out")
+    min_words: PositiveInt | None = Field(
+        None,
+        description="shorter captions are left out; scripts without spaces count by the character",
+    )
+    languages: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="py3langid's codes, as en and zh; captions in others are left out",
+    )
+    min_language_score: float = Field(
+        0.0, ge=0, le=1, description="probability of the language, below which it is left out"
+    )
 
 
 class QualityConfig(Config):
@@ -118,6 +132,12 @@ class ImagesConfig(Config):
         le=7,
         description="of 64 that may differ where colours are alike; -1 keeps near duplicates",
     )
+    watermark: ClassifierConfig | None = Field(
+        None, description="measures the probability of a watermark; left out without it"
+    )
+    max_watermark: float = Field(0.5, ge=0, le=1, description="photos above it are dropped")
+    nsfw: ClassifierConfig | None = Field(None, description="the same of what is not safe for work")
+    max_nsfw: float = Field(0.5, ge=0, le=1, description="photos above it are dropped")
     select: SelectionConfig | None = Field(None, description=SelectionConfig.__doc__)
     area: PositiveInt = Field(512 * 512, description="pixels an image is encoded at")
     understanding: float = Field(
@@ -153,6 +173,12 @@ class ClipsConfig(Config):
     raft: Path | None = Field(None, description="weights of torchvision's raft_large; or DIS flow")
     min_side: PositiveInt = Field(1, description="pixels of the shorter side of a kept clip")
     min_quality: float = Field(5.0, description="the least of 3 frames")
+    watermark: ClassifierConfig | None = Field(
+        None, description="measures the probability of a watermark; left out without it"
+    )
+    max_watermark: float = Field(0.5, ge=0, le=1, description="clips above it are dropped")
+    nsfw: ClassifierConfig | None = Field(None, description="the same of what is not safe for work")
+    max_nsfw: float = Field(0.5, ge=0, le=1, description="clips above it are dropped")
     select: SelectionConfig | None = Field(None, description=SelectionConfig.__doc__)
     area: PositiveInt = Field(512 * 512, description="pixels a frame is encoded at")
     max_tokens: PositiveInt = Field(
@@ -172,6 +198,17 @@ class TextConfig(Config):
         le=1,
         description="share of five-word sequences that two texts have in common, of those in "
         "either, from which the later one is dropped (MinHash); without it only equal ones are",
+    )
+    languages: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="py3langid's codes, as en and zh; texts in others are dropped",
+    )
+    min_language_score: float = Field(
+        0.0, ge=0, le=1, description="probability of the language, below which it is dropped"
+    )
+    mask: list[PersonalData] = Field(
+        [], description="what a placeholder takes the place of: email, ip, phone"
     )
     range_bytes: PositiveInt = Field(16 << 20, description="of a file, tokenised as one task")
 

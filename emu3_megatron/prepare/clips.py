@@ -32,6 +32,11 @@ from emu3_megatron.prepare.images import (
 )
 from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.parts import Part, Skipped
+from emu3_megatron.prepare.scores.classifiers import (
+    Classifiers,
+    classifier_fault,
+    classifier_settings,
+)
 from emu3_megatron.prepare.scores.duplicates import (
     SIGNED,
     contrast,
@@ -52,7 +57,8 @@ from emu3_megatron.vocabulary import Vocabulary
 _QUALITY_FRAMES = 3
 _NEAR_BITS = 4  # as of images
 _SHOWS = 2.0  # contrast, in OKLab
-# What a score is made of; everything else in ClipsConfig can change without scoring again.
+# What a score is made of, and the classifiers; everything else in ClipsConfig can change without
+# scoring again.
 _SCORE_FIELDS = {
     "quality",
     "content_threshold",
@@ -74,6 +80,7 @@ class ScoreClips:
         self._quality_by, self._quality = quality_of(config.quality, device)
         self._flow_by, self._flow = flow_of(config.raft, device)
         self._text_area = TextArea()
+        self._classifiers = Classifiers(config, device)
 
     def __call__(self, task: ScoreTask) -> None:
         rows = [row for source in task.sources for row in self.score(source)]
@@ -125,6 +132,7 @@ class ScoreClips:
             "flow": round(float(np.mean(flows)), 6) if flows else 0.0,
             "flow_by": self._flow_by,
             "text_area": round(float(np.mean(areas)), 5) if areas else None,
+            **self._classifiers(kept.stills),
             "near": signature(kept.stills[len(kept.stills) // 2]),
         }
 
@@ -160,8 +168,10 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     """Rows of all clips of the source folder's videos, in order."""
     files = find_sources(workspace, "clips", config, VIDEO_SUFFIXES)
     sources = [name_of(path, config.source) for path in files]
+    classifiers = classifier_settings(config)
     settings = {
         **config.model_dump(mode="json", include=_SCORE_FIELDS),
+        **classifiers,
         "reader": READER_VERSION,
     }
     folder = workspace.work("clips", "scores")
@@ -172,7 +182,8 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
         for s in sources
     ]
     make = partial(ScoreClips, config, workspace.recipe.run.device)
-    by_weights = config.quality.clip is not None or config.raft is not None
+    weights = (config.quality.clip, config.raft, *classifiers)
+    by_weights = any(path is not None for path in weights)
     workspace.run(make, tasks, "clips: scores/video", on_device=by_weights)
     return read_tables(task.out for task in tasks)
 
@@ -224,7 +235,7 @@ def _fault(row: Row, config: ClipsConfig) -> str | None:
         return f"too fast: flow {row['flow']:.4f}"
     if row["quality"] < config.min_quality:
         return f"low quality: {row['quality']:.2f}"
-    return None
+    return classifier_fault(row, config)
 
 
 class WriteClips:

@@ -23,10 +23,16 @@ from emu3_megatron.media.files import (
 from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
 from emu3_megatron.prepare.captions.captioning import ask_for_captions, captions_of_files
 from emu3_megatron.prepare.captions.endpoint import as_sent
+from emu3_megatron.prepare.captions.filtering import filter_captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.groups import first_kept, group_numbers, held_out
 from emu3_megatron.prepare.items import Failed, attempt
 from emu3_megatron.prepare.parts import Part, Skipped
+from emu3_megatron.prepare.scores.classifiers import (
+    Classifiers,
+    classifier_fault,
+    classifier_settings,
+)
 from emu3_megatron.prepare.scores.colour import colourfulness
 from emu3_megatron.prepare.scores.duplicates import (
     NO_PAIRS,
@@ -68,6 +74,7 @@ class ScoreImages:
         self._config = config
         self._quality_by, self._quality = quality_of(config.quality, device)
         self._text_area = TextArea()
+        self._classifiers = Classifiers(config, device)
 
     def __call__(self, task: ScoreTask) -> None:
         write_table(task.out, "images scores", [self.score(source) for source in task.sources])
@@ -94,6 +101,7 @@ class ScoreImages:
             "quality_by": self._quality_by,
             "colour": colourfulness(image),
             "text_area": self._text_area(np.asarray(image)) if has_ocr else None,
+            **self._classifiers([image]),
             "near": signature(image),
         }
 
@@ -104,14 +112,19 @@ def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     sources = [name_of(path, config.source) for path in files]
     # Without OCR no score depends on the limits of the shape.
     fields = {"quality", "ocr", *(("min_side", "max_aspect") if config.ocr else ())}
-    settings = {**config.model_dump(mode="json", include=fields), "reader": READER_VERSION}
+    classifiers = classifier_settings(config)
+    settings = {
+        **config.model_dump(mode="json", include=fields),
+        **classifiers,
+        "reader": READER_VERSION,
+    }
     folder = workspace.work("images", "scores")
     tasks = [
         ScoreTask(folder / f"{digest(SIGNED, settings, _states(config, some))}.parquet", some)
         for some in stable_chunks(sources, workspace.recipe.run.task_items)
     ]
     make = partial(ScoreImages, config, workspace.recipe.run.device)
-    by_weights = config.quality.clip is not None
+    by_weights = config.quality.clip is not None or bool(classifiers)
     workspace.run(make, tasks, "images: scores/photo", on_device=by_weights)
     return read_tables(task.out for task in tasks)
 
@@ -180,7 +193,8 @@ def _shape_fault(width: int, height: int, config: ImagesConfig) -> str | None:
 
 
 def _fault(row: Row, config: ImagesConfig) -> str | None:
-    if fault := _shape_fault(row["width"], row["height"], config):
+    fault = _shape_fault(row["width"], row["height"], config) or classifier_fault(row, config)
+    if fault:
         return fault
     if row["quality"] >= config.min_quality:
         return None
@@ -216,9 +230,11 @@ def _drop_near_duplicates(rows: Sequence[Row], pairs: np.ndarray) -> None:
 def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
     captions_of_files(rows, config.captions, config.source)
+    filter_captions(workspace, "images", rows, config.captions)
     if endpoint := config.captions.endpoint:
         read = partial(_read_pictures, config.source, endpoint.side)
         ask_for_captions(workspace, "images", rows, endpoint, read)
+        filter_captions(workspace, "images", rows, config.captions)
 
 
 def _read_pictures(folder: Path, side: int, row: Row) -> list[bytes]:

@@ -20,7 +20,7 @@ from emu3_megatron.prepare.workspace import read_manifest
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import CLASS_NAMES, Vocabulary
 
-_SCORES = ("quality", "colour", "text_area", "flow", "seconds")
+_SCORES = ("quality", "colour", "text_area", "flow", "seconds", "watermark", "nsfw")
 _READ = 1 << 22  # tokens of a shard whose classes are counted
 _TEXT_SHOWN = 300  # characters
 

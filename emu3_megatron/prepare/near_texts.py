@@ -1,6 +1,5 @@
 """Near duplicates of texts by MinHash, and which texts are held out."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from emu3_megatron.prepare.parts import (
     read_names,
     read_signatures,
 )
+from emu3_megatron.prepare.words import words_of
 
 PERMUTATIONS = 128
 SIGNED = "minhash/1"  # changes where signatures do
@@ -24,9 +24,6 @@ _SEED = 1
 _NEAR = 0.8  # where texts are held out and no threshold is given
 _FOUND = 0.98  # of the pairs that are just near
 _SMALL = 64  # texts of a bucket that are all compared with each other
-# Scripts without spaces between words count by the character.
-_UNSPACED = "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def text_signatures(texts: Sequence[str]) -> np.ndarray:
@@ -45,7 +42,7 @@ def text_signatures(texts: Sequence[str]) -> np.ndarray:
         ) from None
     if not texts:
         return np.empty((0, PERMUTATIONS), np.uint32)
-    words = [_WORD.findall(text.casefold()) or [text] for text in texts]
+    words = [words_of(text.casefold()) or [text] for text in texts]
     hashes = [_shingles(np.array(h, np.uint64)) for h in RMinHash.hash_token_sets(words)]
     offsets = np.cumsum([0, *map(len, hashes)], dtype=np.uint64)
     digests = RMinHash.digest_matrix_from_flat_token_hashes(

@@ -3,12 +3,12 @@
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from emu3_megatron.config.model import preset_vocabulary
-from emu3_megatron.config.prepare import Kind, PrepareRecipe
+from emu3_megatron.config.prepare import Kind, PrepareRecipe, TextConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
 from emu3_megatron.media.files import READER_VERSION, line_of_left_out
@@ -18,6 +18,7 @@ from emu3_megatron.prepare.captions.captioning import (
     refuse_unusable,
 )
 from emu3_megatron.prepare.captions.files import Captions
+from emu3_megatron.prepare.captions.filtering import filter_captions
 from emu3_megatron.prepare.clip_codes import encode_videos, pictures_of
 from emu3_megatron.prepare.clips import WriteClips, decide_clips, score_clips
 from emu3_megatron.prepare.codes import refuse_other_codes
@@ -36,6 +37,7 @@ from emu3_megatron.prepare.near_texts import SIGNED, sift_texts
 from emu3_megatron.prepare.packing import pack_held_out, pack_prepared
 from emu3_megatron.prepare.parts import Skipped
 from emu3_megatron.prepare.reporting import write_report
+from emu3_megatron.prepare.scores.language import refuse_unknown
 from emu3_megatron.prepare.selecting import select_best
 from emu3_megatron.prepare.sharding import (
     Made,
@@ -46,7 +48,9 @@ from emu3_megatron.prepare.sharding import (
     set_aside,
 )
 from emu3_megatron.prepare.tables import Row, write_table
-from emu3_megatron.prepare.text import refuse_missing_column, text_tasks, tokenise
+from emu3_megatron.prepare.text import TextTask, refuse_missing_column, text_tasks, tokenise
+from emu3_megatron.prepare.text_filters import write_text_scores
+from emu3_megatron.prepare.text_scores import ScoreText
 from emu3_megatron.prepare.workspace import (
     FORMAT,
     MANIFEST,
@@ -91,8 +95,12 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
     for kind, config in (("images", recipe.images), ("clips", recipe.clips)):
         if config is not None and kind in kinds:
             Captions(config.captions, config.source)  # its manifest is read, or said to be missing
+            if languages := config.captions.languages:
+                refuse_unknown(languages, f"{kind}.captions.languages")
     if recipe.text is not None and "text" in kinds:
         refuse_missing_column(recipe.text)
+        if recipe.text.languages:
+            refuse_unknown(recipe.text.languages, "text.languages")
     vocabulary = recipe.vocabulary()
     vocabulary.encoding.check()
     if {"images", "clips"} & set(kinds) and recipe.tokenizer is None:
@@ -164,6 +172,7 @@ def _clips(workspace: Workspace) -> dict[str, Any]:
     decide_clips(rows, config, workspace.recipe.holdout)
     selected = select_best("clips", rows, config.select) if config.select else None
     captions_of_files(rows, config.captions, config.source)
+    filter_captions(workspace, "clips", rows, config.captions)
     settings = {
         **_code_settings(workspace),
         "area": config.area,
@@ -172,6 +181,7 @@ def _clips(workspace: Workspace) -> dict[str, Any]:
     encode_videos(workspace, config, rows, digest(settings))
     if endpoint := config.captions.endpoint:
         ask_for_captions(workspace, "clips", rows, endpoint, pictures_of)
+        filter_captions(workspace, "clips", rows, config.captions)
     make = partial(WriteClips, recipe.vocabulary())
     write = _Writing(make, settings, _CLIPS_A_TASK, on_device=False)
     return _write(workspace, "clips", rows, selected, write)
@@ -271,6 +281,7 @@ def _text(workspace: Workspace) -> dict[str, Any]:
     near, holdout = config.near_duplicates, recipe.holdout
     signed = near is not None or holdout is not None
     tasks = text_tasks(workspace, config, digest(settings, SIGNED) if signed else digest(settings))
+    filtered = _score_text(workspace, config, tasks)
     signatures = workspace.work("text", "near") / ".signatures.tmp"
     made = make_shards(
         workspace,
@@ -287,16 +298,36 @@ def _text(workspace: Workspace) -> dict[str, Any]:
     held = made.held_out.documents if made.held_out else 0
     rows = [{"reason": line_of_skipped(skipped)} for skipped in (*made.skipped, *made.near)]
     write_table(workspace.table("text"), "text", rows)
-    aside = {"duplicate": made.duplicates, "unreadable": len(made.skipped)}
+    aside = {
+        "duplicate": made.duplicates,
+        "unreadable": len(made.skipped),
+        **filtered.pop("left_out", {}),
+    }
     return {
         "settings": settings,
         "found": made.documents + held + sum(aside.values()) + len(made.near),
         "kept": made.documents + held,
         "set_aside": aside | ({} if near is None else {"near duplicate": len(made.near)}),
         "origins": made.origins,
+        **filtered,
         "shards": describe_shards(workspace, made),
         **_held_out(workspace, made.held_out, held),
     }
+
+
+def _score_text(
+    workspace: Workspace, config: TextConfig, tasks: Sequence[TextTask]
+) -> dict[str, Any]:
+    """Where filters are on: the table of scores, what they leave out, and what is masked."""
+    scores = [task.scores for task in tasks if task.scores is not None]
+    path = workspace.table("text-scores")
+    if not scores:
+        path.unlink(missing_ok=True)  # of an earlier recipe
+        return {}
+    scoring = [replace(task, out=out) for task, out in zip(tasks, scores, strict=True)]
+    workspace.run(partial(ScoreText, config), scoring, "text: scores/B")
+    left_out, masked = write_text_scores(path, scores, config)
+    return {"left_out": dict(left_out), **({"masked": dict(masked)} if masked else {})}
 
 
 def _dialogues(workspace: Workspace) -> dict[str, Any]:

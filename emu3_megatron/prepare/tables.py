@@ -15,8 +15,17 @@ Row = dict[str, Any]
 
 # One schema for a kind, so that a column that is empty in one part has the type it has elsewhere.
 _TEXT, _NUMBER, _WHOLE, _FLAG, _TEXTS = "string", "double", "int64", "bool", "texts"
-_BYTES = "bytes"
-_DECIDED = {"score": _NUMBER, "kept": _FLAG, "held_out": _FLAG, "reason": _TEXT, "captions": _TEXTS}
+_BYTES, _NUMBERS = "bytes", "numbers"
+_DECIDED = {
+    "score": _NUMBER,
+    "kept": _FLAG,
+    "held_out": _FLAG,
+    "reason": _TEXT,
+    "captions": _TEXTS,
+    "caption_languages": _TEXTS,
+    "caption_language_scores": _NUMBERS,
+    "captions_left_out": _TEXTS,
+}
 SCHEMAS: dict[str, dict[str, str]] = {
     "images": {
         "source": _TEXT,
@@ -28,6 +37,8 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "quality_by": _TEXT,
         "colour": _NUMBER,
         "text_area": _NUMBER,
+        "watermark": _NUMBER,
+        "nsfw": _NUMBER,
         "error": _TEXT,
         **_DECIDED,
     },
@@ -46,10 +57,22 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "flow": _NUMBER,
         "flow_by": _TEXT,
         "text_area": _NUMBER,
+        "watermark": _NUMBER,
+        "nsfw": _NUMBER,
         "error": _TEXT,
         **_DECIDED,
     },
     "text": {"reason": _TEXT},
+    "text scores": {
+        "text": _TEXT,
+        "language": _TEXT,
+        "language_score": _NUMBER,
+        "emails": _WHOLE,
+        "ips": _WHOLE,
+        "phones": _WHOLE,
+        "reason": _TEXT,
+    },
+    "languages": {"key": _TEXT, "language": _TEXT, "language_score": _NUMBER},
     "dialogues": {
         "source": _TEXT,
         "row": _WHOLE,
@@ -105,6 +128,7 @@ def write_groups(
         _FLAG: pa.bool_(),
         _TEXTS: pa.list_(pa.string()),
         _BYTES: pa.binary(),
+        _NUMBERS: pa.list_(pa.float64()),
     }
     columns_of = dict.fromkeys(scores, _NUMBER) | SCHEMAS[schema]
     fields = pa.schema([(name, types[kind]) for name, kind in columns_of.items()])

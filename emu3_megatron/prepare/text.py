@@ -27,6 +27,7 @@ from emu3_megatron.media.files import (
 from emu3_megatron.prepare.items import Failed, attempt, attempt_each
 from emu3_megatron.prepare.near_texts import text_signatures
 from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
+from emu3_megatron.prepare.personal_data import mask
 from emu3_megatron.prepare.streams import (
     LINES_SUFFIXES,
     CutTask,
@@ -35,6 +36,12 @@ from emu3_megatron.prepare.streams import (
     compression_of,
     open_plain,
     read_cuts,
+)
+from emu3_megatron.prepare.text_filters import (
+    filter_settings,
+    has_scores,
+    read_faults,
+    score_settings,
 )
 from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
 from emu3_megatron.vocabulary import Vocabulary, nfc
@@ -68,11 +75,16 @@ class Range:
 
 @dataclass(frozen=True)
 class TextTask:
-    """Ranges that become a part; `size` in bytes."""
+    """Ranges that become a part, or a table of scores; `size` in bytes.
+
+    Attributes:
+        scores: table by which texts are left out; None where no filter is on.
+    """
 
     out: Path
     ranges: list[Range]
     size: int
+    scores: Path | None = None
 
 
 class TokeniseText:
@@ -119,31 +131,41 @@ class TokeniseText:
     def _texts(
         self, task: TextTask
     ) -> Iterator[tuple[str, str, tuple[np.ndarray, bytes, str] | Failed]]:
-        """File of each text, where it stands in it, and its tokens, hash and itself."""
+        """File of each text, where it stands in it, and its tokens, hash and itself.
+
+        What filters leave out is not among them.
+        """
+        faults = read_faults(task.scores, self._config)
         for part in task.ranges:
             for found in attempt_each(part.name, read_texts(self._config, part, self._stream)):
                 if isinstance(found, Failed):
                     yield part.source, part.name, found
                 else:
                     where, decode, data = found
+                    if where in faults:
+                        continue
                     tokens = partial(self._tokens, decode, data)
                     yield part.source, where, attempt(where, tokens, timed=False)
 
     def _tokens(self, decode: Decode, data: Any) -> tuple[np.ndarray, bytes, str]:
-        text, utf8 = self._text(decode, data)
+        text, utf8 = text_of(decode, data, self._config.min_characters)
+        if self._config.mask:
+            text, _ = mask(text, self._config.mask)
+            utf8 = text.encode()
         hashed = hashlib.blake2b(utf8, digest_size=HASH_BYTES).digest()
         return self._vocabulary.encode(text), hashed, text
 
-    def _text(self, decode: Decode, data: Any) -> tuple[str, bytes]:
-        """A text in NFC, and its UTF-8. Raises InputError when there is none, or too little."""
-        try:
-            text = nfc(decode(data).removeprefix(_BOM))
-            utf8 = text.encode()  # a lone surrogate, which JSON can spell, is no text
-        except UnicodeError:
-            raise InputError("not UTF-8 text") from None
-        if len(text.strip()) < self._config.min_characters:
-            raise InputError(f"{len(text.strip())} characters, too short")
-        return text, utf8
+
+def text_of(decode: Decode, data: Any, min_characters: int) -> tuple[str, bytes]:
+    """A text in NFC, and its UTF-8. Raises InputError when there is none, or too little."""
+    try:
+        text = nfc(decode(data).removeprefix(_BOM))
+        utf8 = text.encode()  # a lone surrogate, which JSON can spell, is no text
+    except UnicodeError:
+        raise InputError("not UTF-8 text") from None
+    if len(text.strip()) < min_characters:
+        raise InputError(f"{len(text.strip())} characters, too short")
+    return text, utf8
 
 
 def _part(
@@ -333,9 +355,13 @@ def _task(
     settings: str,
 ) -> TextTask:
     states = [(state_or_missing(folder, part.source), part.start, part.end) for part in ranges]
-    name = digest(settings, states, config.column, config.min_characters)
+    name = digest(settings, states, config.column, config.min_characters, *filter_settings(config))
     out = workspace.work("text", "parts") / f"{name}.npz"
-    return TextTask(out, ranges, size)
+    scores = None
+    if has_scores(config):
+        name = digest(states, score_settings(config))
+        scores = workspace.work("text", "scores") / f"{name}.parquet"
+    return TextTask(out, ranges, size, scores)
 
 
 def _ranges(
