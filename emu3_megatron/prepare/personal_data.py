@@ -43,9 +43,9 @@ _PHONE = re.compile(
 )
 
 
-def mask(text: str, kinds: Sequence[PersonalData]) -> tuple[str, dict[str, int]]:
+def mask(text: str, kinds: Sequence[PersonalData]) -> tuple[str, dict[PersonalData, int]]:
     """The text with placeholders, and how many of each kind; nothing else changes."""
-    counts = {}
+    counts: dict[PersonalData, int] = {}
     for kind in kinds:
         text, counts[kind] = _MASKS[kind](text)
     return text, counts

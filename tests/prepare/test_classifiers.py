@@ -37,7 +37,7 @@ def save_classifier(folder, **settings):
     model = ViTForImageClassification(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.normal_()
+            weight.normal_(std=0.5)
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return model

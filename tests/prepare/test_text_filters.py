@@ -105,7 +105,7 @@ def test_without_filters_nothing_is_scored_and_an_earlier_table_goes(run, vocabu
     assert not (out / "text-scores.parquet").exists()
 
 
-@pytest.mark.parametrize("executor", ["processes", "ray"])
+@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_other_executors_and_a_second_run_write_the_same(run, executor):
     alone, _ = run("alone", **BOTH)
     out, manifest = run("other", executor=executor, **BOTH)

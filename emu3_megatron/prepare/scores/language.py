@@ -9,6 +9,7 @@ from emu3_megatron.errors import InputError
 IDENTIFIED_BY = "py3langid/0.4"  # changes where scores do
 UNKNOWN = "und"  # ISO 639's code for what cannot be told
 _READ = 10_000  # characters at the beginning of a text that are looked at
+_UNIFORM = 2.5  # times the mean probability: all are as likely; one label stands for two
 
 
 def identify(text: str) -> tuple[str, float]:
@@ -16,9 +17,12 @@ def identify(text: str) -> tuple[str, float]:
 
     What holds nothing that tells languages apart is `und`, with 0.
     """
+    text = text[:_READ]
     identifier = _identifier()
-    language, score = identifier.classify(text[:_READ])
-    if score < 2.5 / len(identifier.labels):  # all are as likely; one label stands for two
+    if not any(map(str.isalpha, text)):
+        return UNKNOWN, 0.0
+    language, score = identifier.classify(text)
+    if score < _UNIFORM / len(identifier.labels):
         return UNKNOWN, 0.0
     return language, round(float(score), 4)
 
