@@ -109,7 +109,9 @@ class TokeniseText:
         origins: dict[str, list[int]] = {}
         for source, where, found in self._texts(task):
             counts = origins.setdefault(source, [0, 0])
-            counts[isinstance(found, Failed)] += 1
+            counts[found is None or isinstance(found, Failed)] += 1
+            if found is None:
+                continue
             if not isinstance(found, Failed):
                 texts.append(found[0])
                 hashes.append(found[1])
@@ -130,10 +132,10 @@ class TokeniseText:
 
     def _texts(
         self, task: TextTask
-    ) -> Iterator[tuple[str, str, tuple[np.ndarray, bytes, str] | Failed]]:
+    ) -> Iterator[tuple[str, str, tuple[np.ndarray, bytes, str] | Failed | None]]:
         """File of each text, where it stands in it, and its tokens, hash and itself.
 
-        What filters leave out is not among them.
+        None stands for what filters leave out.
         """
         faults = read_faults(task.scores, self._config)
         for part in task.ranges:
@@ -143,6 +145,7 @@ class TokeniseText:
                 else:
                     where, decode, data = found
                     if where in faults:
+                        yield part.source, where, None
                         continue
                     tokens = partial(self._tokens, decode, data)
                     yield part.source, where, attempt(where, tokens, timed=False)
