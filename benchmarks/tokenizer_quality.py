@@ -5,8 +5,8 @@
 
 Clips of the two folders are trained on and measured too. A row of the JSON holds the figures of
 `emu3 tokenizer evaluate`, the CPU seconds of the training, and the held-out PSNR while it trained.
-NAME replaces a row of that name. The picture shows the first files of the folder, above what is
-left of them.
+NAME replaces a row of that name. The picture shows two frames of clips, or else the first photos of
+the folder, above what is left of them.
 """
 
 import argparse
@@ -113,9 +113,12 @@ def write(path: Path, row: dict[str, Any]) -> None:
 
 
 def picture(run: Path, path: Path) -> None:
-    """The last drawing of the run: originals in the upper row."""
+    """The last drawing of the run, its clips or else its photos: originals in the upper row."""
     drawn = sorted((run / "samples").iterdir())[-1]
-    pairs = [Image.open(file) for file in sorted(drawn.glob("*.png"))[:SHOWN]]
+    numbered = sorted(drawn.glob("*.png"), key=lambda file: int(file.name.partition("-")[0]))
+    clips = [file for file in numbered if file.with_suffix(".mp4").exists()]
+    pairs = [pair for clip in clips for pair in frames(Image.open(clip))]
+    pairs = (pairs or [Image.open(file) for file in numbered])[:SHOWN]
     sheet = Image.new("RGB", (SIDE * len(pairs), 2 * SIDE), "white")
     for column, pair in enumerate(pairs):
         half = pair.width // 2
@@ -124,6 +127,12 @@ def picture(run: Path, path: Path) -> None:
             one = ImageOps.contain(one, (SIDE, SIDE))
             sheet.paste(one, (column * SIDE, row * SIDE))
     sheet.save(path, quality=90)
+
+
+def frames(drawn: Image.Image) -> list[Image.Image]:
+    """Two of the eight frames that are drawn below one another."""
+    height = drawn.height // 8
+    return [drawn.crop((0, i * height, drawn.width, (i + 1) * height)) for i in (0, 6)]
 
 
 if __name__ == "__main__":
