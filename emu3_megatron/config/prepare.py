@@ -4,9 +4,10 @@ Emu3's own thresholds are the defaults where it publishes them; a comment says w
 """
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -21,6 +22,14 @@ from emu3_megatron.config.filters import ClassifierConfig, PersonalData
 from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.vocabulary import Vocabulary
+
+
+def _path_or_url(value: object) -> object:
+    return value if not isinstance(value, str) or "://" in value else Path(value)
+
+
+Source = Annotated[Path | str, BeforeValidator(_path_or_url)]
+"""A path of this machine, or the URL of an object store."""
 
 Kind = Literal["images", "clips", "text", "dialogues", "features"]
 # Documents by layout. captioned: a trained caption, then an image or clip; understanding: an image
@@ -116,7 +125,10 @@ class SelectionConfig(Config):
 class ImagesConfig(Config):
     """Photos."""
 
-    source: Path = Field(description="folder of photos, searched through")
+    source: Source = Field(
+        description="folder of photos, searched through; also a URL, or tars as "
+        "shards/{0000..0009}.tar"
+    )
     captions: CaptionConfig = Field(CaptionConfig(), description=CaptionConfig.__doc__)
     min_side: PositiveInt = Field(512, description="pixels of the shorter side of a kept photo")
     max_aspect: PositiveFloat = Field(5.0, description="longer over shorter side of a kept photo")
@@ -148,7 +160,7 @@ class ImagesConfig(Config):
 class ClipsConfig(Config):
     """Videos."""
 
-    source: Path = Field(description="folder of videos, searched through")
+    source: Source = Field(description="folder of videos, searched through; also a URL, or tars")
     captions: CaptionConfig = Field(CaptionConfig(), description=CaptionConfig.__doc__)
     quality: QualityConfig = Field(QualityConfig(), description=QualityConfig.__doc__)
     # Of the detectors; Emu3 names them and not their thresholds, these are PySceneDetect's.
@@ -189,7 +201,9 @@ class ClipsConfig(Config):
 class TextConfig(Config):
     """Text: .jsonl, .parquet and .txt."""
 
-    source: Path = Field(description="folder of text files, searched through")
+    source: Source = Field(
+        description="folder of text files, searched through; also a URL, or tars"
+    )
     column: str = Field("text", description="that holds the text, of .jsonl and .parquet")
     min_characters: PositiveInt = Field(1, description="shorter texts are dropped")
     near_duplicates: float | None = Field(
@@ -275,6 +289,11 @@ class PrepareRecipe(Config):
         lt=1,
         description="share of photos, videos and texts for validation, by groups of near "
         "duplicates; its packs lie in held-out/packs",
+    )
+    upload: str | None = Field(
+        None,
+        pattern=r"^[\w+.-]+://.",
+        description="URL of a folder in an object store, to which `out` is sent at the end",
     )
     strict: bool = Field(False, description="stop at the first item that cannot be used")
     shard_bytes: PositiveInt = Field(10 * 10**9, description="largest size of a shard")

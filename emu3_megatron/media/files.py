@@ -5,10 +5,11 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar, overload
 
 from emu3_megatron.errors import InputError
 
@@ -50,6 +51,49 @@ _LONGEST_REASON = 120  # characters
 READER_VERSION = 1
 
 
+class StoredFile(Protocol):
+    """A file that no folder of this machine holds; it is read as a path is."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    @property
+    def stem(self) -> str: ...
+
+    def with_suffix(self, suffix: str) -> "StoredFile": ...
+
+    def open(self, mode: str = "rb") -> BinaryIO: ...
+
+    def read_bytes(self) -> bytes: ...
+
+    def read_text(self, encoding: str) -> str: ...
+
+    def stat(self) -> Any: ...
+
+
+class StoredFolder(Protocol):
+    """Where such files are found, as `search` and `path_of` find those of a folder."""
+
+    def search(self, suffixes: Collection[str]) -> "Found[File]": ...
+
+    def file(self, name: str) -> "File": ...
+
+    def name_of(self, file: "File") -> str: ...
+
+    def state(self, name: str) -> tuple[str, int, int | str]: ...
+
+
+File = Path | StoredFile
+Folder = Path | StoredFolder
+F = TypeVar("F", Path, File)
+
+
 class UnreadableError(InputError):
     """A file that cannot be read as what it should be.
 
@@ -70,20 +114,40 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(said).split())[:_LONGEST_REASON]
 
 
-def name_of(path: Path, folder: Path) -> str:
+def name_of(path: File, folder: Folder) -> str:
     """A file's path inside a folder as UTF-8, from which `path_of` makes the path again.
 
     A byte of it that is no UTF-8 is written as \\xHH, and so is the backslash of a name that holds
     such letters itself.
     """
-    name = _ESCAPED.sub(rb"\\x5c\1", os.fsencode(path.relative_to(folder).as_posix()))
-    return name.decode("utf-8", "backslashreplace")
+    if not isinstance(folder, Path):
+        return folder.name_of(path)
+    assert isinstance(path, Path), "a folder of this machine holds its own files only"
+    return escaped(os.fsencode(path.relative_to(folder).as_posix()))
 
 
-def path_of(folder: Path, name: str) -> Path:
+def escaped(name: bytes) -> str:
+    """A name as `name_of` writes it."""
+    return _ESCAPED.sub(rb"\\x5c\1", name).decode("utf-8", "backslashreplace")
+
+
+def unescaped(name: str) -> bytes:
+    return _ESCAPED.sub(lambda found: bytes.fromhex(found[1][1:].decode()), name.encode())
+
+
+@overload
+def path_of(folder: Path, name: str) -> Path: ...
+
+
+@overload
+def path_of(folder: Folder, name: str) -> File: ...
+
+
+def path_of(folder: Folder, name: str) -> File:
     """The file that `name_of` named."""
-    raw = _ESCAPED.sub(lambda found: bytes.fromhex(found[1][1:].decode()), name.encode())
-    return folder / os.fsdecode(raw)
+    if not isinstance(folder, Path):
+        return folder.file(name)
+    return folder / os.fsdecode(unescaped(name))
 
 
 def spelling(name: str) -> str:
@@ -104,15 +168,16 @@ def file_named(folder: Path, name: str) -> Path:
     return paths[0]
 
 
-def suffix_of(path: Path) -> str:
+def suffix_of(path: File) -> str:
     """A file's suffix in small letters; of one without a suffix that of its kind, by its content.
 
+    What lies in no folder of this machine is not looked into.
     Of a compressed file it is both: `.jsonl.gz`. A file of no known kind has ''.
     """
     suffix = path.suffix.lower()
     if suffix in COMPRESSED:
         return Path(path.stem).suffix.lower() + suffix
-    return suffix or _suffix_by_content(path)
+    return suffix or (_suffix_by_content(path) if isinstance(path, Path) else "")
 
 
 def _suffix_by_content(path: Path) -> str:
@@ -126,7 +191,7 @@ def _suffix_by_content(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Generic[F]):
     """The files of a folder.
 
     Attributes:
@@ -135,25 +200,37 @@ class Found:
         unread: how often there was something that is neither file nor folder, by what it is.
     """
 
-    paths: list[Path] = field(default_factory=list)
-    others: dict[str, list[Path]] = field(default_factory=dict)
+    paths: list[F] = field(default_factory=list)
+    others: dict[str, list[F]] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
 
-    def left_out(self, known: Iterable[Path] = ()) -> dict[str, int]:
+    def left_out(self, known: Iterable[File] = ()) -> dict[str, int]:
         """How many files were not looked for, by suffix.
 
         Args:
             known: files that have another use, and so are not left out.
         """
-        seen = {os.path.abspath(path) for path in known}
+        seen = set(map(_place, known))
         counts = Counter(self.unread)
         for suffix, paths in self.others.items():
-            number = sum(os.path.abspath(path) not in seen for path in paths)
+            number = sum(_place(path) not in seen for path in paths)
             counts[suffix or "without a suffix"] = number
         return {what: counts[what] for what in sorted(counts) if counts[what]}
 
 
-def search(folder: str | Path, suffixes: Iterable[str]) -> Found:
+def _place(file: File) -> str:
+    return os.path.abspath(file) if isinstance(file, Path) else file.source
+
+
+@overload
+def search(folder: str | Path, suffixes: Iterable[str]) -> Found[Path]: ...
+
+
+@overload
+def search(folder: str | Folder, suffixes: Iterable[str]) -> Found[Path] | Found[File]: ...
+
+
+def search(folder: str | Folder, suffixes: Iterable[str]) -> Found[Path] | Found[File]:
     """The files in a folder, and in the folders in it, that end in one of `suffixes`.
 
     Links to folders are followed; each folder is read once, and by its own name where it has one
@@ -162,10 +239,13 @@ def search(folder: str | Path, suffixes: Iterable[str]) -> Found:
     Raises:
         InputError: no such folder.
     """
-    folder, suffixes = Path(folder), set(suffixes)
+    suffixes = set(suffixes)
+    if not isinstance(folder, str | Path):
+        return folder.search(suffixes)
+    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found = Found()
+    found = Found[Path]()
     for path in _files_in(folder, found.unread):
         if (suffix := suffix_of(path)) in suffixes:
             found.paths.append(path)
@@ -207,13 +287,21 @@ def _is(asked: Callable[[], bool]) -> bool:
     return False
 
 
-def search_source(source: Path, suffixes: Iterable[str]) -> Found:
+@overload
+def search_source(source: Path, suffixes: Iterable[str]) -> Found[Path]: ...
+
+
+@overload
+def search_source(source: Folder, suffixes: Iterable[str]) -> Found[Path] | Found[File]: ...
+
+
+def search_source(source: Folder, suffixes: Iterable[str]) -> Found[Path] | Found[File]:
     """The files of a folder, or the one that is named.
 
     Raises:
         InputError: there is none.
     """
-    if source.is_dir():
+    if not isinstance(source, Path) or source.is_dir():
         found = search(source, suffixes)
         refuse_none(found, source, suffixes)
         return found
@@ -235,7 +323,7 @@ def find_files(folder: str | Path, suffixes: Iterable[str]) -> list[Path]:
     return found.paths
 
 
-def refuse_none(found: Found, folder: str | Path, suffixes: Iterable[str]) -> None:
+def refuse_none(found: Found[Any], folder: str | Folder, suffixes: Iterable[str]) -> None:
     """Raises InputError when none was found."""
     if not found.paths:
         other = line_of_left_out(found.left_out())

@@ -5,6 +5,7 @@ make documents of them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -24,8 +25,9 @@ from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.codes_files import Coded, CodesFile, read_errors, write_codes
 from emu3_megatron.prepare.images import item_name
 from emu3_megatron.prepare.items import Failed, attempt
+from emu3_megatron.prepare.stores.folders import on_this_machine
 from emu3_megatron.prepare.tables import Row
-from emu3_megatron.prepare.workspace import Workspace, digest
+from emu3_megatron.prepare.workspace import Workspace, digest, folder_of
 from emu3_megatron.vision.tokenizer import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -58,7 +60,17 @@ class EncodeVideo:
         write_codes(task.out, self._clips(task.rows), self._vocabulary)
 
     def _clips(self, rows: Sequence[Row]) -> Iterator[tuple[int, Coded | str]]:
-        frames = ClipFrames(path_of(self._config.source, rows[0]["source"]))
+        file = path_of(folder_of(self._config), rows[0]["source"])
+        with ExitStack() as stack:
+            copy = attempt(item_name(rows[0]), lambda: stack.enter_context(on_this_machine(file)))
+            if isinstance(copy, Failed):
+                yield from ((place, copy.reason) for place in range(len(rows)))
+            else:
+                yield from self._clips_of(ClipFrames(copy), rows)
+
+    def _clips_of(
+        self, frames: ClipFrames, rows: Sequence[Row]
+    ) -> Iterator[tuple[int, Coded | str]]:
         for place, row in enumerate(rows):
             name = item_name(row)
             found: Coded | Failed
@@ -78,8 +90,9 @@ class EncodeVideo:
         images = (frame.image() for frame in even_frames(shown, row, stride_of(row, self._config)))
         pixels_tchw = clip_bytes(images, self._config.area)
         if len(pixels_tchw) < TEMPORAL_FACTOR:
-            path = path_of(self._config.source, row["source"])
-            raise UnreadableError(path, "changed while it was prepared; run the command again")
+            raise UnreadableError(
+                row["source"], "changed while it was prepared; run the command again"
+            )
         return pixels_tchw, tuple(pictures)
 
     def _with_pictures(

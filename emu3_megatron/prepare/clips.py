@@ -13,6 +13,7 @@ from emu3_megatron.grammar import Document, captioned_clip
 from emu3_megatron.media.files import (
     READER_VERSION,
     VIDEO_SUFFIXES,
+    File,
     UnreadableError,
     name_of,
     path_of,
@@ -49,8 +50,9 @@ from emu3_megatron.prepare.scores.flow import flow_of
 from emu3_megatron.prepare.scores.ocr import TextArea
 from emu3_megatron.prepare.scores.quality import quality_of
 from emu3_megatron.prepare.shots import cut_long, find_shots
+from emu3_megatron.prepare.stores.folders import on_this_machine
 from emu3_megatron.prepare.tables import Row, read_tables, write_table
-from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
+from emu3_megatron.prepare.workspace import Workspace, digest, folder_of, state_or_missing
 from emu3_megatron.vision.tokenizer import TEMPORAL_FACTOR
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -89,18 +91,19 @@ class ScoreClips:
     def score(self, source: str) -> list[Row]:
         """Rows of the clips of one video, by its path inside the source folder."""
         row: Row = {"source": source}
-        clips = attempt(source, partial(self._read, path_of(self._config.source, source), row))
+        clips = attempt(source, partial(self._read, path_of(folder_of(self._config), source), row))
         if isinstance(clips, Failed):
             return [{**row, "error": clips.reason}]
         return [{**row, **scores} for scores in clips]
 
-    def _read(self, path: Path, row: Row) -> list[Row]:
-        row["content"] = file_hash(path)  # known of damaged videos too
+    def _read(self, file: File, row: Row) -> list[Row]:
         config = self._config
-        shots = find_shots(
-            path, config.content_threshold, config.fade_threshold, config.min_shot_frames
-        )
-        return list(self._clips(path, cut_long(shots, config.max_seconds), shots.fps))
+        with on_this_machine(file) as path:
+            row["content"] = file_hash(path)  # known of damaged videos too
+            shots = find_shots(
+                path, config.content_threshold, config.fade_threshold, config.min_shot_frames
+            )
+            return list(self._clips(path, cut_long(shots, config.max_seconds), shots.fps))
 
     def _clips(self, path: Path, clips: Sequence[tuple[int, int]], fps: float) -> Iterator[Row]:
         """One pass through the video; no more than one clip's samples are held."""
@@ -167,7 +170,8 @@ class _KeptFrames:
 def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     """Rows of all clips of the source folder's videos, in order."""
     files = find_sources(workspace, "clips", config, VIDEO_SUFFIXES)
-    sources = [name_of(path, config.source) for path in files]
+    source = folder_of(config)
+    sources = [name_of(path, source) for path in files]
     classifiers = classifier_settings(config)
     settings = {
         **config.model_dump(mode="json", include=_SCORE_FIELDS),
@@ -176,9 +180,7 @@ def score_clips(workspace: Workspace, config: ClipsConfig) -> list[Row]:
     }
     folder = workspace.work("clips", "scores")
     tasks = [
-        ScoreTask(
-            folder / f"{digest(SIGNED, settings, state_or_missing(config.source, s))}.parquet", [s]
-        )
+        ScoreTask(folder / f"{digest(SIGNED, settings, state_or_missing(source, s))}.parquet", [s])
         for s in sources
     ]
     make = partial(ScoreClips, config, workspace.recipe.run.device)

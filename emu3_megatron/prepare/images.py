@@ -14,15 +14,18 @@ from emu3_megatron.grammar import Document, captioned_image, understanding
 from emu3_megatron.media.files import (
     IMAGE_SUFFIXES,
     READER_VERSION,
+    File,
+    Folder,
     UnreadableError,
     name_of,
     path_of,
     refuse_none,
     search,
 )
-from emu3_megatron.media.images import DecodedImage, decode_image, read_image, resize_to_area
+from emu3_megatron.media.images import DecodedImage, decode_image, resize_to_area
 from emu3_megatron.prepare.captions.captioning import ask_for_captions, captions_of_files
 from emu3_megatron.prepare.captions.endpoint import as_sent
+from emu3_megatron.prepare.captions.files import caption_suffixes
 from emu3_megatron.prepare.captions.filtering import filter_captions
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.groups import first_kept, group_numbers, held_out
@@ -49,6 +52,7 @@ from emu3_megatron.prepare.workspace import (
     Workspace,
     chunks,
     digest,
+    folder_of,
     stable_chunks,
     state_or_missing,
 )
@@ -82,13 +86,13 @@ class ScoreImages:
     def score(self, source: str) -> Row:
         """The row of one photo, by its path inside the source folder."""
         row: Row = {"source": source}
-        scores = attempt(source, partial(self._read, path_of(self._config.source, source), row))
+        scores = attempt(source, partial(self._read, path_of(folder_of(self._config), source), row))
         return {**row, **({"error": scores.reason} if isinstance(scores, Failed) else scores)}
 
-    def _read(self, path: Path, row: Row) -> Row:
+    def _read(self, path: File, row: Row) -> Row:
         data = path.read_bytes()
         row["content"] = content_hash([data])  # known of what cannot be decoded too
-        return self._scores(decode_image(data, path))
+        return self._scores(decode_image(data, str(path)))
 
     def _scores(self, decoded: DecodedImage) -> Row:
         image = decoded.image
@@ -109,7 +113,7 @@ class ScoreImages:
 def score_images(workspace: Workspace, config: ImagesConfig) -> list[Row]:
     """Rows of all photos of the source folder, in the order of their paths."""
     files = find_sources(workspace, "images", config, IMAGE_SUFFIXES)
-    sources = [name_of(path, config.source) for path in files]
+    sources = [name_of(path, folder_of(config)) for path in files]
     # Without OCR no score depends on the limits of the shape.
     fields = {"quality", "ocr", *(("min_side", "max_aspect") if config.ocr else ())}
     classifiers = classifier_settings(config)
@@ -134,17 +138,17 @@ def find_sources(
     kind: str,
     config: ImagesConfig | ClipsConfig,
     suffixes: Collection[str],
-) -> list[Path]:
+) -> list[File]:
     """The files of a source folder. Captions and tables of the user's are not left out by it."""
-    found = search(config.source, suffixes)
-    refuse_none(found, config.source, suffixes)
+    found = search(folder_of(config), suffixes)
+    refuse_none(found, folder_of(config), suffixes)
     tables = [config.captions.manifest, config.select.table if config.select else None]
-    captions = [path.with_suffix(".txt") for path in found.paths]
-    return workspace.found(kind, found, [*tables, *captions]).paths
+    captions = [path.with_suffix(s) for path in found.paths for s in caption_suffixes(path)]
+    return list(workspace.found(kind, found, [*tables, *captions]).paths)
 
 
-def _states(config: ImagesConfig, sources: Sequence[str]) -> list[tuple[str, int, int]]:
-    return [state_or_missing(config.source, source) for source in sources]
+def _states(config: ImagesConfig, sources: Sequence[str]) -> list[tuple[str, int, int | str]]:
+    return [state_or_missing(folder_of(config), source) for source in sources]
 
 
 def decide_images(rows: Sequence[Row], config: ImagesConfig, holdout: float | None = None) -> None:
@@ -229,16 +233,17 @@ def _drop_near_duplicates(rows: Sequence[Row], pairs: np.ndarray) -> None:
 
 def caption_images(workspace: Workspace, config: ImagesConfig, rows: Sequence[Row]) -> None:
     """Fill `captions` of what is kept; what stays without one is set aside."""
-    captions_of_files(rows, config.captions, config.source)
+    captions_of_files(rows, config.captions, folder_of(config))
     filter_captions(workspace, "images", rows, config.captions)
     if endpoint := config.captions.endpoint:
-        read = partial(_read_pictures, config.source, endpoint.side)
+        read = partial(_read_pictures, folder_of(config), endpoint.side)
         ask_for_captions(workspace, "images", rows, endpoint, read)
         filter_captions(workspace, "images", rows, config.captions)
 
 
-def _read_pictures(folder: Path, side: int, row: Row) -> list[bytes]:
-    return [as_sent(read_image(path_of(folder, row["source"])).image, side)]
+def _read_pictures(folder: Folder, side: int, row: Row) -> list[bytes]:
+    file = path_of(folder, row["source"])
+    return [as_sent(decode_image(file.read_bytes(), str(file)).image, side)]
 
 
 @dataclass(frozen=True)
@@ -275,8 +280,8 @@ class EncodeImages:
         Part.of(documents, inputs, tuple(skipped)).write(task.out)
 
     def _image(self, row: Row) -> Image.Image:
-        path = path_of(self._config.source, row["source"])
-        data = path.read_bytes()
+        path = str(file := path_of(folder_of(self._config), row["source"]))
+        data = file.read_bytes()
         if content_hash([data]) != row["content"]:
             raise UnreadableError(path, "changed while it was prepared; run the command again")
         return resize_to_area(decode_image(data, path).image, self._config.area)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.model import preset_vocabulary
@@ -47,6 +48,8 @@ from emu3_megatron.prepare.sharding import (
     refuse_nothing,
     set_aside,
 )
+from emu3_megatron.prepare.stores.opening import open_sources
+from emu3_megatron.prepare.stores.uploading import upload
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text import TextTask, refuse_missing_column, text_tasks, tokenise
 from emu3_megatron.prepare.text_filters import write_text_scores
@@ -56,6 +59,7 @@ from emu3_megatron.prepare.workspace import (
     MANIFEST,
     Workspace,
     digest,
+    folder_of,
     only_run,
     read_manifest,
 )
@@ -94,7 +98,7 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
             raise InputError(f"the recipe has no section {kind}")
     for kind, config in (("images", recipe.images), ("clips", recipe.clips)):
         if config is not None and kind in kinds:
-            Captions(config.captions, config.source)  # its manifest is read, or said to be missing
+            Captions(config.captions, Path())  # its manifest is read, or said to be missing
             if languages := config.captions.languages:
                 refuse_unknown(languages, f"{kind}.captions.languages")
     if recipe.text is not None and "text" in kinds:
@@ -113,6 +117,9 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
     workspace = Workspace(recipe)
     workspace.progress.begin(kinds)
     try:
+        workspace = open_sources(workspace, kinds)
+        if workspace.recipe.text is not None and "text" in kinds:
+            refuse_missing_column(workspace.recipe.text)
         manifest = _make(workspace, kinds)
         workspace.progress.end()
     except BaseException:
@@ -120,6 +127,8 @@ def _prepare(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> dict[str, Any]:
             write_report(recipe.out)
         raise
     write_report(recipe.out)
+    if recipe.upload is not None:
+        upload(recipe.out, recipe.upload)
     return manifest
 
 
@@ -171,7 +180,7 @@ def _clips(workspace: Workspace) -> dict[str, Any]:
     rows = score_clips(workspace, config)
     decide_clips(rows, config, workspace.recipe.holdout)
     selected = select_best("clips", rows, config.select) if config.select else None
-    captions_of_files(rows, config.captions, config.source)
+    captions_of_files(rows, config.captions, folder_of(config))
     filter_captions(workspace, "clips", rows, config.captions)
     settings = {
         **_code_settings(workspace),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from emu3_megatron.files import write_json
-from emu3_megatron.media.files import COMPRESSED
+from emu3_megatron.media.files import COMPRESSED, File
 
 LINES = (".jsonl", ".ndjson")
 LINES_SUFFIXES = frozenset(kind + packed for kind in LINES for packed in ("", *COMPRESSED))
@@ -16,7 +16,7 @@ _BEGINNINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 1 << 20
 
 
-def compression_of(path: Path) -> str | None:
+def compression_of(path: File) -> str | None:
     """How a file is compressed by its content, whatever its name; None when it is not.
 
     Raises:
@@ -27,7 +27,7 @@ def compression_of(path: Path) -> str | None:
     return next((kind for begins, kind in _BEGINNINGS.items() if start.startswith(begins)), None)
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: File) -> BinaryIO:
     """A file's content; of a compressed one what it was before, which can only be read forwards.
 
     Raises:
@@ -47,11 +47,11 @@ class Stream:
     """The lines of a compressed file, which many ranges of it share as long as they follow."""
 
     def __init__(self) -> None:
-        self._path: Path | None = None
+        self._path: File | None = None
         self._file: BinaryIO | None = None
         self._offset = 0
 
-    def lines(self, path: Path, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    def lines(self, path: File, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         """Lines that begin in [start, end) with their offset; `start` is where one begins.
 
         Raises:
@@ -69,7 +69,7 @@ class Stream:
                 yield self._offset - len(line), line
         self._path = path
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: File) -> None:
         if self._file is not None:
             self._file.close()
         self._file, self._offset = open_plain(path), 0
@@ -83,7 +83,7 @@ class CutTask:
     """A compressed file, and the file to write of where to cut it; `size` in bytes."""
 
     out: Path
-    path: Path
+    path: File
     size: int
 
 
@@ -97,7 +97,7 @@ class WriteCuts:
         write_json(task.out, _cuts(task.path, self._range_bytes))
 
 
-def _cuts(path: Path, range_bytes: int) -> list[int]:
+def _cuts(path: File, range_bytes: int) -> list[int]:
     cuts, offset = [0], 0
     try:
         with open_plain(path) as file:

@@ -91,6 +91,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "error": _TEXT,
     },
     "captions": {"key": _TEXT, "captions": _TEXTS, "error": _TEXT},
+    "tar members": {"member": _TEXT, "offset": _WHOLE, "size": _WHOLE, "error": _TEXT},
 }
 # What one looks like is large, and of use to no reader of a table.
 for _kind in ("images", "clips"):

@@ -16,6 +16,8 @@ from emu3_megatron.config.prepare import TextConfig
 from emu3_megatron.data.shards.store import TRAINED
 from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import (
+    File,
+    Folder,
     Found,
     UnreadableError,
     name_of,
@@ -24,7 +26,7 @@ from emu3_megatron.media.files import (
     search_source,
     suffix_of,
 )
-from emu3_megatron.prepare.items import Failed, attempt, attempt_each
+from emu3_megatron.prepare.items import Failed, RunFault, attempt, attempt_each
 from emu3_megatron.prepare.near_texts import text_signatures
 from emu3_megatron.prepare.parts import HASH_BYTES, Part, Skipped
 from emu3_megatron.prepare.personal_data import mask
@@ -43,7 +45,7 @@ from emu3_megatron.prepare.text_filters import (
     read_faults,
     score_settings,
 )
-from emu3_megatron.prepare.workspace import Workspace, digest, state_or_missing
+from emu3_megatron.prepare.workspace import Workspace, digest, folder_of, state_or_missing
 from emu3_megatron.vocabulary import Vocabulary, nfc
 
 TEXT_SUFFIXES = LINES_SUFFIXES | {".parquet", ".txt"}
@@ -199,7 +201,9 @@ def read_texts(
     Args:
         stream: by which a compressed file is read, one range after another.
     """
-    path = path_of(config.source, part.source) if config.source.is_dir() else config.source
+    folder = folder_of(config)
+    is_file = isinstance(folder, Path) and not folder.is_dir()
+    path = folder if is_file else path_of(folder, part.source)
     suffix = suffix_of(path)
     if suffix == ".parquet":
         for where, value in _row_groups(path, config.column, part):
@@ -212,7 +216,7 @@ def read_texts(
         yield part.source, bytes.decode, path.read_bytes()
 
 
-def _lines(path: Path, part: Range, stream: Stream) -> Iterator[tuple[int, bytes]]:
+def _lines(path: File, part: Range, stream: Stream) -> Iterator[tuple[int, bytes]]:
     if compression_of(path):
         yield from stream.lines(path, part.start, part.end)
         return
@@ -246,34 +250,39 @@ def lines_between(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, b
         offset += len(line)
 
 
-def _row_groups(path: Path, column: str, part: Range) -> Iterator[tuple[str, str]]:
+def _row_groups(path: File, column: str, part: Range) -> Iterator[tuple[str, str]]:
     file = _open_parquet(path)
     if column not in file.schema_arrow.names:
-        raise UnreadableError(path, f"no column {column!r}")
+        raise UnreadableError(str(path), f"no column {column!r}")
     for group in range(part.start, part.end):
         try:
             values = file.read_row_group(group, columns=[column]).column(column).to_pylist()
+        except RunFault:
+            raise
         except Exception as error:  # pyarrow raises what the damage leads it to
             rows = file.metadata.row_group(group).num_rows
             raise UnreadableError(
-                path, f"damaged ({reason_of(error)}); its {rows:,} texts are left out"
+                str(path), f"damaged ({reason_of(error)}); its {rows:,} texts are left out"
             ) from None
         for row, value in enumerate(values):
             yield f"{part.source}: row group {group}, row {row}", value
 
 
-def _open_parquet(path: Path) -> Any:
+def _open_parquet(path: File) -> Any:
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path.open("rb"))  # Arrow takes no name that is not UTF-8
+    except RunFault:
+        raise
     except Exception as error:  # pyarrow raises what the damage leads it to
-        raise UnreadableError(path, f"not a readable Parquet file ({reason_of(error)})") from None
+        reason = f"not a readable Parquet file ({reason_of(error)})"
+        raise UnreadableError(str(path), reason) from None
 
 
 def refuse_missing_column(config: TextConfig) -> None:
     """Raises InputError when a file of Parquet, or all first lines of a .jsonl, lack the column."""
-    for path in search_texts(config.source).paths:
+    for path in search_texts(folder_of(config)).paths:
         found: set[str] = set()
         if suffix_of(path) == ".parquet":
             with contextlib.suppress(Exception):  # is told where it is read
@@ -287,7 +296,7 @@ def refuse_missing_column(config: TextConfig) -> None:
             )
 
 
-def _columns_of_lines(path: Path) -> set[str]:
+def _columns_of_lines(path: File) -> set[str]:
     """Of the first lines; none where one of them has other faults."""
     found: set[str] = set()
     try:
@@ -302,8 +311,9 @@ def _columns_of_lines(path: Path) -> set[str]:
 
 def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[TextTask]:
     """Ranges of all files, in order, about `range_bytes` a task."""
-    folder = config.source if config.source.is_dir() else config.source.parent
-    paths = workspace.found("text", search_texts(config.source)).paths
+    source = folder_of(config)
+    folder = source.parent if isinstance(source, Path) and not source.is_dir() else source
+    paths = workspace.found("text", search_texts(source)).paths
     cuts = _cut(workspace, config, folder, paths)
     found = (pair for path in paths for pair in _ranges(path, name_of(path, folder), config, cuts))
     tasks: list[TextTask] = []
@@ -320,14 +330,14 @@ def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[
     return tasks
 
 
-def search_texts(source: Path) -> Found:
+def search_texts(source: Folder) -> Found[Path] | Found[File]:
     """The files of texts: all of a folder, or the one that is named."""
     return search_source(source, TEXT_SUFFIXES)
 
 
 def _cut(
-    workspace: Workspace, config: TextConfig, folder: Path, paths: Sequence[Path]
-) -> dict[Path, list[int]]:
+    workspace: Workspace, config: TextConfig, folder: Folder, paths: Sequence[File]
+) -> dict[File, list[int]]:
     """Where ranges of compressed files begin and end: only reading through them tells."""
     work = workspace.work("text", "cuts")
     tasks = [
@@ -343,15 +353,15 @@ def _cut(
     return {task.path: read_cuts(task.out) for task in tasks}
 
 
-def _is_compressed(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # is told where it is read
+def _is_compressed(path: File) -> bool:
+    with contextlib.suppress(OSError, UnreadableError):  # is told where it is read
         return compression_of(path) is not None
     return False
 
 
 def _task(
     workspace: Workspace,
-    folder: Path,
+    folder: Folder,
     ranges: list[Range],
     size: int,
     config: TextConfig,
@@ -368,7 +378,7 @@ def _task(
 
 
 def _ranges(
-    path: Path, source: str, config: TextConfig, cuts: Mapping[Path, list[int]]
+    path: File, source: str, config: TextConfig, cuts: Mapping[File, list[int]]
 ) -> Iterator[tuple[Range, int]]:
     size = path.stat().st_size
     if suffix_of(path) == ".parquet":
@@ -381,7 +391,7 @@ def _ranges(
         yield Range(source, 0, size), size
 
 
-def _parquet_ranges(path: Path, source: str) -> Iterator[tuple[Range, int]]:
+def _parquet_ranges(path: File, source: str) -> Iterator[tuple[Range, int]]:
     try:
         metadata = _open_parquet(path).metadata
     except UnreadableError:

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from emu3_megatron.config.prepare import PrepareRecipe
+from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig, PrepareRecipe, TextConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
-from emu3_megatron.media.files import Found, file_named, path_of
+from emu3_megatron.media.files import F, File, Folder, Found, file_named, path_of
 from emu3_megatron.prepare.executors import MakeWorker, run_tasks
 from emu3_megatron.prepare.progress import Progress
 
@@ -82,7 +82,7 @@ class Workspace:
     def table(self, kind: str) -> Path:
         return self.out / f"{kind}.parquet"
 
-    def found(self, kind: str, found: Found, used: Iterable[Path | None] = ()) -> Found:
+    def found(self, kind: str, found: Found[F], used: Iterable[File | None] = ()) -> Found[F]:
         """Remember what of a kind's source is left out.
 
         Args:
@@ -208,15 +208,23 @@ def stable_chunks(names: Sequence[str], size: int) -> list[list[str]]:
     return [list(names[first:end]) for first, end in itertools.pairwise(edges)]
 
 
+def folder_of(config: ImagesConfig | ClipsConfig | TextConfig) -> Folder:
+    """The source of a kind, which `open_sources` has opened."""
+    assert not isinstance(config.source, str), "a URL is opened first"
+    return config.source
+
+
 def file_state(path: Path, source: str) -> tuple[str, int, int]:
     """By what a file is recognised without reading it. Raises OSError where there is none."""
     state = path.stat()
     return source, state.st_size, state.st_mtime_ns
 
 
-def state_or_missing(folder: Path, source: str) -> tuple[str, int, int]:
+def state_or_missing(folder: Folder, source: str) -> tuple[str, int, int | str]:
     """The same of a file that `name_of` named; also when it went away, as reading it will tell."""
     try:
+        if not isinstance(folder, Path):
+            return folder.state(source)
         return file_state(path_of(folder, source), source)
     except (OSError, ValueError):
         return source, -1, -1

@@ -9,6 +9,7 @@ from threading import Lock
 
 from emu3_megatron.config.prepare import CaptionConfig, EndpointConfig
 from emu3_megatron.errors import InputError
+from emu3_megatron.media.files import Folder
 from emu3_megatron.prepare.captions.answers import NoCaption
 from emu3_megatron.prepare.captions.endpoint import Endpoint
 from emu3_megatron.prepare.captions.files import Captions
@@ -79,7 +80,7 @@ def row_key(row: Row) -> str:
     return digest(row["content"], row.get("start_frame"), row.get("end_frame"))
 
 
-def captions_of_files(rows: Sequence[Row], config: CaptionConfig, source: Path) -> None:
+def captions_of_files(rows: Sequence[Row], config: CaptionConfig, source: Folder) -> None:
     """Fill `captions` of what is kept, from files.
 
     What stays without one is set aside, unless there is an endpoint to ask.

@@ -1,11 +1,12 @@
-"""Reads captions from a manifest, or from the .txt beside a file."""
+"""Reads captions from a manifest, or from the .txt, or in a tar the .json, beside a file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from emu3_megatron.config.prepare import CaptionConfig
 from emu3_megatron.errors import InputError
-from emu3_megatron.media.files import path_of, spelling
+from emu3_megatron.media.files import File, Folder, path_of, spelling
 from emu3_megatron.prepare.tables import read_records
 
 _BOM = "\ufeff"  # that some editors write before a text
@@ -18,8 +19,8 @@ class Captions:
         InputError: the manifest cannot be read, or no row of it has one of the columns.
     """
 
-    def __init__(self, config: CaptionConfig, folder: Path):
-        self._folder = folder
+    def __init__(self, config: CaptionConfig, folder: Folder):
+        self._folder, self._columns = folder, config.columns
         self._listed: dict[str, list[str]] = {}
         self._refused: dict[str, str] = {}
         if config.manifest is None:
@@ -59,13 +60,33 @@ class Captions:
             raise InputError(refused)
         if listed := self._listed.get(spelling(source)):
             return listed
-        file = path_of(self._folder, source).with_suffix(".txt")
+        file = path_of(self._folder, source)
+        found = (self._beside(file.with_suffix(suffix)) for suffix in caption_suffixes(file))
+        return next(filter(None, found), [])
+
+    def _beside(self, file: File) -> list[str]:
         try:
-            return _texts(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
         except (FileNotFoundError, IsADirectoryError):
             return []
         except UnicodeDecodeError:
             raise InputError(f"its caption {file.name} is not UTF-8 text") from None
+        return self._of_json(file, text) if file.suffix == ".json" else _texts(text)
+
+    def _of_json(self, file: File, text: str) -> list[str]:
+        try:
+            values = json.loads(text.removeprefix(_BOM))
+            columns = [values.get(column) for column in self._columns]
+            return list(dict.fromkeys(_texts(columns)))
+        except (ValueError, AttributeError, RecursionError):
+            raise InputError(f"its caption {file.name} is no JSON object") from None
+        except TypeError as error:
+            raise InputError(f"its caption {file.name} {error}") from None
+
+
+def caption_suffixes(file: File) -> tuple[str, ...]:
+    """Of the files beside it that hold captions, the first that has one counts."""
+    return (".txt",) if isinstance(file, Path) else (".json", ".txt")
 
 
 def _texts(value: Any) -> list[str]:
