@@ -1,7 +1,7 @@
 """`emu3 prepare`: raw files to shards and packs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +58,8 @@ Out = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="folder to write; the recipe's `out`")
 ]
 Source = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="folder to read; the recipe's `KIND.source`")
+    str | None,
+    typer.Option(metavar="FOLDER", help="folder, URL or tars to read; the recipe's `KIND.source`"),
 ]
 Tokenizer = Annotated[
     Path | None,
@@ -207,7 +208,7 @@ def _is_override(argument: str) -> bool:
     return "=" in argument and not Path(argument).is_file()
 
 
-def _as_overrides(flags: dict[str, Path | None]) -> list[str]:
+def _as_overrides(flags: Mapping[str, Path | str | None]) -> list[str]:
     """Flags as overrides of the keys that they stand for; JSON, so that YAML reads any path."""
     return [
         f"{key}={json.dumps(str(value), ensure_ascii=False)}"

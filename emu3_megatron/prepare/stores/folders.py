@@ -79,7 +79,7 @@ class StoredFolder:
 
     def search(self, suffixes: Collection[str]) -> Found:
         """The files that end in one of `suffixes`, by name; damaged tars are among them."""
-        found = Found()
+        found = Found[File]()
         names = [name for name in self._plain(found) if name not in self.tars]
         for name, tar in self.tars.items():
             members = read_index(tar.index)
@@ -95,7 +95,7 @@ class StoredFolder:
         found.paths.sort(key=self.name_of)
         return found
 
-    def _plain(self, found: Found) -> list[str]:
+    def _plain(self, found: Found[File]) -> list[str]:
         if self.listed is not None:
             return list(self.listed)
         assert isinstance(self.root, Path), "what is at a URL was listed"

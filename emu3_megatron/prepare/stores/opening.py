@@ -37,7 +37,11 @@ def open_sources(workspace: Workspace, kinds: Sequence[Kind]) -> Workspace:
 
 
 def _open(workspace: Workspace, kind: str, source: Path | str) -> Path | StoredFolder:
-    root, listed = _listed_url(source) if isinstance(source, str) else _listed_path(source)
+    root: Path | str
+    if isinstance(source, str):
+        root, listed = _listed_url(source)
+    else:
+        root, listed = _listed_path(source)
     if isinstance(root, Path) and not listed:
         return root
     tars = {

@@ -63,6 +63,7 @@ class _Upload:
         self._write(MANIFEST, (self._out / MANIFEST).read_bytes())
         for name in self._journal.others(files):
             self._remove(name)
+            self._journal.forget(name)
 
     def _refuse_another(self, committed: str | None, manifest: str) -> None:
         if committed not in (None, manifest, self._journal.committed):
@@ -202,11 +203,11 @@ class _Journal:
 
     def others(self, files: Iterable[str]) -> list[str]:
         """Objects of an earlier upload that are none of these files any more."""
-        names = sorted(set(self._values["sent"]) - set(files))
-        for name in names:
-            del self._values["sent"][name]
+        return sorted(set(self._values["sent"]) - set(files))
+
+    def forget(self, name: str) -> None:
+        del self._values["sent"][name]
         self._write()
-        return names
 
     def _write(self) -> None:
         write_json(self._path, self._values)
