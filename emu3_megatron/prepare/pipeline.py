@@ -101,10 +101,8 @@ def _refuse_unready(recipe: PrepareRecipe, kinds: Sequence[Kind]) -> None:
             Captions(config.captions, Path())  # its manifest is read, or said to be missing
             if languages := config.captions.languages:
                 refuse_unknown(languages, f"{kind}.captions.languages")
-    if recipe.text is not None and "text" in kinds:
-        refuse_missing_column(recipe.text)
-        if recipe.text.languages:
-            refuse_unknown(recipe.text.languages, "text.languages")
+    if recipe.text is not None and "text" in kinds and recipe.text.languages:
+        refuse_unknown(recipe.text.languages, "text.languages")
     vocabulary = recipe.vocabulary()
     vocabulary.encoding.check()
     if {"images", "clips"} & set(kinds) and recipe.tokenizer is None:
