@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar, overload
@@ -75,6 +75,8 @@ class StoredFile(Protocol):
     def read_text(self, encoding: str) -> str: ...
 
     def stat(self) -> Any: ...
+
+    def copied(self) -> AbstractContextManager[Path]: ...
 
 
 class StoredFolder(Protocol):

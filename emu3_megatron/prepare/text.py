@@ -202,8 +202,11 @@ def read_texts(
         stream: by which a compressed file is read, one range after another.
     """
     folder = folder_of(config)
-    is_file = isinstance(folder, Path) and not folder.is_dir()
-    path = folder if is_file else path_of(folder, part.source)
+    path: File
+    if isinstance(folder, Path) and not folder.is_dir():
+        path = folder
+    else:
+        path = path_of(folder, part.source)
     suffix = suffix_of(path)
     if suffix == ".parquet":
         for where, value in _row_groups(path, config.column, part):
@@ -330,7 +333,7 @@ def text_tasks(workspace: Workspace, config: TextConfig, settings: str) -> list[
     return tasks
 
 
-def search_texts(source: Folder) -> Found[Path] | Found[File]:
+def search_texts(source: Folder) -> Found[Any]:
     """The files of texts: all of a folder, or the one that is named."""
     return search_source(source, TEXT_SUFFIXES)
 

@@ -56,7 +56,7 @@ def _rows(content: Content) -> Iterator[Row]:
     seen: Counter[str] = Counter()
     with content.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in with_progress(iter(tar.next, None)):
-            tar.members = []  # it would keep all of them
+            tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
             if not member.isreg():
                 continue
             name = PurePosixPath(member.name).as_posix()
