@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from emu3_megatron.media.files import (
     READER_VERSION,
     File,
     Folder,
+    Found,
     UnreadableError,
     name_of,
     path_of,
@@ -140,7 +142,7 @@ def find_sources(
     suffixes: Collection[str],
 ) -> list[File]:
     """The files of a source folder. Captions and tables of the user's are not left out by it."""
-    found = search(folder_of(config), suffixes)
+    found: Found[Any] = search(folder_of(config), suffixes)
     refuse_none(found, folder_of(config), suffixes)
     tables = [config.captions.manifest, config.select.table if config.select else None]
     captions = [path.with_suffix(s) for path in found.paths for s in caption_suffixes(path)]
