@@ -186,7 +186,7 @@ def test_an_empty_folder_is_named(tokenizer, tmp_path, stopped):
 
     line = stopped(*prepare_images(tmp_path / "nothing", tokenizer, tmp_path / "data"))
 
-    assert re.search(r"nothing: no file ends in one of \.bmp, \.gif, \.jpeg, \.jpg", line)
+    assert re.search(r"nothing: no file ends in one of \.apng, .*\.png", line)
 
 
 def test_a_folder_that_is_no_tokenizer_is_named(photos, tmp_path, refused):

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from emu3_megatron.config.prepare import EndpointConfig
-from emu3_megatron.media.images import read_image
+from emu3_megatron.media.images import decode_image
 from emu3_megatron.prepare import images
 from emu3_megatron.prepare.captions import captioning
 from emu3_megatron.prepare.captions.captioning import CaptionTask, WriteCaptions
@@ -52,8 +52,8 @@ def test_photos_are_reduced_before_the_next_is_read(tmp_path, add_photo, monkeyp
     decoded, seen = [], []
     all_asked = threading.Barrier(4)
 
-    def read(path):
-        one = read_image(path)
+    def decode(data, path):
+        one = decode_image(data, path)
         decoded.append(weakref.ref(one.image))
         return one
 
@@ -67,7 +67,7 @@ def test_photos_are_reduced_before_the_next_is_read(tmp_path, add_photo, monkeyp
             seen.append((held, [Image.open(io.BytesIO(jpeg)).size for jpeg in jpegs]))
             return ["a photo"]
 
-    monkeypatch.setattr(images, "read_image", read)
+    monkeypatch.setattr(images, "decode_image", decode)
     monkeypatch.setattr(captioning, "Endpoint", Endpoint)
     config = EndpointConfig(url="http://nobody", model="any", concurrency=4)
     write = WriteCaptions(config, partial(images._read_pictures, folder, 64))
