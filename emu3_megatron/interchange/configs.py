@@ -11,6 +11,7 @@ from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.errors import InputError
+from emu3_megatron.interchange import fields
 from emu3_megatron.vocabulary import Vocabulary
 
 _BAAI = "BAAI/Emu3-Gen"  # the repository whose code BAAI's layouts run; ours holds none of it
@@ -51,6 +52,10 @@ _NETWORK = (
     ("attention_levels", "attn_resolutions", "attn_resolutions"),
 )
 
+BAAI_FIELDS = {baai: transformers for _, baai, transformers in _NETWORK} | {
+    "double_z": "double_latent"
+}
+
 
 class HubConfig:
     """`config.json` of a Hugging Face folder.
@@ -72,29 +77,70 @@ class HubConfig:
     def decoder(self, ranks_file: Path | None) -> ModelConfig:
         """The decoder that it describes."""
         values = self._part("text_config")
-        self._refuse_other_mathematics(values)
-        rope = self._dictionary(values, "rope_parameters") or values
         text, codes = self._vocabulary(values)
         model = {
             **PRESETS["emu3-8b"],
             **{ours: values[theirs] for ours, theirs in _SIZES.items() if theirs in values},
-            "rope_base": rope.get("rope_theta", 1_000_000),
+            "rope_base": self._rope_base(values),
             "text": text,
             "codes": codes,
             "ranks_file": ranks_file,
         }
-        return self._validated(ModelConfig, {**model, "preset": _preset_of(model)}, _SIZES)
+        if model["kv_heads"] is None:  # as in transformers' other models: one for each head
+            model["kv_heads"] = model["heads"]
+        found = self._validated(ModelConfig, {**model, "preset": _preset_of(model)}, _SIZES)
+        self._check_decoder(values, found)
+        return found
 
     def max_positions(self) -> int:
         return self._count(self._part("text_config"), "max_position_embeddings", 9216)
 
+    def image_area(self) -> int | None:
+        """The pixels of an image that BAAI's code draws, where it is stated."""
+        area = self._part("text_config").get("image_area")
+        return None if area is None else self._count({"image_area": area}, "image_area", 0)
+
     def vision(self) -> TokenizerNetwork:
         """The vision tokenizer that it describes."""
         values = self._part("vq_config")
-        baai = values.get("model_type") == "Emu3VisionVQ"
+        baai = self.is_baai
         names = {ours: a if baai else b for ours, a, b in _NETWORK}
-        fields = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
-        return self._validated(TokenizerNetwork, fields, names)
+        given = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
+        found = self._validated(TokenizerNetwork, given, names)
+        width = {"hidden_size": found.level_channels[-1]}
+        fields.check_fields(
+            self._where("vq_config"), values, set(names.values()), fields.VISION_NEEDS | width
+        )
+        return found
+
+    def check_together(self, model: ModelConfig, network: TokenizerNetwork) -> None:
+        """Whether decoder and vision tokenizer speak of the same codes.
+
+        Raises:
+            InputError: codebook or vocabulary map are not those of the decoder's vocabulary.
+        """
+        if network.codebook_size != model.codes:
+            raise InputError(
+                f"{self.path}: vq_config.codebook_size is {network.codebook_size:,}, "
+                f"text_config.vocab_size has {model.codes:,} codes"
+            )
+        given = self._dictionary(self._values, "vocabulary_map")
+        if given:
+            fields.check_vocabulary_map(self.path, given, vocabulary_map(model.vocabulary()))
+
+    @property
+    def kind(self) -> str:
+        """`model_type`."""
+        return str(self._values["model_type"])
+
+    @property
+    def is_baai(self) -> bool:
+        """Whether it is of BAAI's own code, which lies on the hub."""
+        return self.kind in (_DECODERS[0], _VISIONS[0])
+
+    def raw(self) -> dict[str, Any]:
+        """Everything that the file says."""
+        return dict(self._values)
 
     def _part(self, name: str) -> dict[str, Any]:
         if self._values["model_type"] != _BOTH:
@@ -115,30 +161,43 @@ class HubConfig:
             raise InputError(f"{self.path}: {name} is {value!r}, not a number")
         return value
 
+    def _where(self, part: str) -> str:
+        return f"{self.path}: {part}." if self.kind == _BOTH else f"{self.path}: "
+
     def _vocabulary(self, values: dict[str, Any]) -> tuple[str, int]:
         size = self._count(values, "vocab_size", Vocabulary.emu3().size)
         text = "qwen" if size > Vocabulary.emu3().first_code else "bytes"
         base = Vocabulary.emu3() if text == "qwen" else Vocabulary.tiny()
-        expected = {"pad_token_id": base.pad, "bos_token_id": base.bos}
-        for name, token in expected.items():
-            if values.get(name, token) != token or size <= base.first_code:
-                raise InputError(
-                    f"{self.path}: vocab_size {size} with {name} {values.get(name)} is not a "
-                    f"vocabulary of Emu3's kind; expected {name} {token}"
-                )
+        fields.check_tokens(f"{self.path}: vocab_size {size} with ", values, base)
+        if size <= base.first_code:
+            raise InputError(f"{self.path}: vocab_size {size} leaves no ids for codes")
         return text, size - base.first_code
 
-    def _refuse_other_mathematics(self, values: dict[str, Any]) -> None:
+    def _rope_base(self, values: dict[str, Any]) -> float:
+        """The base of the rotary angles, stated once, or twice alike."""
         rope = self._dictionary(values, "rope_parameters")
-        expected = {
-            "hidden_act": (values.get("hidden_act", "silu"), "silu"),
-            "tie_word_embeddings": (values.get("tie_word_embeddings", False), False),
-            "rope_scaling": (values.get("rope_scaling"), None),
-            "rope_parameters.rope_type": (rope.get("rope_type", "default"), "default"),
-        }
-        for name, (given, needed) in expected.items():
-            if given != needed:
-                raise InputError(f"{self.path}: {name} is {given}; only {needed} is supported")
+        inside, beside = rope.get("rope_theta"), values.get("rope_theta")
+        if inside is not None and beside is not None and inside != beside:
+            raise InputError(
+                f"{self._where('text_config')}rope_theta is {beside}, and "
+                f"rope_parameters.rope_theta {inside}; give one of them"
+            )
+        stated = inside if inside is not None else beside
+        return 1_000_000 if stated is None else stated
+
+    def _check_decoder(self, values: dict[str, Any], model: ModelConfig) -> None:
+        where = self._where("text_config")
+        rope = self._dictionary(values, "rope_parameters")
+        usual = {"rope_type": "default", "type": "default"}
+        fields.check_fields(f"{where}rope_parameters.", rope, fields.ROPE, usual)
+        tokens = fields.token_fields(model.vocabulary())
+        read = fields.DECODER | set(tokens)
+        needs = fields.DECODER_NEEDS | {"head_dim": model.head_dim}
+        fields.check_fields(where, values, read, needs)
+        if self.kind == _BOTH:
+            read = fields.TOGETHER | set(tokens)
+            fields.check_fields(f"{self.path}: ", self._values, read, fields.TOGETHER_NEEDS)
+            fields.check_tokens(f"{self.path}: ", self._values, model.vocabulary())
 
     def _validated(self, schema: Any, values: dict[str, Any], names: dict[str, str]) -> Any:
         try:
@@ -167,9 +226,17 @@ def _preset_of(model: dict[str, Any]) -> str | None:
 
 
 def decoder_config(
-    model: ModelConfig, dtype: torch.dtype, max_positions: int, layout: str
+    model: ModelConfig,
+    dtype: torch.dtype,
+    max_positions: int,
+    layout: str,
+    image_area: int | None = None,
 ) -> dict[str, Any]:
-    """`config.json` of a decoder alone, as BAAI's or transformers' Emu3ForCausalLM."""
+    """`config.json` of a decoder alone, as BAAI's or transformers' Emu3ForCausalLM.
+
+    Args:
+        image_area: pixels of the images that it draws, a field of BAAI's, if it is known.
+    """
     vocabulary = model.vocabulary()
     values: dict[str, Any] = {
         "architectures": ["Emu3ForCausalLM"],
@@ -182,6 +249,7 @@ def decoder_config(
         "use_cache": True,
         **_token_ids(vocabulary),
         **_dtype(dtype, layout),
+        **({} if image_area is None else {"image_area": image_area}),
     }
     if layout == "transformers":
         rope = {"rope_theta": model.rope_base, "rope_type": "default"}

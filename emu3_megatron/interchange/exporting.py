@@ -96,6 +96,7 @@ class _Decoder:
         if ranks_file:
             self.model = self.model.model_copy(update={"ranks_file": ranks_file})
         self.max_positions: int = about.get("max_positions") or recipe["data"]["context"]
+        self.image_area: int | None = about.get("image_area")
         self.dtype = checkpoint_dtype(self.path)
 
     def table(self, names: Layout) -> DecoderTable:
@@ -152,8 +153,13 @@ class _Export:
     def _config(self) -> dict[str, Any]:
         decoder = vision = None
         if self.decoder:
-            model, positions = self.decoder.model, self.decoder.max_positions
-            decoder = configs.decoder_config(model, self.decoder.dtype, positions, self.layout)
+            decoder = configs.decoder_config(
+                self.decoder.model,
+                self.decoder.dtype,
+                self.decoder.max_positions,
+                self.layout,
+                self.decoder.image_area,
+            )
         if self.vision:
             vision = configs.vision_config(self.vision.network, self.vision.dtype, self.layout)
         if self.decoder and decoder and vision:

@@ -84,6 +84,8 @@ class _Importer:
         self.weights.require(expected)
         if self.vision:
             self.weights.float_dtype(self.vision.theirs)
+        if self.vision and self.decoder:
+            self.config.check_together(self.decoder.model, self.vision.network)
         for name in self.weights.specs:
             if name not in expected and not name.endswith("rotary_emb.inv_freq"):
                 raise InputError(f"{self.source}: {name} belongs to no model of Emu3")
@@ -115,6 +117,7 @@ class _Importer:
             },
             "imported_from": str(self.source),
             "max_positions": self.config.max_positions(),
+            "image_area": self.config.image_area(),
             "null_prompt": None,  # whether they were trained without captions is not known
             "state": {},
         }

@@ -1,4 +1,7 @@
-"""`emu3 convert verify`: compares transformers' outputs with ours on the same input, in fp32."""
+"""`emu3 convert verify`: compares transformers' outputs with ours on the same input, in fp32.
+
+transformers loads the folder by itself, its `config.json` too.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -12,14 +15,15 @@ from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import DecoderRecipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.interchange import configs
+from emu3_megatron.interchange.as_transformers import TransformersModel
 from emu3_megatron.interchange.configs import HubConfig
 from emu3_megatron.interchange.decoder import DecoderTable
-from emu3_megatron.interchange.layouts import ALONE, DecoderNames, find_decoder, find_vision
+from emu3_megatron.interchange.layouts import DecoderNames, find_decoder, find_vision
 from emu3_megatron.interchange.vision import VisionTable, is_tokenizer
 from emu3_megatron.interchange.weights import Weights
 from emu3_megatron.model import Inputs, SequenceLayout, build_decoder
 from emu3_megatron.model.opening import load_decoder
-from emu3_megatron.vision.tokenizer import VisionTokenizer
+from emu3_megatron.vision.tokenizer import VisionTokenizer, read_network
 
 _ROWS, _LENGTH = 2, 64
 
@@ -44,26 +48,29 @@ def verify(folder: Path, checkpoint: Path) -> list[str]:
         raise InputError("convert verify needs transformers: pip install 'transformers>=5.23'")
     weights = Weights(folder)
     config = HubConfig(folder)
-    lines = []
-    tokenizer = checkpoint
-    if not is_tokenizer(checkpoint):
+    decoder = None if is_tokenizer(checkpoint) else find_decoder(weights.specs)
+    tokenizer = checkpoint if is_tokenizer(checkpoint) else checkpoint / "tokenizer"
+    path = None
+    if decoder:
         path = find_checkpoint(checkpoint)
-        tokenizer = checkpoint / "tokenizer"
-        if names := find_decoder(weights.specs):
-            require_sound(path)
-            lines.append(_compare_decoders(weights, names, config, path))
-    if is_tokenizer(tokenizer) and find_vision(weights.specs):
-        lines.append(_compare_tokenizers(weights, config, tokenizer))
-    if not lines:
+        require_sound(path)
+        _check_decoder(weights, decoder, config, path)
+    vision = is_tokenizer(tokenizer) and find_vision(weights.specs) is not None
+    if vision:
+        _check_tokenizer(weights, config, tokenizer)
+    if path is None and not vision:
         raise InputError(f"{folder} and {checkpoint} hold no model of the same kind")
-    return lines
+    lines = _Comparison(folder, config, weights, bool(decoder), vision)
+    return [
+        *([lines.decoders(path)] if path else []),
+        *([lines.tokenizers(tokenizer)] if vision else []),
+    ]
 
 
-@torch.no_grad()
-def _compare_decoders(
+def _check_decoder(
     weights: Weights, names: DecoderNames, config: HubConfig, checkpoint: Path
-) -> str:
-    model = DecoderRecipe.of(checkpoint, read_checkpoint(checkpoint)).model
+) -> None:
+    model = _model_of(checkpoint)
     given = config.decoder(None)
     for field in configs.ARCHITECTURE:
         if getattr(given, field) != getattr(model, field):
@@ -72,36 +79,62 @@ def _compare_decoders(
                 f"{getattr(given, field)} there and {getattr(model, field)} here"
             )
     weights.require(DecoderTable(model, names, torch.float32).theirs)
-    generator = torch.Generator().manual_seed(0)
-    size = model.vocabulary().size
-    tokens_bs = torch.randint(size, (_ROWS, _LENGTH), generator=generator)
-    theirs_bsv = _their_logits(weights, names, model, tokens_bs)
-    ours_bsv = _our_logits(checkpoint, model, tokens_bs)
-    difference = (theirs_bsv - ours_bsv).abs().max().item()
-    return (
-        f"decoder: largest logit difference {difference:.2e} over {tokens_bs.numel()} random "
-        f"tokens, among logits up to {theirs_bsv.abs().max().item():.2f}"
-    )
+    if find_vision(weights.specs):
+        config.check_together(model, config.vision())
 
 
-def _their_logits(
-    weights: Weights, names: DecoderNames, model: ModelConfig, tokens_bs: Tensor
-) -> Tensor:
-    from transformers import Emu3ForCausalLM, Emu3TextConfig
+def _check_tokenizer(weights: Weights, config: HubConfig, tokenizer: Path) -> None:
+    ours = read_network(tokenizer / "config.json")
+    names = find_vision(weights.specs)
+    sizes = lambda network: network.model_dump(exclude={"preset"})
+    if names is None or sizes(config.vision()) != sizes(ours):
+        raise InputError(f"{weights.folder}: another vision tokenizer than {tokenizer}")
+    weights.require(VisionTable(ours, names).theirs)
 
-    values = configs.decoder_config(model, torch.float32, _LENGTH, "transformers")
-    rename = lambda name: (
-        "lm_head.weight"
-        if name == names.head
-        else (ALONE.decoder.body + name.removeprefix(names.body))
-    )
-    theirs = Emu3ForCausalLM.from_pretrained(
-        None,
-        config=Emu3TextConfig(**values),
-        state_dict={rename(name): weights[name] for name in names.among(weights.specs)},
-        dtype=torch.float32,
-    )
-    return theirs.eval()(tokens_bs).logits
+
+def _model_of(checkpoint: Path) -> ModelConfig:
+    return DecoderRecipe.of(checkpoint, read_checkpoint(checkpoint)).model
+
+
+class _Comparison:
+    """Outputs of transformers' model on random input, to be compared with ours.
+
+    Its model is gone when ours is loaded.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, folder: Path, config: HubConfig, weights: Weights, decoder: bool, vision: bool
+    ):
+        theirs = TransformersModel(folder, config, weights)
+        generator = torch.Generator().manual_seed(0)
+        if decoder:
+            size = config.decoder(None).vocabulary().size
+            self.tokens_bs = torch.randint(size, (_ROWS, _LENGTH), generator=generator)
+            self.logits_bsv = theirs.logits(self.tokens_bs)
+        generator.manual_seed(0)
+        self.images = torch.rand(2, 3, 64, 48, generator=generator) * 2 - 1
+        self.clips = torch.rand(1, 8, 3, 64, 48, generator=generator) * 2 - 1
+        if vision:
+            repeated = self.images[:, None].expand(-1, 4, -1, -1, -1)
+            self.image_codes = theirs.codes(repeated)[:, 0]
+            self.clip_codes = theirs.codes(self.clips)
+
+    @torch.no_grad()
+    def decoders(self, checkpoint: Path) -> str:
+        ours_bsv = _our_logits(checkpoint, _model_of(checkpoint), self.tokens_bs)
+        difference = (self.logits_bsv - ours_bsv).abs().max().item()
+        return (
+            f"decoder: largest logit difference {difference:.2e} over {self.tokens_bs.numel()} "
+            f"random tokens, among logits up to {self.logits_bsv.abs().max().item():.2f}"
+        )
+
+    @torch.no_grad()
+    def tokenizers(self, tokenizer: Path) -> str:
+        ours = VisionTokenizer.load(tokenizer).float()
+        images = _share(ours.encode_images(self.images), self.image_codes)
+        clips = _share(ours.encode_clips(self.clips), self.clip_codes)
+        return f"vision tokenizer: {images:.2%} of image codes equal, {clips:.2%} of a clip's"
 
 
 def _our_logits(checkpoint: Path, model: ModelConfig, tokens_bs: Tensor) -> Tensor:
@@ -115,42 +148,6 @@ def _our_logits(checkpoint: Path, model: ModelConfig, tokens_bs: Tensor) -> Tens
         SequenceLayout.of_documents([[0, length]] * rows),
     )
     return decoder(inputs.to(device), "logits").cpu()
-
-
-@torch.no_grad()
-def _compare_tokenizers(weights: Weights, config: HubConfig, tokenizer: Path) -> str:
-    from transformers import Emu3VQVAE, Emu3VQVAEConfig
-
-    ours = VisionTokenizer.load(tokenizer).float()
-    names = find_vision(weights.specs)
-    sizes = lambda network: network.model_dump(exclude={"preset"})
-    if names is None or sizes(config.vision()) != sizes(ours.network):
-        raise InputError(f"{weights.folder}: another vision tokenizer than {tokenizer}")
-    source, plain = VisionTable(ours.network, names), VisionTable(ours.network, ALONE.vision)
-    weights.require(source.theirs)
-    theirs = Emu3VQVAE(
-        Emu3VQVAEConfig(**configs.vision_config(ours.network, torch.float32, "transformers"))
-    ).float()
-    theirs.load_state_dict(
-        {
-            theirs_name: weights[name].view(shape)
-            for (theirs_name, shape), name in zip(plain.theirs.items(), source.theirs, strict=True)
-        }
-    )
-    theirs.eval()
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, 3, 64, 48, generator=generator) * 2 - 1
-    clips = torch.rand(1, 8, 3, 64, 48, generator=generator) * 2 - 1
-    repeated = images[:, None].expand(-1, 4, -1, -1, -1)
-    image_share = _share(ours.encode_images(images), _their_codes(theirs, repeated)[:, 0])
-    clip_share = _share(ours.encode_clips(clips), _their_codes(theirs, clips))
-    return f"vision tokenizer: {image_share:.2%} of image codes equal, {clip_share:.2%} of a clip's"
-
-
-def _their_codes(model: "torch.nn.Module", pixels_btchw: Tensor) -> Tensor:
-    """Around transformers' own `encode`, which crops clips by (time, height)."""
-    latents_bcfhw = model.quant_conv(model.encoder(pixels_btchw).transpose(1, 2))  # type: ignore[operator]
-    return model.quantize(latents_bcfhw.transpose(1, 2))  # type: ignore[operator]
 
 
 def _share(one: Tensor, other: Tensor) -> float:

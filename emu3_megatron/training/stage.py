@@ -92,6 +92,7 @@ def train(
             "null_prompt": empty or saw_empty_captions(origin),
             "grid": getattr(data, "grid", None),
             "max_positions": max(origin.get("max_positions") or 0, recipe.context),
+            "image_area": origin.get("image_area"),
         }
         if first >= last and mesh.is_first:
             print(f"{run.folder}: step {first} of {last} is done; raise run.steps to go on")

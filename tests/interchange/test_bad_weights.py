@@ -122,6 +122,72 @@ def with_scaled_positions(folder):
     return r"rope_parameters\.rope_type is linear; only default is supported"
 
 
+def change_vq_config(folder, **values):
+    vision = json.loads((folder / "config.json").read_text())["vq_config"]
+    change_config(folder, vq_config={**vision, **values})
+
+
+def change_vocabulary_map(folder, change):
+    entries = json.loads((folder / "config.json").read_text())["vocabulary_map"]
+    change_config(folder, vocabulary_map=change(entries))
+
+
+def with_two_bases_of_positions(folder):
+    change_text_config(folder, rope_theta=1e4, rope_parameters={"rope_theta": 1e6})
+    return r"text_config\.rope_theta is 10000\.0, and rope_parameters\.rope_theta 1000000\.0; give"
+
+
+def with_part_of_a_head_turned(folder):
+    change_text_config(folder, rope_parameters={"rope_theta": 1e6, "partial_rotary_factor": 0.5})
+    return r"text_config\.rope_parameters\.partial_rotary_factor is 0\.5; nothing here reads it"
+
+
+def with_a_field_that_nobody_reads(folder):
+    change_text_config(folder, sliding_window=4)
+    return r"text_config\.sliding_window is 4; nothing here reads it, so the model may be another"
+
+
+def with_wider_heads(folder):
+    change_text_config(folder, head_dim=16)
+    return r"text_config\.head_dim is 16; only 8 is supported"
+
+
+def with_vision_heads(folder):
+    change_vq_config(folder, num_attention_heads=2)
+    return r"vq_config\.num_attention_heads is 2; only 1 is supported"
+
+
+def with_another_end_of_line(folder):
+    change_vocabulary_map(folder, lambda entries: {**entries, "<|extra_200|>": 460})
+    return r"vocabulary_map gives <\|extra_200\|> 460; expected 459, by vocab_size"
+
+
+def with_another_image_id(folder):
+    change_vocabulary_map(folder, lambda entries: {**entries, "<image>": 260})
+    return r"vocabulary_map gives <image> 260; expected 259, by vocab_size"
+
+
+def with_codes_in_reverse(folder):
+    def reverse(entries):
+        codes = [name for name in entries if name.startswith("<|visual")]
+        ids = [entries[name] for name in reversed(codes)]
+        return {**entries, **dict(zip(codes, ids, strict=True))}
+
+    change_vocabulary_map(folder, reverse)
+    return r"vocabulary_map gives <\|visual token 000000\|> 1066; expected 467, by vocab_size"
+
+
+def with_another_codebook(folder):
+    change_vq_config(folder, codebook_size=500)
+    tensors = {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
+    (codebook,) = [name for name in tensors if "quantize.embedding" in name]
+    tensors[codebook] = tensors[codebook][:500].contiguous()
+    for file in folder.glob("model*"):
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return r"vq_config\.codebook_size is 500, text_config\.vocab_size has 600 codes"
+
+
 def without_config(folder):
     (folder / "config.json").unlink()
     return r"config\.json: no such file; is this a Hugging Face folder\?"
@@ -145,6 +211,15 @@ SPOILS = [
     of_words_for_sizes,
     of_another_vocabulary,
     with_scaled_positions,
+    with_two_bases_of_positions,
+    with_part_of_a_head_turned,
+    with_a_field_that_nobody_reads,
+    with_wider_heads,
+    with_vision_heads,
+    with_another_end_of_line,
+    with_another_image_id,
+    with_codes_in_reverse,
+    with_another_codebook,
     without_config,
     without_weights,
 ]

@@ -1,6 +1,8 @@
 """What was imported is the model that transformers runs."""
 
+import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,18 +10,28 @@ import numpy as np
 import pytest
 import torch
 from emu3_kernels.exchange import GroupExchange
+from support.hub_folders import MODEL, TEXT
 from support.inputs import whole_rows
 from support.processes import run_processes
-from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration, Emu3VQVAE, GenerationConfig
+from transformers import (
+    Emu3ForCausalLM,
+    Emu3ForConditionalGeneration,
+    Emu3TextConfig,
+    Emu3VQVAE,
+    GenerationConfig,
+)
 
 from emu3_megatron import parallel
+from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
 from emu3_megatron.config.tokenizer import TokenizerNetwork
 from emu3_megatron.context_parallel.dispatch import dispatch
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
 from emu3_megatron.generation.raster import Choice
 from emu3_megatron.generation.sampling import SamplingSettings
+from emu3_megatron.interchange.configs import HubConfig
 from emu3_megatron.interchange.exporting import export_folder
+from emu3_megatron.interchange.importing import import_folder
 from emu3_megatron.interchange.verify import verify
 from emu3_megatron.model import Inputs, SequenceLayout
 from emu3_megatron.model.opening import open_decoder
@@ -176,3 +188,68 @@ def test_a_tokenizer_that_was_trained_here_verifies(tmp_path, mesh):
     (line,) = verify(tmp_path / "hf", tmp_path / "ours")
 
     assert line.startswith("vision tokenizer: 100.00% of image codes equal, 100.00% of a clip's")
+
+
+def change_text_config(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"] = {**config["text_config"], **values}
+    path.write_text(json.dumps(config))
+
+
+def difference(line: str) -> float:
+    return float(line.split("difference ")[1].split()[0])
+
+
+def test_a_base_of_positions_outside_its_dictionary_is_read(hub_folders, tmp_path, mesh):
+    folder = shutil.copytree(hub_folders["transformers", FP32], tmp_path / "hf")
+    change_text_config(folder, rope_theta=1e4, rope_parameters={"rope_type": "default"})
+
+    import_folder(folder, tmp_path / "ours")
+
+    about = read_checkpoint(find_checkpoint(tmp_path / "ours"))
+    assert about["recipe"]["model"]["rope_base"] == 1e4
+    assert difference(verify(folder, tmp_path / "ours")[0]) < 1e-5
+
+
+def test_verify_runs_what_transformers_reads(monkeypatch, hub_folders, checkpoints, tmp_path):
+    folder = shutil.copytree(hub_folders["transformers", FP32], tmp_path / "hf")
+    change_text_config(folder, rope_theta=1e4, rope_parameters={"rope_type": "default"})
+    monkeypatch.setattr(HubConfig, "_rope_base", lambda self, values: 1_000_000)  # as if misread
+
+    assert difference(verify(folder, checkpoints["transformers", FP32])[0]) > 0.1
+
+
+def test_as_many_key_value_heads_as_heads_may_be_left_open(tmp_path, mesh):
+    config = Emu3TextConfig(**{**TEXT, "num_key_value_heads": MODEL.heads})
+    torch.manual_seed(0)
+    Emu3ForCausalLM(config).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_key_value_heads": None}))
+
+    import_folder(tmp_path / "hf", tmp_path / "ours")
+
+    assert difference(verify(tmp_path / "hf", tmp_path / "ours")[0]) < 1e-5
+
+
+@pytest.mark.parametrize("layout", ["baai", "transformers"])
+def test_what_baai_states_of_pictures_and_positions_comes_back(layout, hub_folders, tmp_path, mesh):
+    folder = shutil.copytree(hub_folders["baai", FP32], tmp_path / "hf")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_area": 518_400}))
+
+    import_folder(folder, tmp_path / "ours")
+    export_folder(tmp_path / "ours", tmp_path / "out", layout)
+
+    exported = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (exported["image_area"], exported["max_position_embeddings"]) == (518_400, 321)
+
+
+@pytest.mark.parametrize("layout", ["baai", "baai-vision"])
+def test_folders_of_baai_verify_without_its_code(layout, hub_folders, checkpoints):
+    (line,) = verify(hub_folders[layout, FP32], checkpoints[layout, FP32])
+
+    if layout == "baai":
+        assert difference(line) < 1e-5
+    else:
+        assert line.startswith("vision tokenizer: 100.00% of image codes equal, 100.00% of a")

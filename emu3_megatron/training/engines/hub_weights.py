@@ -103,4 +103,8 @@ def check_hub_folder(path: Path, model: ModelConfig) -> dict[str, Any]:
                 f"run.init_from={path}: another model: model.{field} is {getattr(theirs, field)} "
                 f"there and {getattr(model, field)} in the recipe"
             )
-    return {"imported_from": str(path), "max_positions": config.max_positions()}
+    return {
+        "imported_from": str(path),
+        "max_positions": config.max_positions(),
+        "image_area": config.image_area(),
+    }
