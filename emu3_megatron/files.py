@@ -1,5 +1,6 @@
 """Atomic file writes: written beside, synced, renamed."""
 
+import errno
 import json
 import os
 import shutil
@@ -38,10 +39,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
+    """Flush a file, or a folder's entries, to the disk.
+
+    Some file systems cannot flush a folder by itself, and say so: that is no failure.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -62,10 +62,12 @@ def commit(
     _write(beside / NAME, {**about, "files": files})
     sync(beside)
     require_ours(target.parent, still_ours)
-    if target.exists():
-        shutil.rmtree(target)
+    gone = beside.with_name(f"{beside.name}.gone.tmp")
+    if target.exists():  # not removed here: that takes long, and another job may come meanwhile
+        os.rename(target, gone)
     os.rename(beside, target)
     sync(target.parent)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def read(folder: Path) -> dict[str, Any]:

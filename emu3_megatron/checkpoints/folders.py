@@ -5,7 +5,7 @@ vocabulary and the state of each owner. `DIR/latest` names the newest.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,16 +114,21 @@ def newest_sound(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` durable checkpoints; never the one the tracker names."""
-    on_first_rank(lambda: _prune(folder, keep))
+def prune(folder: Path, keep: int, still_ours: Callable[[], bool]) -> None:
+    """Remove all but the newest `keep` durable checkpoints; never the one the tracker names.
+
+    Raises:
+        TakenOver: on all ranks alike; the folder is another job's.
+    """
+    on_first_rank(lambda: _prune(folder, keep, still_ours))
 
 
-def _prune(folder: Path, keep: int) -> None:
+def _prune(folder: Path, keep: int, still_ours: Callable[[], bool]) -> None:
     latest = (folder / TRACKER).read_text().strip()
     # What is newer than the tracker was written before a fall back, and will be written again.
     durable = sorted(path for path in folder.glob("step-*") if path.name <= latest)
     for path in durable[:-keep]:
+        manifest.require_ours(folder, still_ours)
         # Not under its name while it goes; what stays of it, the next save removes.
         gone = path.rename(path.with_name(f".{path.name}.gone.tmp"))
         shutil.rmtree(gone, ignore_errors=True)

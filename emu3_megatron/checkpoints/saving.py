@@ -6,6 +6,7 @@ and all ranks hear of it.
 """
 
 import inspect
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,19 +37,17 @@ class PendingSave:
     """A checkpoint that was asked for and is not durable yet.
 
     Attributes:
+        beside: where it is written; a name that no other save has, of this job or another.
         finish: writes the index of all ranks' results; for the first rank.
         about: what the manifest will say besides the files.
     """
 
     step: int
+    beside: Path
     target: Path
     writer: BackgroundWriter
     finish: Callable[[list[list[Any]]], None]
     about: dict[str, Any]
-
-    @property
-    def beside(self) -> Path:
-        return self.target.with_name(f".{self.target.name}.tmp")
 
     def is_written(self) -> bool:
         """Whether the writers of all ranks are done. A vote: every rank must ask."""
@@ -72,14 +71,9 @@ class PendingSave:
         except manifest.TakenOver:
             raise
         except (OSError, InputError) as error:
-            on_first_rank(lambda: self._remove(still_ours))
+            on_first_rank(lambda: shutil.rmtree(self.beside, ignore_errors=True))
             raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
         return self.target
-
-    def _remove(self, still_ours: Callable[[], bool]) -> None:
-        """Remove what was written, unless the folder, and what has its name now, is another's."""
-        if still_ours():
-            shutil.rmtree(self.beside, ignore_errors=True)
 
     def _commit(self, shares: list[Written], still_ours: Callable[[], bool]) -> None:
         for rank, share in enumerate(shares):
@@ -88,6 +82,7 @@ class PendingSave:
         self.finish([share.results for share in shares])
         known = {name: file for share in shares for name, file in share.files.items()}
         manifest.commit(self.beside, self.target, self.about, known, still_ours)
+        manifest.require_ours(self.target.parent, still_ours)
         move_tracker(self.target)
 
 
@@ -111,14 +106,15 @@ def request_checkpoint(
     target = folder / f"step-{step:08d}"
     sharded, common = save_preprocess(state.tensors)
     try:
-        on_first_rank(lambda: _prepare(target, common, still_ours))
+        beside = on_first_rank(lambda: _prepare(target, common, still_ours))
     except manifest.TakenOver:
         raise
     except (OSError, InputError) as error:
         raise SaveError(f"{target}: not saved: {_reason(error)}") from None
-    planned = _Plan().plan(sharded, target.with_name(f".{target.name}.tmp"))
+    planned = _Plan().plan(sharded, beside)
     described = {"format": FORMAT, "step": step, **about, "state": state.values}
-    return PendingSave(step, target, BackgroundWriter(planned.writer), planned.finish, described)
+    writer = BackgroundWriter(planned.writer)
+    return PendingSave(step, beside, target, writer, planned.finish, described)
 
 
 def write_common(folder: Path, common: dict[str, Any]) -> None:
@@ -160,17 +156,19 @@ class _Plan(TorchDistSaveShardedStrategy):
         return _Planned(writer, finish)
 
 
-def _prepare(target: Path, common: dict[str, Any], still_ours: Callable[[], bool]) -> None:
-    """An empty folder with what is not sharded; what unfinished saves left is removed."""
+def _prepare(target: Path, common: dict[str, Any], still_ours: Callable[[], bool]) -> Path:
+    """A new folder with what is not sharded; what unfinished saves left is removed."""
     manifest.require_ours(target.parent, still_ours)
     for left in target.parent.glob(".step-*.tmp"):
+        manifest.require_ours(target.parent, still_ours)
         shutil.rmtree(left)
-    beside = target.with_name(f".{target.name}.tmp")
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     beside.mkdir(parents=True)
     try:
         write_common(beside, common)
     except RuntimeError as error:  # how torch.save says that a write failed
         raise SaveError(_reason(error)) from None
+    return beside
 
 
 def _reason(error: Exception) -> str:

@@ -53,7 +53,8 @@ def _life(folder: Path, events: list[dict[str, Any]]) -> str:
         return "not running"
     where = f"process {holder['pid']} on {holder['host']}"
     if holder["alive"]:
-        return f"running, {where}"
+        heard = "" if holder["seen"] else f", heard of {max(holder['age'], 0):.0f} seconds ago"
+        return f"running, {where}{heard}"
     return f"dead: {where} left without saying so"
 
 

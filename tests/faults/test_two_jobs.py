@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,12 @@ import pytest
 from support.faults import Job, run_job
 
 from emu3_megatron import manifest
-from emu3_megatron.checkpoints import saving
+from emu3_megatron.checkpoints import folders, saving
 from emu3_megatron.errors import InputError
 from emu3_megatron.runs import lock
 from emu3_megatron.runs.lock import NAME, STALE_SECONDS, RunLock, read_holder
+from emu3_megatron.runs.processes import this_process
+from emu3_megatron.runs.status import _life
 
 
 def test_a_second_job_is_refused_on_all_its_ranks_while_the_first_trains_on(recipe):
@@ -66,6 +69,72 @@ def test_a_lock_of_another_host_holds_while_its_heart_beats(tmp_path):
     RunLock(tmp_path).release()
 
 
+@pytest.mark.parametrize("place", ["namespace", "boot"])
+def test_a_lock_of_another_container_or_boot_holds_while_its_heart_beats(place, tmp_path):
+    """Its process has a number that means nothing here: that of no process, or of another."""
+    holder = {**this_process(), place: "another", "started": "1"}
+    path = tmp_path / NAME
+    path.write_text(json.dumps(holder))
+
+    with pytest.raises(InputError, match=r"is training here; .* at 60 it counts as dead"):
+        RunLock(tmp_path)
+    assert _life(tmp_path, []).startswith(f"running, process {os.getpid()} on ")
+
+    before = path.stat().st_mtime - 2 * STALE_SECONDS
+    os.utime(path, (before, before))
+    assert _life(tmp_path, []).startswith("dead: ")
+    RunLock(tmp_path).release()
+
+
+UNSHARE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+def may_unshare():
+    return (
+        shutil.which("unshare") and subprocess.run([*UNSHARE, "true"], check=False).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not may_unshare(), reason="may not start a process namespace")
+def test_a_job_in_a_container_of_this_host_has_its_folder(tmp_path):
+    code = f"""
+from pathlib import Path
+from emu3_megatron.runs.lock import RunLock
+RunLock(Path({str(tmp_path)!r}))
+print("locked", flush=True)
+input()
+"""
+    other = subprocess.Popen(
+        [*UNSHARE, sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(InputError, match="is training here"):
+            RunLock(tmp_path)
+    finally:
+        other.communicate(b"\n")
+
+
+def test_a_lock_that_another_has_just_taken_over_is_put_back(tmp_path):
+    """Two jobs find one stale lock, and the slower would remove that of the quicker."""
+    elsewhere(tmp_path, age=2 * STALE_SECONDS)
+    slower = object.__new__(RunLock)
+    slower.path, slower.job = tmp_path / NAME, "slower"
+    stale = read_holder(tmp_path)
+    quicker = RunLock(tmp_path)
+
+    slower._remove_stale(stale)
+
+    assert quicker.is_ours()
+
+
+def test_a_lock_that_was_never_written_to_its_end_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_SECONDS_TO_WRITE", 0.1)
+    (tmp_path / NAME).write_text('{"host": ')
+
+    RunLock(tmp_path).release()
+
+
 def test_a_job_whose_folder_was_taken_over_commits_nothing(tmp_path):
     mine = RunLock(tmp_path)
     beside, target = tmp_path / ".step-2.tmp", tmp_path / "step-2"
@@ -86,15 +155,30 @@ def test_a_job_whose_folder_was_taken_over_neither_removes_nor_keeps_alive_what_
     mine = RunLock(tmp_path)
     unfinished = tmp_path / ".step-00000002.tmp"
     unfinished.mkdir()
+    for name in ("step-00000001", "step-00000002"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    kept = tmp_path / "checkpoints" / "step-00000001"
+    (kept.parent / "latest").write_text("step-00000002\n")
     elsewhere(tmp_path, age=STALE_SECONDS / 2)
 
     with pytest.raises(InputError, match="another job has taken this folder over"):
         saving._prepare(tmp_path / "step-00000002", {}, mine.is_ours)
-    saving.PendingSave(2, tmp_path / "step-00000002", None, None, {})._remove(mine.is_ours)
+    with pytest.raises(InputError, match="another job has taken this folder over"):
+        folders._prune(kept.parent, 1, mine.is_ours)
     mine.beat()
 
     assert unfinished.is_dir()
+    assert kept.is_dir()
     assert read_holder(tmp_path)["age"] > STALE_SECONDS / 3
+
+
+def test_two_saves_of_one_step_are_written_beside_each_other(tmp_path):
+    """A job that was taken for dead goes on writing when it wakes."""
+    target = tmp_path / "step-00000002"
+    mine = saving._prepare(target, {}, lambda: True)
+    (mine / "weights").write_text("half of them")
+
+    assert saving._prepare(target, {}, lambda: True) != mine
 
 
 def test_a_file_system_that_fails_for_a_moment_takes_no_lock_away(tmp_path, monkeypatch):
@@ -130,7 +214,7 @@ def test_a_job_whose_folder_was_taken_over_ends_when_it_would_save(recipe):
 def test_a_process_that_came_by_the_number_of_a_dead_one_holds_no_lock(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        me = {"host": socket.gethostname(), "pid": other.pid, "started": "1"}
+        me = {**this_process(), "pid": other.pid, "started": "1"}
         (tmp_path / NAME).write_text(json.dumps(me))
         assert read_holder(tmp_path)["alive"] is False
         RunLock(tmp_path).release()

@@ -43,7 +43,7 @@ class SaveCheckpoints(Hook):
             return
         self.retry_at = None
         run.events.add("durable", pending.step)
-        prune(pending.target.parent, self.config.keep)
+        prune(pending.target.parent, self.config.keep, run.still_ours)
 
     def _request(self, run: Run, step: int, must_succeed: bool) -> None:
         folder = run.folder / "checkpoints"
