@@ -12,7 +12,6 @@ from emu3_megatron.generation.images import VisionPrompt, draw, save_image
 from emu3_megatron.generation.sampling import SamplingSettings, default_guidance
 from emu3_megatron.grammar import Meta
 from emu3_megatron.model import Decoder
-from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.interfaces import Hook, Run, StepResult
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
@@ -46,17 +45,20 @@ class DrawSamples(Hook):
         folder = run.folder / "samples" / f"step-{step:08d}"
         trainer: Any = run.trainer
         with trainer.engine.decoder() as decoder:
-            self.draw(decoder, folder, run.about)
-        prompts = enumerate(self.config.prompts)
-        run.log.show(step, {prompt.caption: folder / f"{i}.png" for i, prompt in prompts})
+            drawn = self.draw(decoder, run.about)
+        images = run.try_to_write("samples", step, lambda: self.save(drawn, folder))
+        run.log.show(step, images or {})
 
-    def draw(self, decoder: Decoder, folder: Path, about: dict[str, Any]) -> None:
-        """Draw into a folder, as 0.png, 1.png and so on: all ranks compute, the first writes."""
+    def draw(self, decoder: Decoder, about: dict[str, Any]) -> Sequence[np.ndarray]:
+        """The codes of each caption's image; a call on every rank."""
         settings = SamplingSettings(default_guidance(about), top_k=self.config.top_k)
         prompts = [VisionPrompt(p.caption, Meta(p.height, p.width)) for p in self.config.prompts]
-        drawn = draw(decoder, self.vocabulary, prompts, settings)
-        on_first_rank(lambda: self._save(drawn, folder))
+        return draw(decoder, self.vocabulary, prompts, settings)
 
-    def _save(self, drawn: Sequence[np.ndarray], folder: Path) -> None:
-        for i, codes_fhw in enumerate(drawn):
-            save_image(self.tokenizer, codes_fhw[0], folder / f"{i}.png")
+    def save(self, drawn: Sequence[np.ndarray], folder: Path) -> dict[str, Path]:
+        """Write a folder's 0.png, 1.png and so on; returns them by their captions."""
+        images = {}
+        for i, (codes_fhw, prompt) in enumerate(zip(drawn, self.config.prompts, strict=True)):
+            images[prompt.caption] = folder / f"{i}.png"
+            save_image(self.tokenizer, codes_fhw[0], images[prompt.caption])
+        return images

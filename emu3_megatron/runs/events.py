@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class Events:
         except OSError as error:  # a full disk must not end what it can't be told about
             print(f"{self.path}: {error.strerror}", file=sys.stderr)
         if words:
-            print(f"step {step}: {words}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a screen that is gone
+                print(f"step {step}: {words}", file=sys.stderr, flush=True)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

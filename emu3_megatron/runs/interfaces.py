@@ -17,6 +17,7 @@ from emu3_megatron.runs.signals import StopRequest
 from emu3_megatron.runs.watchdog import Watchdog
 
 B = TypeVar("B")
+T = TypeVar("T")
 B_co = TypeVar("B_co", covariant=True)
 B_contra = TypeVar("B_contra", contravariant=True)
 
@@ -163,6 +164,23 @@ class Run:
         """
         about = {**self.about, "data": SplitState.of({"data": self.data}).values["data"]}
         on_first_rank(lambda: write_json(self.folder / "run.json", about))
+
+    def try_to_write(self, what: str, step: int, action: Callable[[], T]) -> T | None:
+        """What `action` returns on the first rank, on every rank: for files a run can do without.
+
+        A disk that doesn't take them is an event, and None.
+        """
+
+        def attempt() -> T | None:
+            try:
+                return action()
+            except OSError as error:
+                why = f"{what}: {error.strerror or error}"
+                words = f"{why}; not written, and the run goes on"
+                self.events.add("not written", step, words, why=why)
+                return None
+
+        return on_first_rank(attempt)
 
     def progress(self) -> None:
         """Tell the watchdog that a phase that may take long goes on."""

@@ -100,6 +100,8 @@ def _troubles(events: list[dict[str, Any]]) -> list[str]:
         "replicas differ",
         "gave up",
         "unusable file",
+        "writer failed",
+        "not written",
     ):
         steps = [str(event["step"]) for event in events if event["event"] == kind]
         if steps:

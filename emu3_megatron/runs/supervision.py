@@ -13,6 +13,7 @@ from emu3_megatron.runs.heartbeats import FOLDER
 from emu3_megatron.runs.interfaces import Run
 from emu3_megatron.runs.lock import RunLock
 from emu3_megatron.runs.metrics.log import Log
+from emu3_megatron.runs.metrics.trackers import check_trackers
 from emu3_megatron.runs.signals import StopRequest
 from emu3_megatron.runs.watchdog import Watchdog
 
@@ -25,9 +26,10 @@ def supervised(config: RunConfig, mesh: Mesh, peak_flops: float | None) -> Itera
         peak_flops: of this rank's device in FLOP/s, where it is known.
 
     Raises:
-        InputError: on all ranks, another job has the folder.
+        InputError: on all ranks, another job has the folder, or a tracker lacks its package or key.
     """
     folder = config.dir
+    on_first_rank(lambda: check_trackers(config))
     locks: list[RunLock] = []  # the first rank's
     on_first_rank(lambda: locks.append(RunLock(folder)))
     beat = locks[0].beat if locks else lambda: None

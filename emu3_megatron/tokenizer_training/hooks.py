@@ -37,8 +37,8 @@ class ShowReconstructions(Hook):
         if result.verdict.leaves or not validates(self.held_out.config, step, run.steps):
             return
         folder = run.folder / "samples" / f"step-{step:08d}"
-        images = on_first_rank(lambda: self.draw(folder))
-        run.log.show(step, images)
+        images = run.try_to_write("samples", step, lambda: self.draw(folder))
+        run.log.show(step, images or {})
         run.log.start_clocks(step)
 
     def draw(self, folder: Path) -> dict[str, Path]:

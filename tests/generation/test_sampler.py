@@ -36,10 +36,12 @@ def recipe(tmp_path) -> Recipe:
 def test_an_image_for_each_prompt(mesh, recipe, tmp_path):
     hook = DrawSamples(recipe.sample, recipe.model.vocabulary())
 
-    hook.draw(build_decoder(recipe.model).eval(), tmp_path / "samples", {})
+    drawn = hook.draw(build_decoder(recipe.model).eval(), {})
+    images = hook.save(drawn, tmp_path / "samples")
 
     sizes = [Image.open(tmp_path / "samples" / f"{i}.png").size for i in (0, 1)]
     assert sizes == [(24, 16), (8, 16)]
+    assert images["a cat"] == tmp_path / "samples" / "0.png"
 
 
 def test_a_tokenizer_of_another_codebook(recipe):

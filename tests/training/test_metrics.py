@@ -14,8 +14,11 @@ from emu3_megatron.config import ModelConfig, Recipe
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.flops import flops_per_token
 from emu3_megatron.runs.communication import Communication, HostClock
+from emu3_megatron.runs.events import Events
 from emu3_megatron.runs.metrics.log import Log, Work, finite
-from emu3_megatron.runs.metrics.writers import JsonLines, ProgressLine, open_writers
+from emu3_megatron.runs.metrics.opening import open_writers
+from emu3_megatron.runs.metrics.trackers import check_trackers
+from emu3_megatron.runs.metrics.writers import JsonLines, ProgressLine
 
 
 @pytest.fixture
@@ -141,8 +144,13 @@ def with_run(recipe, **values):
     )
 
 
+def open_all(recipe, resumed_step):
+    events = Events(recipe.run.dir, speaks=True)
+    return open_writers(recipe.run, {"recipe": {}}, resumed_step, events)
+
+
 def write_rows(recipe):
-    writers = open_writers(recipe.run, {"recipe": {}}, 0)
+    writers = open_all(recipe, 0)
     image = recipe.run.dir / "0.png"
     Image.new("RGB", (8, 4), "red").save(image)
     for writer in writers:
@@ -171,7 +179,7 @@ def test_tensorboard_hides_the_steps_that_a_resumed_run_takes_anew(recipe, tmp_p
 
     recipe = with_run(recipe, tensorboard=True)
     for first, last in ((0, 4), (2, 3)):
-        _, board, _ = open_writers(recipe.run, {}, first)
+        _, board, _ = open_all(recipe, first)
         for step in range(first + 1, last + 1):
             board.write(row(step))  # and not closed: the run is killed
 
@@ -205,7 +213,7 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, monkeypatch, module, s
 
     (name,) = setting
     with pytest.raises(InputError, match=rf"run\.{name}.* needs .*emu3-megatron\[tracking\]"):
-        open_writers(with_run(recipe, **setting).run, {}, 0)
+        check_trackers(with_run(recipe, **setting).run)
 
 
 def test_a_run_without_trackers_writes_metrics_alone(recipe, tmp_path):

@@ -14,7 +14,7 @@ from emu3_megatron.checkpoints.state import Saved, State, load_state
 from emu3_megatron.config.runs import GuardConfig
 from emu3_megatron.errors import DIVERGED, RunEnded
 from emu3_megatron.files import write_json
-from emu3_megatron.parallel.votes import any_rank, on_first_rank
+from emu3_megatron.parallel.votes import any_rank
 from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Hook, Run, StepResult, Verdict
 
@@ -115,7 +115,7 @@ class Guard(Hook):
             "grad_norm": str(grad_norm),
             "ranks": ranks,
         }
-        on_first_rank(lambda: write_json(_dump(run, step), found))
+        run.try_to_write("skipped step", step, lambda: write_json(_dump(run, step), found))
         words = f"{result.verdict.trouble}: loss {loss:.4g}, gradient norm {grad_norm:.4g}"
         run.events.add("skipped", step, f"not taken, {words}; see {_dump(run, step)}", why=words)
 

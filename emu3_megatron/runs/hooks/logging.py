@@ -4,7 +4,7 @@ from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.config.runs import EvaluationConfig, RunConfig
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.interfaces import Evaluator, Hook, Run, StepResult
-from emu3_megatron.runs.metrics.writers import open_writers
+from emu3_megatron.runs.metrics.opening import open_writers
 
 
 class LogMetrics(Hook):
@@ -18,7 +18,10 @@ class LogMetrics(Hook):
         self.skipped = 0
 
     def before_training(self, run: Run, step: int) -> None:
-        on_first_rank(lambda: run.log.writers.extend(open_writers(self.config, run.about, step)))
+        def open_all() -> None:
+            run.log.writers += open_writers(self.config, run.about, step, run.events)
+
+        on_first_rank(open_all)
         run.log.start_clocks(step)
         run.communication.is_on = self._is_due(run, step + 1)
 

@@ -1,21 +1,17 @@
-"""Writers of metrics: JSON lines, TensorBoard, wandb, and a progress bar."""
+"""Writers of metrics: JSON lines, a progress bar, and whatever may fail without ending the run."""
 
-import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from emu3_megatron.config.runs import RunConfig
-from emu3_megatron.errors import InputError
 from emu3_megatron.files import replacing
+from emu3_megatron.runs.events import Events
 
 
 class Writer:
@@ -35,13 +31,17 @@ class JsonLines(Writer):
     """`metrics.jsonl`. Rows past the step that a run resumes from are dropped.
 
     Rows that a full disk does not take are kept until it does.
+
+    Attributes:
+        last_row: the step of the last row that was kept; 0 without one.
     """
 
     def __init__(self, path: Path, resumed_step: int):
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= resumed_step]
+        self.last_row = int(_step_of(kept[-1])) if kept else 0
         with replacing(path) as beside:
-            kept = (line for line in lines if _step_of(line) <= resumed_step)
-            beside.write_text("".join(f"{line}\n" for line in kept))
+            beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.file = path.open("ab", buffering=0)
         self.kept = b""
 
@@ -70,66 +70,6 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-class TensorBoard(Writer):
-    """Event files. Those of an earlier start are hidden past the step that a run resumes from."""
-
-    def __init__(self, folder: Path, resumed_step: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise InputError(
-                "run.tensorboard=true needs tensorboard: pip install 'emu3-megatron[tracking]'"
-            ) from None
-        # Without a step to purge from, TensorBoard would show steps that were taken anew twice.
-        self.writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
-
-    def write(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self.writer.add_scalar(name, value, row["step"])
-        self.writer.flush()  # a run that is killed keeps its last rows
-
-    def show(self, step: int, images: Mapping[str, Path]) -> None:
-        for caption, path in images.items():
-            pixels = np.asarray(Image.open(path).convert("RGB"))
-            self.writer.add_image(f"samples/{caption}", pixels, step, dataformats="HWC")
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WandB(Writer):
-    """One wandb run a run folder, resumed with it."""
-
-    def __init__(self, config: RunConfig, recipe: Any):
-        try:
-            import wandb
-
-            self.image = wandb.Image
-        except ImportError:
-            raise InputError(
-                "run.wandb needs wandb: pip install 'emu3-megatron[tracking]'"
-            ) from None
-        self.run = wandb.init(
-            project=config.wandb,
-            name=config.dir.name,
-            id=hashlib.sha256(str(config.dir.resolve()).encode()).hexdigest()[:16],
-            dir=config.dir,
-            resume="allow",
-            config=recipe,
-        )
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
-
-    def show(self, step: int, images: Mapping[str, Path]) -> None:
-        shown = [self.image(str(path), caption=caption) for caption, path in images.items()]
-        self.run.log({"samples": shown}, step=step)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
 class ProgressLine(Writer):
     """Rate, time left, and the numbers one watches."""
 
@@ -153,18 +93,40 @@ class ProgressLine(Writer):
         self.bar.close()
 
 
-def open_writers(config: RunConfig, about: dict[str, Any], resumed_step: int) -> list[Writer]:
-    """Everything that the first rank writes metrics to.
+class BestEffort(Writer):
+    """Another writer. Its first failure, of whatever kind, is said, and ends it and not the run.
 
     Args:
-        about: of the run; wandb keeps its recipe.
-        resumed_step: rows of later steps, left by an earlier start, are dropped.
+        name: what it is called where its failure is said.
+        opening: opens it.
+        resumed_step: that the run goes on after.
     """
-    config.dir.mkdir(parents=True, exist_ok=True)
-    writers: list[Writer] = [JsonLines(config.dir / "metrics.jsonl", resumed_step)]
-    if config.tensorboard:
-        writers.append(TensorBoard(config.dir / "tensorboard", resumed_step))
-    if config.wandb:
-        writers.append(WandB(config, about.get("recipe")))
-    writers.append(ProgressLine(resumed_step, config.steps))
-    return writers
+
+    def __init__(self, name: str, opening: Callable[[], Writer], events: Events, resumed_step: int):
+        self.name, self.events, self.step = name, events, resumed_step
+        self.writer: Writer | None = None
+        self._attempt(lambda: setattr(self, "writer", opening()))
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.step = row["step"]
+        if writer := self.writer:
+            self._attempt(lambda: writer.write(row))
+
+    def show(self, step: int, images: Mapping[str, Path]) -> None:
+        self.step = step
+        if writer := self.writer:
+            self._attempt(lambda: writer.show(step, images))
+
+    def close(self) -> None:
+        if writer := self.writer:
+            self._attempt(writer.close)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self.writer = None
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            words = f"{self.name} failed ({why}) and gets no more rows until the run is started "
+            words += "again; the run goes on, and metrics.jsonl gets all"
+            self.events.add("writer failed", self.step, words, writer=self.name, why=why)
