@@ -7,6 +7,7 @@ import typer
 
 from emu3_megatron.cli.shards import prefix_of, vocabulary_of
 from emu3_megatron.config.prepare import Select
+from emu3_megatron.errors import InputError
 
 
 def pack(
@@ -28,6 +29,10 @@ def pack(
     model: Annotated[
         str | None, typer.Option(help="preset whose vocabulary the shards have, if they do not say")
     ] = None,
+    relabel: Annotated[
+        bool,
+        typer.Option("--relabel", help="the .json of shards name another than --model's: wrongly"),
+    ] = False,
 ) -> None:
     """Pack the documents of shards into training sequences.
 
@@ -35,8 +40,14 @@ def pack(
     """
     prefixes = [prefix_of(shard) for shard in shards]
     from emu3_megatron.data.packing.packs import pack_shards
+    from emu3_megatron.data.shards import writer
 
-    vocabulary = vocabulary_of(prefixes[0], model)
+    vocabulary, *_ = [vocabulary_of(prefix, model) for prefix in prefixes]
+    if relabel:
+        if model is None:
+            raise InputError("--relabel: name the model whose tokens the shards hold with --model")
+        for prefix in prefixes:
+            writer.relabel(prefix, vocabulary)
     report = pack_shards(
         prefixes,
         out,

@@ -16,13 +16,21 @@ def prefix_of(path: str) -> str:
 def vocabulary_of(path: str, model: str | None) -> Vocabulary:
     """The vocabulary of `--model`, else that of the preset which the shard or pack names."""
     from emu3_megatron.data.check import vocabulary_fingerprint
+    from emu3_megatron.data.shards.index import check_index
+    from emu3_megatron.data.shards.sidecar import shard_file
 
     if model:
         return _preset_vocabulary(model)
     fingerprint = vocabulary_fingerprint(path)
+    if fingerprint is None:
+        check_index(shard_file(path, "idx"))
+        raise InputError(
+            f"{path}: a shard without .json says nothing of its vocabulary; name the model whose "
+            "tokens it holds with --model"
+        )
     for preset in PRESETS:
         vocabulary = _preset_vocabulary(preset)
-        if fingerprint in (None, vocabulary.fingerprint()):
+        if fingerprint == vocabulary.fingerprint():
             return vocabulary
     raise InputError(f"{path}: of no preset's vocabulary; name its model with --model")
 

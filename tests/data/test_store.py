@@ -169,6 +169,15 @@ def test_short_idx_is_refused_with_its_sizes(prefix, vocabulary):
         TokenStore(prefix, vocabulary)
 
 
+def test_an_unknown_mode_is_named(tmp_path, vocabulary):
+    stock_shard(tmp_path / "stock", [[1, 2, 3], [4, 5]], modes=[0, 2])
+
+    with pytest.raises(
+        InputError, match=r"stock\.idx: sequence 1 has mode 2, known are 0 \(trained"
+    ):
+        TokenStore(tmp_path / "stock", vocabulary)
+
+
 def test_idx_without_its_modes_is_refused(prefix, vocabulary):
     path = shard_file(prefix, "idx")
     path.write_bytes(path.read_bytes()[: -len(IndexedDataset(str(prefix)))])

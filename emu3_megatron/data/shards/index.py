@@ -77,6 +77,17 @@ def check_index(path: Path) -> None:
     index = map_index(path)
     if not _is_consistent(index):
         raise InputError(f"{path}: its numbers contradict each other; copy it again")
+    _check_modes(path, index.modes)
+
+
+def _check_modes(path: Path, modes: np.ndarray) -> None:
+    unknown = np.flatnonzero((modes != 0) & (modes != 1))
+    if len(unknown):
+        first = int(unknown[0])
+        raise InputError(
+            f"{path}: sequence {first} has mode {modes[first]}, known are 0 (trained) and 1 "
+            "(context); write the shard with these modes"
+        )
 
 
 def _check_size(path: Path, sequences: int, ends: int) -> None:
@@ -90,7 +101,7 @@ def _check_size(path: Path, sequences: int, ends: int) -> None:
 
 
 def _is_consistent(index: Index) -> bool:
-    """Lengths, pointers and document borders agree, and every mode is known."""
+    """Lengths, pointers and document borders agree."""
     ends = index.pointers + index.lengths.astype(np.int64) * TOKEN_BYTES
     borders = index.first_sequences
     return bool(
@@ -100,5 +111,4 @@ def _is_consistent(index: Index) -> bool:
         and borders[0] == 0
         and borders[-1] == len(index.lengths)
         and np.all(borders[:-1] <= borders[1:])  # Megatron writes documents without sequences
-        and set(np.unique(index.modes)) <= {0, 1}
     )

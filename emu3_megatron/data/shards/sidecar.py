@@ -74,7 +74,8 @@ class Sidecar:
         if self.vocabulary != vocabulary.fingerprint():
             raise InputError(
                 f"{path}: written with another vocabulary ({self.vocabulary[:12]}…, this one is "
-                f"{vocabulary.fingerprint()[:12]}…); use the model it was prepared for"
+                f"{vocabulary.fingerprint()[:12]}…); use the model it was prepared for, or, if the "
+                "tokens are of this one, emu3 pack --model --relabel"
             )
         for suffix, expected in (("idx", self.idx_bytes), ("bin", self.bin_bytes)):
             file = shard_file(prefix, suffix)

@@ -31,6 +31,7 @@ class TokenStore:
         prefix: path of the shard without `.bin`.
         vocabulary: the one its ids belong to.
         scan: how many tokens to look at while opening.
+        relabel: whatever the sidecar says of the vocabulary is wrong.
 
     Attributes:
         has_context: some span is context.
@@ -40,12 +41,20 @@ class TokenStore:
         InputError: the shard is missing, damaged, or of another vocabulary.
     """
 
-    def __init__(self, prefix: str | Path, vocabulary: Vocabulary, scan: int = 1 << 24):
+    def __init__(
+        self,
+        prefix: str | Path,
+        vocabulary: Vocabulary,
+        scan: int = 1 << 24,
+        relabel: bool = False,
+    ):
         self.prefix = Path(prefix)
         self.vocabulary = vocabulary
         check_index(shard_file(prefix, "idx"))
         self._check_bin()
         self.sidecar = Sidecar.read(prefix)
+        if self.sidecar is not None and relabel:
+            self.sidecar = replace(self.sidecar, vocabulary=vocabulary.fingerprint())
         if self.sidecar is not None:
             self.sidecar.check(prefix, vocabulary)
         self._size = vocabulary.size

@@ -136,6 +136,23 @@ def adopt(store: TokenStore) -> Sidecar:
     """
     if store.sidecar is None:
         store.sidecar = store.check_all()
-        with replacing(shard_file(store.prefix, "json")) as path:
-            path.write_text(store.sidecar.to_json())
+        _write_sidecar(store.prefix, store.sidecar)
     return store.sidecar
+
+
+def relabel(prefix: str | Path, vocabulary: Vocabulary) -> None:
+    """Write the sidecar of a shard anew, whose old one named another vocabulary than its tokens'.
+
+    Every token is read; the content must be what the old sidecar tells of.
+
+    Raises:
+        InputError: the shard is damaged, or an id lies outside this vocabulary.
+    """
+    old = Sidecar.read(prefix)
+    if old is not None and old.vocabulary != vocabulary.fingerprint():
+        _write_sidecar(prefix, TokenStore(prefix, vocabulary, relabel=True).check_all())
+
+
+def _write_sidecar(prefix: str | Path, sidecar: Sidecar) -> None:
+    with replacing(shard_file(prefix, "json")) as path:
+        path.write_text(sidecar.to_json())
