@@ -17,7 +17,8 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedBase
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from emu3_megatron.checkpoints.folders import read_checkpoint
 from emu3_megatron.errors import InputError
@@ -112,6 +113,12 @@ def load_state(path: Path, owners: Mapping[str, Stateful]) -> dict[str, Any]:
         tensors = {key: loaded[name][key] for key in templates.get(name, {})}
         owner.load_state_dict({**values[name], **tensors})
     return about
+
+
+def stored_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
+    """What is known of each tensor that a checkpoint holds, by its key."""
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {k: about for k, about in stored.items() if isinstance(about, TensorStorageMetadata)}
 
 
 def _load_tensors(path: Path, templates: dict[str, State]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class ParallelConfig(Config):
     tensor: PositiveInt = free(1, "ranks that share each layer")
     context: PositiveInt = free(1, "ranks that share each sequence")
     sequence: bool = free(False, "sequence parallel norms and dropout; needs tensor>1")
-    distributed_optimizer: bool = fixed(False, "optimizer states divided over data x context ranks")
+    distributed_optimizer: bool = free(False, "optimizer states divided over data x context ranks")
 
 
 class BackendConfig(Config):
@@ -160,7 +160,7 @@ class Recipe(Config):
     optimizer: OptimizerConfig = semantic(REQUIRED, OptimizerConfig.__doc__ or "")
     parallel: ParallelConfig = free(ParallelConfig(), ParallelConfig.__doc__ or "")
     backend: BackendConfig = free(BackendConfig(), BackendConfig.__doc__ or "")
-    precision: Literal["fp32", "bf16"] = fixed("bf16", "of weights and activations")
+    precision: Literal["fp32", "bf16"] = semantic("bf16", "of weights and activations")
     recompute: Literal["none", "selective", "full"] = free(
         "none", "activations computed again in the backward pass"
     )

@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from emu3_megatron.checkpoints.saving import write_common
+from emu3_megatron.checkpoints.state import stored_tensors
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.decoder import empty_decoder
@@ -78,7 +79,7 @@ class Frame:
     def read(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         """Every parameter of a checkpoint, of any tensor parallel size, one after the other."""
         reader = dcp.FileSystemReader(path)
-        stored = _tensors(path)
+        stored = stored_tensors(path)
         for name, meta in self.parameters.items():
             key = self._places[name].key
             if key not in stored:
@@ -93,12 +94,7 @@ class Frame:
 
 def checkpoint_dtype(path: Path) -> torch.dtype:
     """The dtype of a checkpoint's weights."""
-    return _tensors(path)[HEAD].properties.dtype
-
-
-def _tensors(path: Path) -> dict[str, TensorStorageMetadata]:
-    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    return {k: about for k, about in stored.items() if isinstance(about, TensorStorageMetadata)}
+    return stored_tensors(path)[HEAD].properties.dtype
 
 
 def _chunk(piece: ShardedTensor) -> ChunkStorageMetadata:

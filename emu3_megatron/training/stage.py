@@ -77,6 +77,7 @@ def train(
         if before:
             check_changes(run.folder, list(changes(before, recipe)), accept)
             _check_base(recipe.engine, before.run, recipe.run)
+            _check_precision(before, recipe)
         say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
         first = about.get("step", 0)
         last = last_step(recipe.run)
@@ -105,6 +106,15 @@ def _check_base(engine: Component, before: DecoderRunConfig, now: DecoderRunConf
         raise InputError(
             f"run.init_from={now.init_from}: the adapters of this run stand on "
             f"{before.init_from}; set it back, or choose another run.dir"
+        )
+
+
+def _check_precision(before: Recipe, now: Recipe) -> None:
+    """The built-in Megatron engine alone loads optimizer states of another precision."""
+    if now.engine.kind != "megatron" and before.precision != now.precision:
+        raise InputError(
+            f"precision: {before.precision} → {now.precision}: engine {now.engine.kind} cannot "
+            "change it within a run; set it back, or choose another run.dir"
         )
 
 

@@ -208,3 +208,13 @@ def test_a_spike_goes_back_to_the_last_checkpoint(pack, tmp_path):
 
     del found["megatron"][7], found["deepspeed"][7]
     assert found["deepspeed"] == pytest.approx(found["megatron"], abs=1e-4)
+
+
+def test_the_precision_stays_within_a_run(pack, tmp_path):
+    first = recipe_of(pack, tmp_path / "run", {"stop_after": 2}, **on_deepspeed(stage=1))
+    train(first, ranks=1)
+    again = recipe_of(pack, tmp_path / "run", precision="bf16", **on_deepspeed(stage=1))
+    (end,) = run_job(again, accept=True)
+
+    assert end.code == 2
+    assert "precision: fp32 → bf16: engine deepspeed cannot change it within a run" in end.said

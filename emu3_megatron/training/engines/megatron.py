@@ -20,20 +20,15 @@ from emu3_megatron.config.engines import MegatronConfig
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.model.decoder import view_for_inference
-from emu3_megatron.model.opening import load_decoder, sharded_weights
-from emu3_megatron.parallel.groups import token_group
+from emu3_megatron.model.opening import load_decoder
+from emu3_megatron.training.engines import states
 from emu3_megatron.training.engines.optimizer import (
-    allocate_states,
     build_optimizer,
     gradient_norm,
-    load_states,
     set_rate,
     take_step,
 )
 from emu3_megatron.training.interfaces import EngineSetting, Sums
-
-# The one format of the distributed optimizer that any layout reads.
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 class MegatronEngine:
@@ -118,17 +113,11 @@ class MegatronEngine:
     def state_dict(self, saved: Saved | None = None) -> State:
         """Weights and optimizer states, as Megatron describes them."""
         if saved:
-            allocate_states(self.optimizer)
-        metadata = {**_SHARDING, "dp_cp_group": token_group()}
-        model = sharded_weights(self.live, _SHARDING)
-        optimizer = self.optimizer.sharded_state_dict(
-            model, is_loading=saved is not None, metadata=metadata
-        )
-        return {"model": model, "optimizer": optimizer}
+            return states.template(self.live, self.optimizer, saved.path)
+        return states.saved_state(self.live, self.optimizer)
 
     def load_state_dict(self, state: State) -> None:
-        self.live.load_state_dict(state["model"])
-        load_states(self.optimizer, state["optimizer"])
+        states.load(self.live, self.optimizer, state)
 
 
 def frozen_decoder(setting: EngineSetting, checkpoint: Path) -> Decoder:

@@ -1,19 +1,23 @@
 """Megatron's AdamW: building it, the two halves of its step, and loading its states."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import FP32Optimizer
 
 from emu3_megatron import upstream
 from emu3_megatron.training.interfaces import EngineSetting
 
 upstream.copy_saved_states_only()
 
-_RATES = ("max_lr", "min_lr", "start_wd", "end_wd")
+# The one format of the distributed optimizer that any layout reads.
+RESHARDABLE = "fully_reshardable"
 
 
 def build_optimizer(setting: EngineSetting, model: DistributedDataParallel) -> MegatronOptimizer:
@@ -72,17 +76,26 @@ def allocate_states(optimizer: MegatronOptimizer) -> None:
 
 
 def load_states(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Load what `sharded_state_dict` described; rates, decay and betas stay the recipe's."""
-    settings = [
-        {name: value for name, value in group.items() if name not in ("params", "step")}
-        for group in optimizer.param_groups
-    ]
-    for saved in _saved_groups(state):
-        # Megatron-core 0.19 looks for the group of the same rates, which the recipe may change.
-        saved.update({name: settings[0][name] for name in _RATES if name in settings[0]})
-    optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    """Load the states of parameters that `sharded_state_dict` described, and Adam's step.
+
+    Of its groups nothing is loaded: rates, decay and betas are the recipe's, and Megatron-core
+    would look for saved groups of the same numbers, which another kind of optimizer saves
+    elsewhere.
+    """
+    (part,) = _parts(optimizer)
+    step = float(next(_steps(state), 0))
+    groups = part.optimizer.state_dict()["param_groups"]
+    if not _is_torch_adam(part.optimizer):
+        groups = [{**group, "step": int(step)} for group in groups]
+    if isinstance(part, DistributedOptimizer):
+        groups = [{**group, "step": step} for group in groups]
+        state = {**state, "param_state_sharding_type": RESHARDABLE}
+        part.load_state_dict({**state, "optimizer": {"param_groups": groups}})
+    elif isinstance(part, FP32Optimizer):
+        part.load_state_dict(_inner(state, groups, step))
+    else:
+        saved = {"fp32_from_fp16_params": part.fp32_from_float16_groups, **state}
+        part.load_state_dict({**saved, "optimizer": _inner(state["optimizer"], groups, step)})
     for adam in _torch_adams(optimizer):
         for states in adam.state.values():
             # The distributed optimizer hands all parameters one tensor, which torch would then
@@ -90,18 +103,47 @@ def load_states(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
             states["step"] = states["step"].clone()
 
 
-def _saved_groups(state: dict[Any, Any]) -> Iterator[dict[str, Any]]:
-    for name, value in state.items():
-        if name == "param_groups":
-            yield from value
-        elif isinstance(value, dict):
-            yield from _saved_groups(value)
+def _inner(state: dict[str, Any], groups: list[Any], step: float) -> dict[str, Any]:
+    """The state of Adam itself, as Megatron-core hands it on to each parameter."""
+    states = {key: value for key, value in state["state"].items() if key != "common_step"}
+    return {"state": {**states, "common_step": torch.tensor(step)}, "param_groups": groups}
+
+
+def _steps(state: Any) -> Iterator[float]:
+    """The updates that Adam has made, wherever a checkpoint holds their number."""
+    if isinstance(state, dict):
+        yield from (state[key] for key in ("common_step", "step") if key in state)
+    if isinstance(state, dict | list):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _steps(value)
+
+
+def masters(
+    optimizer: MegatronOptimizer,
+) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor, slice]]:
+    """Each parameter that this rank's Adam moves, what it moves, and which elements those are."""
+    (part,) = _parts(optimizer)
+    if isinstance(part, DistributedOptimizer):
+        for parameter, (group, order) in part.model_param_group_index_map.items():
+            held = part._get_model_param_range_map(parameter)["param"]
+            master = part.optimizer.param_groups[group]["params"][order]
+            yield parameter, master.data, slice(held.start, held.end)
+    elif isinstance(part, FP32Optimizer):
+        for parameter in part.get_parameters():
+            yield parameter, parameter.data, slice(None)
+    else:
+        pairs = zip(part.float16_groups, part.fp32_from_float16_groups, strict=True)
+        for parameter, master in chain.from_iterable(zip(*pair, strict=True) for pair in pairs):
+            yield parameter, master.data, slice(None)
 
 
 def _torch_adams(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
     """The inner optimizers that are torch's; TransformerEngine's and apex's need no help."""
-    torch_kinds = (torch.optim.Adam, torch.optim.AdamW)
-    return [p.optimizer for p in _parts(optimizer) if isinstance(p.optimizer, torch_kinds)]
+    return [part.optimizer for part in _parts(optimizer) if _is_torch_adam(part.optimizer)]
+
+
+def _is_torch_adam(inner: Any) -> bool:
+    return isinstance(inner, torch.optim.Adam | torch.optim.AdamW)
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
