@@ -77,7 +77,7 @@ def train(
         if before:
             check_changes(run.folder, list(changes(before, recipe)), accept)
             _check_base(recipe.engine, before.run, recipe.run)
-            _check_precision(before, recipe)
+            _check_precision(recipe.engine, before.precision, recipe.precision)
         say_where_the_schedule_ends(recipe.optimizer.schedule, recipe.run.steps)
         first = about.get("step", 0)
         last = last_step(recipe.run)
@@ -109,12 +109,12 @@ def _check_base(engine: Component, before: DecoderRunConfig, now: DecoderRunConf
         )
 
 
-def _check_precision(before: Recipe, now: Recipe) -> None:
+def _check_precision(engine: Component, before: str, now: str) -> None:
     """The built-in Megatron engine alone loads optimizer states of another precision."""
-    if now.engine.kind != "megatron" and before.precision != now.precision:
+    if engine.kind != "megatron" and before != now:
         raise InputError(
-            f"precision: {before.precision} → {now.precision}: engine {now.engine.kind} cannot "
-            "change it within a run; set it back, or choose another run.dir"
+            f"precision: {before} → {now}: engine {engine.kind} cannot change it within a run; set "
+            "it back, or choose another run.dir"
         )
 
 
