@@ -5,9 +5,20 @@
 set -uo pipefail
 requeue=75 # the exit status of a run that has saved and wants to go on; docs/reliability.md
 
+# A port below those that Linux gives to connections, by the job's number; this node, the head,
+# passes over those in use.
+free_port() {
+  local number=$SLURM_JOB_ID port
+  while
+    port=$((10000 + number % 20000))
+    grep -qs ": [0-9A-F]*:$(printf %04X "$port") " /proc/net/tcp /proc/net/tcp6
+  do number=$((number + 1)); done
+  echo "$port"
+}
+
 head=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?not inside a Slurm job}" | head -n 1)
 export MASTER_ADDR=${MASTER_ADDR:-$head}
-export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+export MASTER_PORT=${MASTER_PORT:-$(free_port)}
 export WORLD_SIZE=${SLURM_NTASKS:-1}
 
 # Without --kill-on-bad-exit the job would wait for ever for the peers of a rank that died.
