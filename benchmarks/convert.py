@@ -45,7 +45,7 @@ def make_folder(model: ModelConfig, folder: Path) -> None:
 
     folder.mkdir()
     config = decoder_config(model, torch.bfloat16, 9216, "baai")
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     write_weights(folder, specs, tensors(), "random")
     parallel.stop()
 
@@ -109,7 +109,7 @@ def main() -> None:
         shutil.rmtree(work)
     print(result["bit_equal"])
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> None:
                 shutil.copy(Path(folder, "runs", "digits", "answers.png"), given.picture)
         print(json.dumps(rows[-1], indent=2), flush=True)
         text = json.dumps({**machine, "rows": rows}, indent=2)
-        given.json.write_text(text + "\n")
+        given.json.write_text(text + "\n", encoding="utf-8")
 
 
 def run(folder: Path, seed: int) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
     start, cpu = time.perf_counter(), _cpu_seconds()
     subprocess.run(["bash", SCRIPT, f"run.seed={seed}"], cwd=folder, check=True)
     seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu
-    answers = json.loads((folder / "runs" / "digits" / "answers.json").read_text())
+    answers = json.loads((folder / "runs" / "digits" / "answers.json").read_text(encoding="utf-8"))
     return {
         "seed": seed,
         "seconds": round(seconds, 1),

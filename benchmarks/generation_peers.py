@@ -47,6 +47,7 @@ class Earlier:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
 
     def timed(self, task: Task) -> Timing:

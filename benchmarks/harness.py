@@ -65,7 +65,7 @@ def write_rows(find: Callable[[bool], Iterable[dict[str, Any]]]) -> None:
         if arguments.json:  # after every row: what was measured survives a benchmark cut short
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
-            arguments.json.write_text(text + "\n")
+            arguments.json.write_text(text + "\n", encoding="utf-8")
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
@@ -137,14 +137,15 @@ def _peak_of_tensors(run: Callable[[], Any]) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)  # what was freed but kept would hide what is taken
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory begins anew
+    # The peak of resident memory begins anew.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _resident("VmRSS")
     run()
     return _resident("VmHWM") - before
 
 
 def _resident(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status says no {name}")
@@ -162,7 +163,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -172,7 +173,9 @@ def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
     if shutil.which("git") is None:
         return ""
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, encoding="utf-8"
+    )
     return done.stdout.strip()
 
 

@@ -81,11 +81,15 @@ def write_texts(path: Path, size: int) -> str:
     """Write .jsonl of about `size` bytes, each text once; returns what it is."""
     files = sorted(HANDBOOKS.glob("*.jsonl"))
     if files:
-        texts = [json.loads(line)["text"] for f in files for line in f.read_text().splitlines()]
+        texts = [
+            json.loads(line)["text"]
+            for f in files
+            for line in f.read_text(encoding="utf-8").splitlines()
+        ]
     else:
         texts = _random_texts()
     number = 0
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         while file.tell() < size:
             value = {"text": f"{texts[number % len(texts)]} {number}"}
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
@@ -116,7 +120,10 @@ def _start_worker() -> None:
 
 
 def _count_tokens(source: Path) -> int:
-    with multiprocessing.Pool(WORKERS, _start_worker) as pool, source.open() as lines:
+    with (
+        multiprocessing.Pool(WORKERS, _start_worker) as pool,
+        source.open(encoding="utf-8") as lines,
+    ):
         return sum(pool.imap(_count, lines, 32))
 
 
@@ -129,7 +136,10 @@ def _megatron_loop(source: Path, prefix: Path) -> None:
 
     Vocabulary.emu3().encode("a")
     builder = IndexedDatasetBuilder(f"{prefix}.bin", np.int32, multimodal=True)
-    with multiprocessing.Pool(WORKERS, _start_worker) as pool, source.open() as lines:
+    with (
+        multiprocessing.Pool(WORKERS, _start_worker) as pool,
+        source.open(encoding="utf-8") as lines,
+    ):
         for ids, lengths, _ in pool.imap(_encode, lines, 32):
             builder.add_document(ids, lengths, [0])
     builder.finalize(f"{prefix}.idx")
@@ -249,7 +259,7 @@ def large_photos(folder: Path, number: int) -> Path:
     folder.mkdir()
     for i in range(number):
         (folder / f"{i:02}.jpg").write_bytes(data.getvalue() + bytes([i]))
-        (folder / f"{i:02}.txt").write_text(f"number {i}")
+        (folder / f"{i:02}.txt").write_text(f"number {i}", encoding="utf-8")
     return folder
 
 
@@ -273,7 +283,7 @@ def large_film(folder: Path, seconds: int) -> Path:
                 again.pts = packet.pts + round(second / base)
                 again.dts = packet.dts + round(second / base)
                 container.mux(again)
-    (folder / "a.txt").write_text("it moves")
+    (folder / "a.txt").write_text("it moves", encoding="utf-8")
     return folder
 
 
@@ -284,7 +294,9 @@ def _peak(result: int, seconds: float) -> dict[str, Any]:
 def peak_of_another(*arguments: str) -> int:
     """Peak resident bytes of a process of its own."""
     command = [sys.executable, __file__, *arguments]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    )
 
 
 def print_own_peak(what: str, *arguments: str) -> None:
@@ -297,7 +309,10 @@ def print_own_peak(what: str, *arguments: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         works[what](Path(folder), *arguments)
     # Not getrusage: its peak begins with that of the process before exec.
-    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(
+        line.split(":")
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
     print(int(status["VmHWM"].split()[0]) * 1024)
 
 

@@ -143,7 +143,7 @@ def main() -> None:
             result["rows"].append(found)
             print(json.dumps(found), flush=True)
             if arguments.json:
-                arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+                arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
         _decoding_kernels(),
         _generation(),
     ]
-    (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n")
+    (ROOT / "docs" / "performance.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     dispatch_section()
     reliability_section()
     preparing_section()
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _commands() -> str:
@@ -333,9 +333,9 @@ def _curve(kind: str, points: Sequence[tuple[int, float]]) -> str:
 def _replace(document: str, name: str, table: str) -> None:
     path = ROOT / "docs" / f"{document}.md"
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = path.read_text().partition(begin)
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
     after = rest.partition(end)[2]
-    path.write_text(before + "\n\n".join([begin, table, end]) + after)
+    path.write_text(before + "\n\n".join([begin, table, end]) + after, encoding="utf-8")
 
 
 # Part of a run: how many of it a timed case does, and every how many steps the tiny recipe does it.

@@ -85,7 +85,9 @@ def evaluate(arguments: argparse.Namespace, run: Path, out: Path) -> list[dict[s
             *("--baseline-from", arguments.train, "--trained-on", arguments.train),
             *("--out", out / str(area)),
         )
-        found += json.loads((out / str(area) / "evaluation.json").read_text())["sizes"]
+        found += json.loads((out / str(area) / "evaluation.json").read_text(encoding="utf-8"))[
+            "sizes"
+        ]
     return found
 
 
@@ -95,7 +97,7 @@ def clips_of(folder: Path) -> list[Path]:
 
 def curve(run: Path, kind: str) -> list[list[float]]:
     """Step and held-out PSNR of images or clips."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     name = f"validation/{kind}/psnr_db"
     return [[row["step"], round(row[name], 3)] for row in rows if name in row]
 
@@ -105,11 +107,13 @@ def emu3(*arguments: Any) -> None:
 
 
 def write(path: Path, row: dict[str, Any]) -> None:
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     rows = [known for known in rows if known["case"] != row["case"]]
     machine = {**describe_machine(), "command": "python benchmarks/tokenizer_quality.py NAME …"}
     row["commit"] = machine["commit"]
-    path.write_text(json.dumps({**machine, "rows": [*rows, row]}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({**machine, "rows": [*rows, row]}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def picture(run: Path, path: Path) -> None:

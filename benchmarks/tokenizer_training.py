@@ -124,7 +124,13 @@ def _measure(packages: Path, which: str, side: int, size: int, steps: int) -> fl
     environment = {**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CHILD, which, str(side), str(size), str(steps)]
     done = subprocess.run(
-        command, env=environment, cwd=packages, check=True, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        cwd=packages,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     return json.loads(done.stdout.splitlines()[-1])["seconds"]
 

@@ -55,4 +55,4 @@ def sync(path: Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     with replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=2) + "\n")
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -78,7 +78,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         digest = manifest.pop("digest")
     except FileNotFoundError:
         raise InputError(f"{folder}: not a complete checkpoint, {NAME} is missing") from None
@@ -118,7 +118,9 @@ def _fault(path: Path, expected: dict[str, Any]) -> str | None:
 
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
-    path.write_text(json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({**manifest, "digest": _digest(manifest)}, indent=2) + "\n", encoding="utf-8"
+    )
     sync(path)
 
 

@@ -47,7 +47,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own inside
         shared = shared.parent
-    with (shared / "demo.lock").open("w") as lock:
+    with (shared / "demo.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "demo" / "summary.json").is_file():
             command = [sys.executable, "-m", "emu3_megatron", "demo", "--stages", "all"]

@@ -96,7 +96,7 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     add_photo(folder, "good", (24, 16))
-    (folder / "good.txt").write_text("a cat")
+    (folder / "good.txt").write_text("a cat", encoding="utf-8")
     return folder
 
 
@@ -111,13 +111,13 @@ def without_caption(folder):
 
 def broken(folder):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a photo")
-    (folder / "broken.txt").write_text("a ruin")
+    (folder / "broken.txt").write_text("a ruin", encoding="utf-8")
     return "unreadable: not a readable image"
 
 
 def beyond_aspect_5(folder):
     add_photo(folder, "rope", (51, 10))
-    (folder / "rope.txt").write_text("a rope")
+    (folder / "rope.txt").write_text("a rope", encoding="utf-8")
     return "too narrow: 51x10"
 
 
@@ -260,9 +260,9 @@ def test_a_pack_made_from_other_shards_is_named(shard, tmp_path, refused):
 
 def test_a_pack_without_a_field_is_named(shard, tmp_path, refused):
     pack_shards([shard], tmp_path / "a.pack", CONTEXT, vocabulary=VOCABULARY)
-    header = json.loads((tmp_path / "a.pack" / "pack.json").read_text())
+    header = json.loads((tmp_path / "a.pack" / "pack.json").read_text(encoding="utf-8"))
     del header["context"]
-    (tmp_path / "a.pack" / "pack.json").write_text(json.dumps(header))
+    (tmp_path / "a.pack" / "pack.json").write_text(json.dumps(header), encoding="utf-8")
 
     line = refused("check", tmp_path / "a.pack")
 
@@ -270,7 +270,7 @@ def test_a_pack_without_a_field_is_named(shard, tmp_path, refused):
 
 
 def test_a_place_that_cannot_be_written_is_named(shard, tmp_path, refused):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
 
     assert re.search(r"file: File exists", refused(*pack(shard, tmp_path / "file" / "a.pack")))
 
@@ -341,7 +341,7 @@ def write_checkpoint(folder, model):
     about = {"format": FORMAT, "step": 1, "recipe": {"model": model}}
     about["vocabulary"] = VOCABULARY.fingerprint()
     manifest.commit(folder / "beside", folder / "step-00000001", about, {})
-    (folder / "latest").write_text("step-00000001\n")
+    (folder / "latest").write_text("step-00000001\n", encoding="utf-8")
 
 
 def generate(tmp_path, out):

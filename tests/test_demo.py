@@ -27,7 +27,7 @@ def recipe_file(tmp_path: Path) -> Path:
         make_packs(tmp_path), tmp_path / "run", run={"steps": 4, "save_every": 2}, sample=sample
     )
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     return path
 
 
@@ -39,7 +39,10 @@ def test_train_stop_resume_and_generate(recipe_file: Path) -> None:
     generate = ["generate", "image", str(run), "number 3", "--out", str(image)]
     run_processes(main, 1, generate)
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
     assert checkpoints == ["step-00000002", "step-00000004"]
@@ -49,16 +52,16 @@ def test_train_stop_resume_and_generate(recipe_file: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_learns_its_photos(demo: Path) -> None:
-    summary = json.loads((demo / "summary.json").read_text())
+    summary = json.loads((demo / "summary.json").read_text(encoding="utf-8"))
     assert summary["captions"] >= 8
     assert summary["code_match"] >= 0.95
     assert summary["tokenizer_psnr_db"] > 20
-    assert "1. Photos and a clip" in (demo / "report.html").read_text()
+    assert "1. Photos and a clip" in (demo / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_every_stage_of_the_demo_does_what_it_is_for(demo: Path) -> None:
-    summary = json.loads((demo / "summary.json").read_text())
+    summary = json.loads((demo / "summary.json").read_text(encoding="utf-8"))
     if "preferred" not in summary:
         pytest.skip("EMU3_DEMO has the first stages alone; make it with --stages all")
     codes, colour = summary["nll_codes_of_views"], summary["colour"]
@@ -71,7 +74,7 @@ def test_every_stage_of_the_demo_does_what_it_is_for(demo: Path) -> None:
     assert answers["image-to-text"] == 0
     assert answers["instruct"] >= 0.6 * summary["questions"]
     assert answers["read-back"] == answers["instruct"]
-    page = (demo / "report.html").read_text()
+    page = (demo / "report.html").read_text(encoding="utf-8")
     for stage in stages_of("all"):
         assert stage.title in page
         assert (demo / "logs" / f"{stage.name}.log").is_file() or stage.name == "material"

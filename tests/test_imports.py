@@ -86,7 +86,7 @@ def reachable(package):
 
 def imports_of(file):
     """Names of the modules that a file imports anywhere, in functions too."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -164,7 +164,12 @@ def test_kernels_know_torch_and_triton_only():
 def run(code):
     """Run Python code in a fresh process; returns what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -225,7 +230,7 @@ def functions_that_take_a_whole_recipe():
     for file in PACKAGE.rglob("*.py"):
         if file.relative_to(PACKAGE).parts[0] in ("config", "cli"):
             continue
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 arguments = [*node.args.args, *node.args.kwonlyargs]
                 kinds = {ast.unparse(a.annotation).strip("'") for a in arguments if a.annotation}

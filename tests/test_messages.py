@@ -15,7 +15,7 @@ DELETING = re.compile(r"\b(remove|delete|erase|rm)\b", re.IGNORECASE)
 def messages():
     """Every string of a `raise` or `print`, with where it stands."""
     for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             said = isinstance(node, ast.Raise) or (
                 isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
             )

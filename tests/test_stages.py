@@ -59,13 +59,13 @@ def raw(tmp_path: Path) -> Path:
         pixels = random.integers(0, 256, (6, 8, 3), np.uint8)
         photo = Image.fromarray(pixels).resize((64, 48), Image.Resampling.NEAREST)
         photo.save(tmp_path / "photos" / f"{i}.png")
-        (tmp_path / "photos" / f"{i}.txt").write_text(f"photo {i}")
-        (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i} " * 10)
+        (tmp_path / "photos" / f"{i}.txt").write_text(f"photo {i}", encoding="utf-8")
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i} " * 10, encoding="utf-8")
     scores = {"file": [f"{i}.png" for i in range(12)], "hpsv2": [i % 4 for i in range(12)]}
     scores |= {"mps": list(range(12)), "aesthetic": [float(-abs(i - 5)) for i in range(12)]}
     pq.write_table(pa.table(scores), tmp_path / "photos-scores.parquet")
     write_clip(tmp_path / "videos" / "noise.mp4", torch.rand(16, 3, 48, 64) * 2 - 1, fps=8)
-    (tmp_path / "videos" / "noise.txt").write_text("noise that flickers")
+    (tmp_path / "videos" / "noise.txt").write_text("noise that flickers", encoding="utf-8")
     network = TokenizerNetwork(preset="tiny")
     VisionTokenizer(network).eval().save(tmp_path / "runs" / "tokenizer")
     return tmp_path
@@ -107,7 +107,7 @@ def small_stage(stage: str, folder: Path) -> Recipe:
         "optimizer": values["optimizer"] | {"schedule": {"warmup_steps": 1}},
     }
     path = folder / f"{stage}.yaml"
-    path.write_text(yaml.safe_dump(values | small))
+    path.write_text(yaml.safe_dump(values | small), encoding="utf-8")
     return load_recipe(Recipe, path)
 
 
@@ -115,7 +115,7 @@ def train_small(stage: str, folder: Path) -> list[dict[str, float]]:
     """The rows of metrics of a short training."""
     recipe = small_stage(stage, folder)
     run_processes(run_training, 1, recipe)
-    return [json.loads(row) for row in (recipe.run.dir / "metrics.jsonl").open()]
+    return [json.loads(row) for row in (recipe.run.dir / "metrics.jsonl").open(encoding="utf-8")]
 
 
 def test_all_stages_train_from_what_their_recipes_prepare(raw):

@@ -333,7 +333,7 @@ def halves(ranks, piece, rank):
 
 def test_other_ranks_are_refused(tmp_path):
     file = tmp_path / "my.tiktoken"
-    file.write_text("IQ== 0\nIg== 1\n")
+    file.write_text("IQ== 0\nIg== 1\n", encoding="utf-8")
 
     with pytest.raises(InputError, match=r"my\.tiktoken: not Emu3's text vocabulary .*give emu3"):
         QwenEncoding(file).encode("a")

@@ -32,7 +32,7 @@ def written(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def expected(written: Path) -> dict[str, Any]:
-    return json.loads((written / "expected.json").read_text())
+    return json.loads((written / "expected.json").read_text(encoding="utf-8"))
 
 
 def succeed(cwd: Path, *arguments: str) -> str:
@@ -43,7 +43,7 @@ def succeed(cwd: Path, *arguments: str) -> str:
 
 
 def losses(run: Path) -> list[float]:
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [row["loss"] for row in rows if "loss" in row]
 
 
@@ -73,7 +73,7 @@ def test_shards_hold_the_same_spans(written, expected):
 def test_documents_are_parsed_and_decoded(written):
     succeed(written, "inspect", "data", "data", "--tokenizer", "tokenizer")
 
-    page = (written / "data.html").read_text()
+    page = (written / "data.html").read_text(encoding="utf-8")
     for text in (
         "A red square.",
         "A green square moves to the right.",
@@ -139,9 +139,9 @@ def test_the_run_itself_goes_on_or_says_how(written):
     before = losses(written / "run")
     one_process = ["parallel.tensor=1", "parallel.sequence=false"]
     recipe = written / "train.yaml"
-    values = yaml.safe_load(recipe.read_text())
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     values["optimizer"]["schedule"] = {"warmup_steps": values["optimizer"].pop("warmup_steps")}
-    recipe.write_text(yaml.safe_dump(values))
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
 
     ended = emu3("train", "train.yaml", "run.steps=8", *one_process, "--accept", cwd=written)
 

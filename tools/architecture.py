@@ -51,7 +51,7 @@ def first_line(path: Path) -> str:
     Raises:
         SystemExit: it says nothing.
     """
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         words = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     else:
@@ -73,4 +73,4 @@ def _comment(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_modules(PAGE.read_text()))
+    PAGE.write_text(with_modules(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -66,7 +66,11 @@ def main() -> None:
 
 def _commit(name: str) -> str:
     done = subprocess.run(
-        ["git", "rev-parse", f"{name}^{{commit}}"], cwd=ROOT, capture_output=True, text=True
+        ["git", "rev-parse", f"{name}^{{commit}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         sys.exit(f"same_losses: {name}: no such commit")
@@ -87,7 +91,7 @@ def _rows(commit: str, case: str, data: Path) -> list[dict[str, Any]]:
             command = ["-m", "emu3_megatron", "train", str(recipe), *overrides]
             _python(commit, command if processes == 1 else [*launcher, *command])
         finished.touch()
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -97,12 +101,12 @@ def _write_recipe(commit: str, folder: Path, data: Path) -> Path:
     sources = [{"pack": str(data / "tiny.pack")}]
     values["data"] = {"context": 128, "sources": sources, "workers": 0}
     known = _checkout(commit) / "emu3_megatron" / "config"
-    if any("null_prompt" in path.read_text() for path in known.rglob("*.py")):
+    if any("null_prompt" in path.read_text(encoding="utf-8") for path in known.rglob("*.py")):
         values["data"]["null_prompt"] = 0
     if not (known / "schedule.py").exists():
         values["optimizer"] = {"lr": RECIPE["optimizer"]["lr"], **RECIPE["optimizer"]["schedule"]}
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
 
@@ -115,6 +119,7 @@ def _python(commit: str, arguments: list[str]) -> None:
         env={**os.environ, "PYTHONPATH": str(tree / ".packages"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     if done.returncode:
         sys.exit(f"same_losses: {commit[:12]}: {' '.join(arguments)} failed\n{done.stderr[-3000:]}")

@@ -8,10 +8,11 @@ requeue=75 # the exit status of a run that has saved and wants to go on; docs/re
 # A port below those that Linux gives to connections, by the job's number; this node, the head,
 # passes over those in use.
 free_port() {
-  local number=$SLURM_JOB_ID port
+  local number=$SLURM_JOB_ID port in_use
+  { in_use="$(</proc/net/tcp)"$'\n'"$(</proc/net/tcp6)"; } 2>/dev/null || true
   while
     port=$((10000 + number % 20000))
-    grep -qs ": [0-9A-F]*:$(printf %04X "$port") " /proc/net/tcp /proc/net/tcp6
+    [[ $in_use =~ :\ [0-9A-F]+:$(printf %04X "$port")\  ]]
   do number=$((number + 1)); done
   echo "$port"
 }

@@ -254,7 +254,9 @@ class _Place:
         """
         settings = self.work / "settings.json"
         if (self.folder / MANIFEST).exists():
-            require_same(self.folder, json.loads((self.folder / MANIFEST).read_text()), about)
+            require_same(
+                self.folder, json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")), about
+            )
             self.end()
             return None
         if not self.work.exists() and self.folder.exists() and any(self.folder.iterdir()):
@@ -264,7 +266,7 @@ class _Place:
             unfinished.unlink()
         done = {int(path.stem.removeprefix("part-")) for path in self.work.glob("part-*.npz")}
         if done:
-            require_same(self.folder, json.loads(settings.read_text()), about)
+            require_same(self.folder, json.loads(settings.read_text(encoding="utf-8")), about)
         else:
             write_json(settings, about)
         return done

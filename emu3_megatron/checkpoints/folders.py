@@ -33,7 +33,7 @@ def find_checkpoint(path: Path) -> Path:
         if (folder / manifest.NAME).is_file():
             return folder
         if (folder / TRACKER).is_file():
-            return folder / (folder / TRACKER).read_text().strip()
+            return folder / (folder / TRACKER).read_text(encoding="utf-8").strip()
     raise InputError(f"{path}: no checkpoint here; give a run's folder or a step-… folder")
 
 
@@ -85,7 +85,7 @@ def tracked(folder: Path) -> Path | None:
 def move_tracker(target: Path) -> None:
     """Let the tracker name this checkpoint from now on."""
     with replacing(target.parent / TRACKER) as tracker:
-        tracker.write_text(target.name + "\n")
+        tracker.write_text(target.name + "\n", encoding="utf-8")
 
 
 def verify(path: Path) -> None:
@@ -124,7 +124,7 @@ def prune(folder: Path, keep: int, still_ours: Callable[[], bool]) -> None:
 
 
 def _prune(folder: Path, keep: int, still_ours: Callable[[], bool]) -> None:
-    latest = (folder / TRACKER).read_text().strip()
+    latest = (folder / TRACKER).read_text(encoding="utf-8").strip()
     # What is newer than the tracker was written before a fall back, and will be written again.
     durable = sorted(path for path in folder.glob("step-*") if path.name <= latest)
     for path in durable[:-keep]:

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs: Megatron's checkpoint writer st
 import this module again.
 """
 
+import io
 import os
 import sys
 import time
@@ -111,6 +112,7 @@ def build_command() -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line and exit code 2."""
     settings = _Settings()
+    _print_any_text()
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments), settings)
     except UsageError as error:
@@ -128,6 +130,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(ended.code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _print_any_text() -> None:
+    """Let no locale refuse what is printed: a file or pipe gets UTF-8, a terminal its own."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _run(arguments: list[str], settings: _Settings) -> None:

@@ -138,7 +138,7 @@ def _contents(about: dict[str, Any]) -> str:
 
 def _check_newest(path: str, model: str | None, deep: bool) -> str:
     """A folder of checkpoints: the newest stands for it."""
-    newest = Path(path) / (Path(path) / TRACKER).read_text().strip()
+    newest = Path(path) / (Path(path) / TRACKER).read_text(encoding="utf-8").strip()
     return _check_checkpoint(str(newest), model, deep)
 
 

@@ -31,7 +31,7 @@ def _documents(folder: Path, step: int) -> list[str]:
     from emu3_megatron.data.steps import documents_of_step
 
     try:
-        description = json.loads((folder / "run.json").read_text())
+        description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder}: no run here, run.json is missing") from None
     if "data" not in description:

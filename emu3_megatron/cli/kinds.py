@@ -83,7 +83,7 @@ def _kind_by_format(folder: Path) -> Kind | None:
 
 def _format_in(file: Path) -> Any:
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(f"{file}: damaged, it is not JSON; take a copy of its folder") from None
     return values.get("format") if isinstance(values, dict) else None
@@ -108,7 +108,9 @@ def _kind_by_files(folder: Path) -> Kind | None:
 def _has_tracker(folder: Path) -> bool:
     """Whether a file names the newest of the checkpoints in a folder."""
     tracker = folder / TRACKER
-    return tracker.is_file() and tracker.read_text(errors="replace").startswith("step-")
+    return tracker.is_file() and tracker.read_text(errors="replace", encoding="utf-8").startswith(
+        "step-"
+    )
 
 
 def _is_shard(path: str) -> bool:

@@ -98,7 +98,7 @@ def serve(
 
 
 def _read_key(file: Path | None) -> str | None:
-    key = file.read_text().strip() if file else os.environ.get(KEY)
+    key = file.read_text(encoding="utf-8").strip() if file else os.environ.get(KEY)
     if key == "":
         raise InputError(f"{file or KEY}: an empty key; write one there")
     return key

@@ -29,7 +29,7 @@ def describe(recipe: Config) -> str:
 def summary_of(path: Path) -> str:
     """The first sentence of the comment that a recipe begins with."""
     comment: list[str] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("# ") or line.startswith("#  "):  # an example is indented
             break
         comment.append(line.removeprefix("# "))

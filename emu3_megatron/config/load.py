@@ -81,7 +81,7 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     """The keys and values of a recipe, as they are written. Raises InputError."""
     path = find_recipe(name)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

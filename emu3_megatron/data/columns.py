@@ -153,7 +153,7 @@ class ColumnWriter:
     def _lock(self) -> None:
         """Two that write would mix their rows."""
         self.beside.mkdir(parents=True, exist_ok=True)
-        self._locked = (self.beside / "lock").open("w")
+        self._locked = (self.beside / "lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -162,7 +162,7 @@ class ColumnWriter:
     def _progress(self) -> dict[str, Any]:
         """How far the columns that are written now got; nothing of others."""
         try:
-            found = json.loads((self.beside / _PROGRESS).read_text())
+            found = json.loads((self.beside / _PROGRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return found if found["about"] == self.about else {}

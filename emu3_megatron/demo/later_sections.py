@@ -236,7 +236,7 @@ def export(results: Results, tokenizer: VisionTokenizer) -> Section:
 
 
 def generate(results: Results, tokenizer: VisionTokenizer) -> Section:
-    answer = json.loads((results.out / ANSWER).read_text())["answer"]
+    answer = json.loads((results.out / ANSWER).read_text(encoding="utf-8"))["answer"]
     cards = [
         pages.card([pages.image(load_image(results.out / PICTURE))], [f"drawn: {DRAWN.caption}"]),
         pages.card([pages.image(load_image(results.out / SHOWN))], [WHAT, f"answered: {answer}"]),

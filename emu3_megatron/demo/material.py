@@ -128,7 +128,7 @@ def lay_out(photos: Path, clips: Path, area: int) -> None:
 
 def write_photo(folder: Path, name: str, image: Image.Image, caption: str) -> None:
     write_png(folder / f"{name}.png", image)
-    (folder / f"{name}.txt").write_text(caption + "\n")
+    (folder / f"{name}.txt").write_text(caption + "\n", encoding="utf-8")
 
 
 def lay_out_clip(folder: Path, area: int, frames: int) -> None:
@@ -136,4 +136,4 @@ def lay_out_clip(folder: Path, area: int, frames: int) -> None:
     path = CLIP.locate()
     pixels_tchw = read_clip(path, area=area, fps=_CLIP_FPS, num_frames=frames)
     write_clip(folder / path.name, pixels_tchw, _CLIP_FPS)
-    (folder / f"{path.stem}.txt").write_text(CLIP.caption + "\n")
+    (folder / f"{path.stem}.txt").write_text(CLIP.caption + "\n", encoding="utf-8")

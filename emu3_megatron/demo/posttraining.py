@@ -70,7 +70,7 @@ def _write_prompts(path: Path) -> None:
         {"prompt": caption, "height": 16, "width": 16, "seed": _SAMPLES * number}
         for number, caption in enumerate(captions)
     ]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def vote(samples: Path) -> None:
@@ -82,7 +82,7 @@ def vote(samples: Path) -> None:
     found = {}
     for path in (samples / "media").glob("*.png"):
         found[path.stem] = colourfulness(load_image(path))
-    with (samples / "rule.csv").open("w", newline="") as file:
+    with (samples / "rule.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["sample", "colour"])
         for sample, colour in sorted(found.items()):

@@ -47,7 +47,7 @@ def stage_1(work: Work) -> None:
 
 def _write_recipe(work: Work) -> Recipe:
     """The shipped tiny recipe, on the demo's data, with two of its captions to draw."""
-    values = yaml.safe_load(find_recipe("stage1-tiny-cpu").read_text())
+    values = yaml.safe_load(find_recipe("stage1-tiny-cpu").read_text(encoding="utf-8"))
     values["run"]["dir"] = str(work.out / "decoder-run")
     values["data"]["sources"] = [{"pack": str(work.out / "data/packs/stage1.pack")}]
     values["sample"] = {
@@ -59,7 +59,7 @@ def _write_recipe(work: Work) -> Recipe:
         "prompts": [_prompt(picture) for picture in trained(work.out / "data", "images")[:2]],
     }
     path = work.out / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return load_recipe(Recipe, path)
 
 

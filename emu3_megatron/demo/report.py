@@ -31,7 +31,7 @@ def write_report(stages: Sequence[Stage], results: Results, tokenizer: VisionTok
         blocks += [pages.heading("Evaluation"), pages.paragraph(_EVALUATION)]
         blocks.append(evaluation(results.later))
     with replacing(results.out / "report.html") as beside:
-        beside.write_text(pages.page("emu3-megatron: the demo", blocks))
+        beside.write_text(pages.page("emu3-megatron: the demo", blocks), encoding="utf-8")
 
 
 def _overview(stages: Sequence[Stage], sections: Sequence[Section], results: Results) -> pages.Html:

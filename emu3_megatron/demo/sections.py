@@ -37,7 +37,7 @@ class Section:
 
 def material(results: Results, tokenizer: VisionTokenizer) -> Section:
     cards = [
-        pages.card([pages.image(_photo(path))], [path.read_text().strip()])
+        pages.card([pages.image(_photo(path))], [path.read_text(encoding="utf-8").strip()])
         for path in sorted((results.out / "photos").glob("*.txt"))
     ]
     return Section("material", "", f"{len(cards)} photos, one clip", [pages.side_by_side(cards)])
@@ -141,7 +141,7 @@ def stage_1(results: Results, tokenizer: VisionTokenizer) -> Section:
 def _images(results: Results, tokenizer: VisionTokenizer) -> pages.Html:
     made, by_caption = results.first, {}
     for path in (results.out / "photos").glob("*.txt"):
-        by_caption[path.read_text().strip()] = path
+        by_caption[path.read_text(encoding="utf-8").strip()] = path
     rows = [
         [
             pages.image(_photo(by_caption[trained.caption])),
@@ -179,7 +179,10 @@ def _samples(folder: Path) -> pages.Html:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def curve(title: str, rows: Sequence[dict[str, Any]], name: str) -> pages.Html:

@@ -45,7 +45,7 @@ def lay_out_dialogues(views: Path, each: int) -> None:
         for i in range(each):
             asked = [(WHAT, source.what), (WHERE, source.where)]
             rows.append(_row(f"{source.locate().stem}-{i}.png", _turns(asked, number + i)))
-    views.with_suffix(".json").write_text(json.dumps(rows, indent=1))
+    views.with_suffix(".json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def _turns(asked: Sequence[tuple[str, str]], number: int) -> list[tuple[str, str]]:
@@ -68,7 +68,7 @@ def lay_out_texts(folder: Path) -> None:
     """Write what stands in the place of pure text: the captions and answers as sentences."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"text": _sentences(source)}) for source in PHOTOS]
-    (folder / "sentences.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "sentences.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _sentences(source: Source) -> str:

@@ -210,7 +210,7 @@ class HubConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; is this a Hugging Face folder?") from None
     except ValueError:

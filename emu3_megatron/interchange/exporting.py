@@ -147,7 +147,7 @@ class _Export:
             baai = self.layout == "baai"
             files |= text_files.baai_processor() if baai else text_files.transformers_processor()
         if self.decoder and self.vision:
-            (folder / "chat_template.jinja").write_text(text_files.CHAT_TEMPLATE)
+            (folder / "chat_template.jinja").write_text(text_files.CHAT_TEMPLATE, encoding="utf-8")
         text_files.write_files(folder, files)
 
     def _config(self) -> dict[str, Any]:

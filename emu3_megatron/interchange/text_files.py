@@ -80,7 +80,9 @@ def baai_tokenizer(vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
     ]
     (folder / "emu3.tiktoken").write_bytes(b"".join(lines))
     vision = vocabulary.surfaces()[vocabulary.codes_follow - vocabulary.num_text :]
-    (folder / "emu3_vision_tokens.txt").write_text("".join(f"{token}\n" for token in vision))
+    (folder / "emu3_vision_tokens.txt").write_text(
+        "".join(f"{token}\n" for token in vision), encoding="utf-8"
+    )
     return {
         "tokenizer_config.json": {
             "tokenizer_class": "Emu3Tokenizer",
@@ -182,4 +184,6 @@ def write_files(folder: Path, files: dict[str, Any]) -> None:
     """JSON files by name."""
     for name, content in files.items():
         indent = None if name == "tokenizer.json" else 2
-        (folder / name).write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+        (folder / name).write_text(
+            json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

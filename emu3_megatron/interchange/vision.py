@@ -60,7 +60,7 @@ class VisionTable:
 def is_tokenizer(folder: Path) -> bool:
     """Whether this is a tokenizer folder of ours."""
     try:
-        return json.loads((folder / "config.json").read_text())["format"] == FORMAT
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

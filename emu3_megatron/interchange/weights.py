@@ -97,7 +97,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 def _read_index(folder: Path) -> dict[str, str]:
     try:
-        return dict(json.loads((folder / INDEX).read_text())["weight_map"])
+        return dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder / INDEX}: not an index of safetensors files") from None
 
@@ -210,5 +210,5 @@ def _write_index(folder: Path, specs: dict[str, Spec], shards: dict[str, list[st
         "metadata": {"total_size": sum(spec.nbytes for spec in specs.values())},
         "weight_map": {name: file for file, names in shards.items() for name in names},
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     sync(folder / INDEX)

@@ -144,7 +144,7 @@ def prepare_features(workspace: Workspace, config: FeaturesConfig) -> dict[str, 
 def read_list(config: FeaturesConfig) -> tuple[Path, list[str]]:
     """The folder of the feature files, and their names in it."""
     try:
-        listed = json.loads(config.source.read_text())
+        listed = json.loads(config.source.read_text(encoding="utf-8"))
         folder, names = Path(listed["prefix"]), listed["path_list"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError

@@ -60,7 +60,7 @@ def write_page(out: Path, page: Path, tokenizer: VisionTokenizer | None, samples
             _set_aside(rows, samples, random),
         ]
     with replacing(page) as beside:
-        beside.write_text(pages.page(str(out), blocks))
+        beside.write_text(pages.page(str(out), blocks), encoding="utf-8")
 
 
 def _scores_of(entry: dict[str, Any]) -> list[str]:

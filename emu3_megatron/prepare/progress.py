@@ -29,7 +29,10 @@ class Progress:
         Earlier versions wrote none: then `kinds` and `stages` are empty.
         """
         try:
-            found: dict[str, Any] = {**_NOTHING, **json.loads(self._path.read_text())}
+            found: dict[str, Any] = {
+                **_NOTHING,
+                **json.loads(self._path.read_text(encoding="utf-8")),
+            }
         except (OSError, ValueError, TypeError):
             return _NOTHING
         return found

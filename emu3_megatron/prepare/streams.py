@@ -111,5 +111,5 @@ def _cuts(path: File, range_bytes: int) -> list[int]:
 
 
 def read_cuts(path: Path) -> list[int]:
-    cuts: list[int] = json.loads(path.read_text())
+    cuts: list[int] = json.loads(path.read_text(encoding="utf-8"))
     return cuts

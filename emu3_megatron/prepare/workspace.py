@@ -126,7 +126,7 @@ class Workspace:
         path = self.out / ".work" / f"{kind}.json"
         if not path.is_file():
             return None
-        done = json.loads(path.read_text())
+        done = json.loads(path.read_text(encoding="utf-8"))
         return done["made"] if done["key"] == key else None
 
     def finish(self, kind: str, key: str, made: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ def only_run(out: Path) -> Iterator[None]:
         if (out / name).exists():
             raise InputError(f"{out}: no folder of prepared data, it holds {name}; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    with (out / ".lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -182,7 +182,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     """
     path = out / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError
     except FileNotFoundError:

@@ -23,7 +23,7 @@ class Events:
             return
         event = {"time": round(time.time(), 3), "event": kind, "step": step, **details}
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
         except OSError as error:  # a full disk must not end what it can't be told about
             print(f"{self.path}: {error.strerror}", file=sys.stderr)
@@ -36,7 +36,7 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     """All events; a line that a killed run left unfinished is passed over."""
     path = folder / NAME
     events = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             events.append(json.loads(line))
         except ValueError:

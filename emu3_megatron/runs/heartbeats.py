@@ -12,7 +12,9 @@ def read_heartbeats(folder: Path) -> list[dict[str, Any]]:
     beats = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:
-            beats.append({**json.loads(path.read_text()), "written": path.stat().st_mtime})
+            beats.append(
+                {**json.loads(path.read_text(encoding="utf-8")), "written": path.stat().st_mtime}
+            )
         except (OSError, ValueError):  # being replaced
             continue
     # Ranks of an earlier, larger job are none of this one's.

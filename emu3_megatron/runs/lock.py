@@ -57,7 +57,7 @@ class RunLock:
         """
         for _ in range(_READS):
             try:
-                return json.loads(self.path.read_text()) == self._me
+                return json.loads(self.path.read_text(encoding="utf-8")) == self._me
             except FileNotFoundError:
                 return False
             except (OSError, ValueError):
@@ -71,7 +71,7 @@ class RunLock:
     def _create(self) -> bool:
         """Make the lock with its contents, unless there is one."""
         beside = self._beside("new")
-        beside.write_text(json.dumps(self._me))
+        beside.write_text(json.dumps(self._me), encoding="utf-8")
         try:
             return self._place(beside)
         finally:
@@ -92,8 +92,8 @@ class RunLock:
     def _copy(self, beside: Path) -> bool:
         """As `_place`, where the file system has no hard links."""
         try:
-            with self.path.open("x") as lock:
-                lock.write(beside.read_text())
+            with self.path.open("x", encoding="utf-8") as lock:
+                lock.write(beside.read_text(encoding="utf-8"))
         except FileExistsError:
             return False
         return True
@@ -133,7 +133,7 @@ def read_holder(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / NAME
     try:
-        holder = json.loads(path.read_text())
+        holder = json.loads(path.read_text(encoding="utf-8"))
         age = _file_system_time(folder) - path.stat().st_mtime
     except (OSError, ValueError):
         return None
@@ -157,7 +157,7 @@ def _refusal(folder: Path, holder: dict[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

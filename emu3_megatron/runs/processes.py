@@ -40,7 +40,7 @@ def start_time(pid: int | str) -> str | None:
     None if there is no such process, or only what is left of it.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
@@ -48,7 +48,7 @@ def start_time(pid: int | str) -> str | None:
 
 def _boot() -> str | None:
     try:
-        return _BOOT.read_text().strip()
+        return _BOOT.read_text(encoding="utf-8").strip()
     except OSError:
         return None
 

@@ -19,7 +19,7 @@ def status(folder: Path) -> list[str]:
     description = folder / "run.json"
     if not description.is_file():
         raise InputError(f"{folder}: no run here, run.json is missing; give a recipe's run.dir")
-    about = json.loads(description.read_text())
+    about = json.loads(description.read_text(encoding="utf-8"))
     rows = _rows(folder / "metrics.jsonl")
     events = read_events(folder)
     return [
@@ -34,7 +34,7 @@ def status(folder: Path) -> list[str]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:  # being written
@@ -83,7 +83,7 @@ def _checkpoints(folder: Path, events: list[dict[str, Any]]) -> str:
     tracker = folder / "checkpoints" / "latest"
     if not tracker.is_file():
         return "last durable checkpoint: none"
-    durable = int(tracker.read_text().strip().removeprefix("step-"))
+    durable = int(tracker.read_text(encoding="utf-8").strip().removeprefix("step-"))
     line = f"last durable checkpoint: step {durable:,}"
     saves = [e for e in events if e["event"] in ("requested", "durable", "save failed")]
     if saves and saves[-1]["event"] != "durable":

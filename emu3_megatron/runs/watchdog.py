@@ -126,7 +126,7 @@ class Watchdog:
         }
         beside = self._path.with_suffix(".tmp")
         try:
-            beside.write_text(json.dumps(beat))
+            beside.write_text(json.dumps(beat), encoding="utf-8")
             os.replace(beside, self._path)
         except OSError as error:
             print(f"{self._path}: {error.strerror}", file=sys.stderr)
@@ -143,7 +143,7 @@ class Watchdog:
 
     def _find_the_late(self) -> str:
         stacks = self._path.with_suffix(".stacks.txt")
-        with stacks.open("w") as file:
+        with stacks.open("w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file=file, all_threads=True)
         self._state = "hanging"
         time.sleep(2 * self.interval)  # until the heartbeats of all have been written

@@ -61,7 +61,7 @@ class Encoding:
         """Raises InputError when a folder is none of codes."""
         path = folder / _ABOUT
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("format") != FORMAT:
                 raise ValueError
             return cls(**{**values, "at": At(**values["at"])})

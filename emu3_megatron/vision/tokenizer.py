@@ -199,7 +199,7 @@ def _in_chunks(function: Callable[..., Tensor], *tensors: Tensor, pixels_each: i
 def read_network(path: Path) -> TokenizerNetwork:
     """The network that a tokenizer's `config.json` describes. Raises InputError."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         inside = path.parent / "tokenizer"  # where a training run leaves it
         way = f"name {inside}" if (inside / path.name).is_file() else "is this a tokenizer?"

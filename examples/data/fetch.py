@@ -70,7 +70,7 @@ def clip(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = CLIP.locate()
     shutil.copy(path, out / path.name)
-    (out / f"{path.stem}.txt").write_text(CLIP.caption + "\n")
+    (out / f"{path.stem}.txt").write_text(CLIP.caption + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
     counts = json.dumps(score(asked), indent=2, ensure_ascii=False)
     print(counts)
     if given.json:
-        given.json.write_text(counts + "\n")
+        given.json.write_text(counts + "\n", encoding="utf-8")
     for one in [one for one in asked if not one.is_exact][: given.show]:
         print(f"{one.question!r}: {one.said!r}, right is {one.right!r}")
     if given.picture:

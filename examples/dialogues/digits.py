@@ -32,7 +32,7 @@ def main() -> None:
     for name in ("train", "held-out", "texts"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     texts = [json.dumps({"text": f"The digit {caption(digit)}."}) for digit in range(10)]
-    (folder / "texts" / "digits.jsonl").write_text("\n".join(texts))
+    (folder / "texts" / "digits.jsonl").write_text("\n".join(texts), encoding="utf-8")
     random = np.random.default_rng(0)
     digits = load_digits()
     numbers = random.permutation(len(digits.target)).tolist()
@@ -44,11 +44,11 @@ def main() -> None:
         pixels = (values * 255 / 16).round().astype(np.uint8)
         Image.fromarray(pixels.repeat(8, 0).repeat(8, 1)).save(folder / name)
         if part == "train":
-            (folder / name).with_suffix(".txt").write_text(caption(int(digit)))
+            (folder / name).with_suffix(".txt").write_text(caption(int(digit)), encoding="utf-8")
         for question, answer in WORDINGS.items():
             rows[part].append(row(name, question, answer(int(digit))))
     for part, found in rows.items():
-        (folder / f"{part}.json").write_text(json.dumps(found, indent=1))
+        (folder / f"{part}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def caption(digit: int) -> str:

@@ -48,7 +48,9 @@ def main() -> None:
     for path in filter(None, [parsed.out / "before-after.png", parsed.picture]):
         picture.save(path)
     with replacing(parsed.out / "report.html") as beside:
-        beside.write_text(page(report["rows"], picture, first / "dpo" / "metrics.jsonl"))
+        beside.write_text(
+            page(report["rows"], picture, first / "dpo" / "metrics.jsonl"), encoding="utf-8"
+        )
     for row in report["rows"]:
         before, after = (row["score"][when]["mean"] for when in WHEN)
         print(
@@ -99,7 +101,7 @@ def pairs_of(run: Path) -> dict[str, int]:
     """Number of pairs that are trained on, and held out."""
     every = sorted(run.glob("pairs-*.pairs.jsonl"))
     apart = sorted(run.glob("pairs-*-held-out.pairs.jsonl"))
-    count = lambda files: sum(len(file.read_text().splitlines()) for file in files)
+    count = lambda files: sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
     return {"trained": count(every) - count(apart), "held_out": count(apart)}
 
 
@@ -143,7 +145,7 @@ def _means(scores: dict[str, float]) -> list[float]:
 
 
 def _rows(metrics: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def sheet(run: Path) -> Image.Image:

@@ -21,12 +21,12 @@ def write_prompts(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, subjects in {"seen": shapes.SEEN, "unseen": shapes.UNSEEN}.items():
         lines = "".join(subject.caption + "\n" for subject in subjects)
-        (folder / f"{name}.txt").write_text(lines)
+        (folder / f"{name}.txt").write_text(lines, encoding="utf-8")
 
 
 def write_scores(samples: Path) -> None:
     """Write a table with the rule's score of every image of a folder of samples."""
-    with (samples / SCORES).open("w", newline="") as file:
+    with (samples / SCORES).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["sample", "vividness"])
         for path in sorted((samples / "media").glob("*.png")):
@@ -36,7 +36,7 @@ def write_scores(samples: Path) -> None:
 
 def read_scores(samples: Path) -> dict[str, float]:
     """The table of `write_scores`: the score of each sample by its id, prompt-sample."""
-    with (samples / SCORES).open(newline="") as file:
+    with (samples / SCORES).open(newline="", encoding="utf-8") as file:
         return {row["sample"]: float(row["vividness"]) for row in csv.DictReader(file)}
 
 

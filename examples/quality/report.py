@@ -193,10 +193,10 @@ def main() -> None:
     picture = sheet(models)
     for path in filter(None, [parsed.out / "pictures.png", parsed.picture]):
         picture.save(path)
-    (parsed.out / "report.html").write_text(page(rows, picture))
+    (parsed.out / "report.html").write_text(page(rows, picture), encoding="utf-8")
     result = {**about, "rows": rows, "summary": summary_of(rows)}
     if parsed.json:
-        parsed.json.write_text(json.dumps(result, indent=2) + "\n")
+        parsed.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         print(
             f"seed {row['seed']}: held-out code NLL {row['base_nll']:.3f} before, "

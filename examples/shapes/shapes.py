@@ -132,7 +132,7 @@ def write_pool(
         image = draw(subject, float(random.uniform()) ** rarity, random)
         name = f"{i:05d}.png"
         image.save(folder / name)
-        (folder / name).with_suffix(".txt").write_text(subject.caption + "\n")
+        (folder / name).with_suffix(".txt").write_text(subject.caption + "\n", encoding="utf-8")
         # `lot` chooses as many pictures without looking at them.
         yield {"file": name, **scores(image), "lot": float(random.uniform())}
 
@@ -146,7 +146,7 @@ def main() -> None:
         random = np.random.default_rng([parsed.seed, stream])
         rows = list(write_pool(parsed.out / name, number, rarity, random))
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (parsed.out / f"{name}.jsonl").write_text(lines)
+        (parsed.out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_votes_that_do_not_belong_there(folder, capsys):
 
 def test_a_folder_that_is_not_finished(tmp_path, capsys):
     (tmp_path / "samples" / ".work").mkdir(parents=True)
-    (tmp_path / "samples" / ".work" / "settings.json").write_text("{}")
+    (tmp_path / "samples" / ".work" / "settings.json").write_text("{}", encoding="utf-8")
 
     with pytest.raises(SystemExit):
         main(["check", str(tmp_path / "samples")])

@@ -59,7 +59,10 @@ def folder(sampler, tmp_path_factory):
 
 
 def test_the_records_name_every_sample_and_its_seed(folder):
-    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
     assert [(line["prompt"], line["sample"]) for line in lines] == [
         (prompt, sample) for prompt in range(4) for sample in range(3)
@@ -69,7 +72,7 @@ def test_the_records_name_every_sample_and_its_seed(folder):
 
 
 def test_the_manifest_says_how_they_were_drawn(folder):
-    about = json.loads((folder / "manifest.json").read_text())
+    about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
     expected = {"format": "emu3-megatron/samples/1", "prompts": 4, "samples": 12, "guidance": 2}
     expected |= {**ORIGIN, "temperature": 1.0, "top_k": 2048, "top_p": 1.0, "seed": 100}
@@ -127,7 +130,7 @@ def test_there_is_something_to_look_at(folder):
         assert len(list(clip.decode(video=0))) == 8
     document = Samples(folder).document(2, 0)
     (said,) = parse(VOCABULARY, document.spans[1].tokens)
-    assert (folder / "media" / "2-0.txt").read_text() == said
+    assert (folder / "media" / "2-0.txt").read_text(encoding="utf-8") == said
 
 
 def test_a_batch_has_one_grid_or_answers_only():
@@ -220,7 +223,7 @@ def test_before_the_first_batch_settings_may_change(sampler, tmp_path, monkeypat
 
 
 def test_a_folder_with_other_files(sampler, tmp_path):
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
 
     with pytest.raises(InputError, match="holds other files; choose another --out"):
         run(sampler, tmp_path)

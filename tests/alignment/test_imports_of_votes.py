@@ -32,7 +32,9 @@ def imported(folder, tmp_path):
 
     def run(content, name="export.json", columns=()):
         file = tmp_path / name
-        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        file.write_text(
+            content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+        )
         import_votes(folder, file, columns)
         return read_votes(Samples(folder))
 
@@ -301,7 +303,7 @@ def test_a_second_import_replaces_the_first(imported, folder):
 
 
 def test_the_command_says_who_voted(folder, tmp_path, capsys):
-    (tmp_path / "scores.csv").write_text(CSV)
+    (tmp_path / "scores.csv").write_text(CSV, encoding="utf-8")
 
     main(["preferences", "import", str(folder), str(tmp_path / "scores.csv")])
 

@@ -77,7 +77,7 @@ def test_where_each_pair_comes_from(folder, tmp_path):
 
     build(folder, tmp_path / "pairs", margin=1)
 
-    assert json.loads((tmp_path / "pairs.pairs.jsonl").read_text()) == {
+    assert json.loads((tmp_path / "pairs.pairs.jsonl").read_text(encoding="utf-8")) == {
         "samples": str(folder),
         "prompt": 1,
         "text": "a cat 1",
@@ -153,7 +153,7 @@ def test_held_out_prompts_go_into_a_second_shard(tmp_path):
     assert len(report.held_out) == 3
     assert len(TokenStore(tmp_path / "pairs", VOCABULARY)) == 14
     assert len(TokenStore(tmp_path / "pairs-held-out", VOCABULARY)) == 6
-    lines = (tmp_path / "pairs-held-out.pairs.jsonl").read_text().splitlines()
+    lines = (tmp_path / "pairs-held-out.pairs.jsonl").read_text(encoding="utf-8").splitlines()
     held_out = {pair.prompt for pair in report.held_out}
     assert {json.loads(line)["prompt"] for line in lines} == held_out
     assert held_out.isdisjoint(pair.prompt for pair in report.pairs)
@@ -257,7 +257,7 @@ def test_votes_that_do_not_belong_here(vote, message, folder, tmp_path):
 
 
 def test_a_last_line_cut_off_by_a_crash_is_no_vote(folder, tmp_path):
-    with add_votes(folder, "ann", {0: (1, 3)}).open("a") as file:
+    with add_votes(folder, "ann", {0: (1, 3)}).open("a", encoding="utf-8") as file:
         file.write('{"time": 5, "vot')
 
     assert chosen_and_rejected(build(folder, tmp_path / "pairs", margin=1)) == {0: (1, 3)}
@@ -295,7 +295,7 @@ def test_records_that_were_changed(folder, tmp_path):
 
 def test_a_vocabulary_that_is_not_known(folder, tmp_path):
     add_votes(folder, "ann", {0: (1, 3)})
-    about = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**about, "codes": 500}))
+    about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(json.dumps({**about, "codes": 500}), encoding="utf-8")
 
     refuse(folder, tmp_path, "names a vocabulary that this version does not know")

@@ -114,7 +114,9 @@ def test_what_is_stored_already_is_not_computed_again(folder: Path):
 
 
 def emu3_reference(folder: Path, recipe: Recipe) -> Any:
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8"
+    )
     return emu3("reference", "recipe.yaml", cwd=folder)
 
 
@@ -134,7 +136,7 @@ def test_the_shipped_recipe_logs_rewards_and_measures_held_out_pairs(folder: Pat
 
     assert (stored.code, stored.said.count("rows of 2 sources")) == (0, 1), stored.said
     assert (halfway.code, end.code) == (0, 0), halfway.said + end.said
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     trained = [row for row in rows if "loss" in row]
     held_out = [row for row in rows if "validation/loss" in row]

@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
         num_res_blocks=1,
     )
     VisionTokenizer(network).save(folder / "vision")
-    (folder / "prompts.txt").write_text("a cat\ntwo dogs\n")
+    (folder / "prompts.txt").write_text("a cat\ntwo dogs\n", encoding="utf-8")
     return folder
 
 
@@ -46,7 +46,7 @@ def drawn_alone(trained):
 
 
 def test_the_manifest_names_the_checkpoint(drawn_alone, trained):
-    about = json.loads((drawn_alone / "manifest.json").read_text())
+    about = json.loads((drawn_alone / "manifest.json").read_text(encoding="utf-8"))
 
     assert about["checkpoint"] == str(trained / "checkpoints" / "step-00000001")
     assert about["guidance"] == 1  # it never saw an empty caption

@@ -99,7 +99,7 @@ def test_no_difference_by_key(folder, opened):
         page.press("n")
         page.wait_for("#prompt", "a cat 1")
 
-    line = json.loads((folder / "votes-ann.jsonl").read_text())
+    line = json.loads((folder / "votes-ann.jsonl").read_text(encoding="utf-8"))
     assert line["no_difference"]
 
 
@@ -246,7 +246,7 @@ def test_answers_are_text(tmp_path, opened):
     folder = make_samples(tmp_path / "samples", prompts=1, kind="text", name="<b>why</b>")
     answer = '<img src="x" onerror="document.title = 1">'
     for file in (folder / "media").iterdir():
-        file.write_text(answer)
+        file.write_text(answer, encoding="utf-8")
     with serving(folder) as server:
         page = opened(server)
 

@@ -296,13 +296,13 @@ def test_a_long_body_is_not_read(server):
 def test_a_line_that_a_crash_cut_off_is_replaced(folder):
     log = VoteLog(Samples(folder), "ann")
     log.append(0, best=1, worst=2)
-    with log.path.open("a") as file:
+    with log.path.open("a", encoding="utf-8") as file:
         file.write('{"time": 5, "vot')
 
     log.append(1, best=1, worst=2)
 
     assert log.votes().keys() == {0, 1}
-    assert len(log.path.read_text().splitlines()) == 2
+    assert len(log.path.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_votes_at_the_same_time_are_all_kept(folder):

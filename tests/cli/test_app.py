@@ -53,7 +53,9 @@ def test_help_imports_nothing_heavy():
     code = "import sys\nfrom emu3_megatron.cli import main\ntry: main(['--help'])\n"
     code += "except SystemExit: print(*sys.modules)"
 
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8"
+    )
 
     assert {"torch", "megatron", "triton", "tiktoken"}.isdisjoint(loaded.stdout.split())
 
@@ -140,6 +142,7 @@ def test_a_reader_that_leaves_ends_it_silently():
         shell=True,
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
 
     assert (done.stdout, done.stderr) == ("line\n", "")

@@ -68,8 +68,8 @@ def run_folder(tmp_path):
     """A run with two checkpoints."""
     for step in (8, 12):
         write_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{step:08d}", step)
-    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000012\n")
-    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000012\n", encoding="utf-8")
+    (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")
     return tmp_path / "run"
 
 
@@ -123,7 +123,7 @@ def test_of_a_run_the_newest_checkpoint(where, run_folder, checked):
 
 
 def test_a_run_that_saved_nothing_yet(tmp_path, checked):
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
 
     assert "a run that saved no checkpoint yet" in checked(tmp_path)
 
@@ -141,7 +141,9 @@ def test_packs_and_shards(tmp_path):
 
 
 def test_hugging_face_weights_are_told_apart(tmp_path, checked):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "emu3_text_model"}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "emu3_text_model"}), encoding="utf-8"
+    )
     save_file({"model.embed_tokens.weight": torch.zeros(4, 2)}, tmp_path / "model.safetensors")
 
     assert "Hugging Face weights of a decoder, 1 tensors by" in checked(tmp_path)
@@ -170,13 +172,13 @@ def test_a_lost_file_of_a_checkpoint_is_found(tmp_path, refused):
 
 
 def test_a_manifest_that_is_no_json(tmp_path, refused):
-    (tmp_path / "manifest.json").write_text('{"format"')
+    (tmp_path / "manifest.json").write_text('{"format"', encoding="utf-8")
 
     assert "manifest.json: damaged, it is not JSON" in refused(tmp_path)
 
 
 def test_a_format_of_another_version(tmp_path):
-    (tmp_path / "pack.json").write_text('{"format": "emu3-megatron/packs/9"}')
+    (tmp_path / "pack.json").write_text('{"format": "emu3-megatron/packs/9"}', encoding="utf-8")
 
     with pytest.raises(InputError, match=r"packs/9, which this version of emu3 does not know; use"):
         kind_of(tmp_path)
@@ -187,7 +189,7 @@ def test_nothing_there(tmp_path, refused):
 
 
 def test_a_folder_of_something_else(tmp_path, refused):
-    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}', encoding="utf-8")
 
     assert "nothing that emu3 reads or writes" in refused(tmp_path)
 

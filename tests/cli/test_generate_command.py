@@ -43,7 +43,8 @@ def generate(folder, kind, *arguments, context=600):
 
 def test_images_of_a_file_of_prompts(trained):
     (trained / "prompts.jsonl").write_text(
-        '{"prompt": "a cat", "seed": 7}\n{"prompt": "a dog", "height": 3, "width": 4}\n'
+        '{"prompt": "a cat", "seed": 7}\n{"prompt": "a dog", "height": 3, "width": 4}\n',
+        encoding="utf-8",
     )
 
     said = generate(
@@ -58,7 +59,7 @@ def test_images_of_a_file_of_prompts(trained):
         "001-a-dog-seed-2.png": (32, 24),
         "001-a-dog-seed-3.png": (32, 24),
     }
-    lines = (trained / "many" / "generated.jsonl").read_text().splitlines()
+    lines = (trained / "many" / "generated.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["grid"] for line in lines] == ["2*3", "2*3", "3*4", "3*4"]
 
 
@@ -99,7 +100,10 @@ def test_captions_of_images(trained):
 
     generate(trained, "caption", "red.png", "blue.png", *flags)
 
-    lines = [json.loads(line) for line in (trained / "captions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (trained / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["file"] for line in lines] == ["red.png", "blue.png"]
     assert all(isinstance(line["caption"], str) for line in lines)
 
@@ -111,12 +115,12 @@ def test_answers_to_dialogues_with_several_images(trained):
         {"from": "human", "value": "<image>\nAnd this?"},
     ]
     row = {"id": 3, "conversations": turns, "image": ["red.png", "blue.png"]}
-    (trained / "rows.jsonl").write_text(json.dumps(row))
+    (trained / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
 
     flags = ["--area", "384", "--max-tokens", "8"]
     generate(trained, "dialogue", "--rows", "rows.jsonl", *flags, "--out", "answers.jsonl")
 
-    (line,) = (trained / "answers.jsonl").read_text().splitlines()
+    (line,) = (trained / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answered = json.loads(line)
     assert answered["id"] == 3
     assert isinstance(answered["answer"], str)
@@ -128,7 +132,11 @@ def test_text_with_an_image_in_it_becomes_a_document(trained):
     said = generate(trained, "text", "Look: <image> and", *flags)
 
     assert "story/document.md: 0 images drawn; it ends after --max-tokens 8" in said
-    assert (trained / "story" / "document.md").read_text().startswith("Look: \n\n![2*3](1.png)")
+    assert (
+        (trained / "story" / "document.md")
+        .read_text(encoding="utf-8")
+        .startswith("Look: \n\n![2*3](1.png)")
+    )
     assert (trained / "story" / "1.png").is_file()
 
 
@@ -159,7 +167,9 @@ def without_weights(trained, tmp_path):
     """What a checkpoint says of itself, without its weights."""
     (tmp_path / "run").mkdir()
     manifest = next((trained / "checkpoints").glob("step-*/manifest.json"))
-    (tmp_path / "run" / "manifest.json").write_text(manifest.read_text())
+    (tmp_path / "run" / "manifest.json").write_text(
+        manifest.read_text(encoding="utf-8"), encoding="utf-8"
+    )
     return tmp_path
 
 
@@ -229,7 +239,7 @@ def test_guesses_change_nothing_but_are_counted(trained):
 
 
 def test_weights_in_eight_bits_and_their_agreement(trained):
-    (trained / "captions.txt").write_text("a cat\na dog\n")
+    (trained / "captions.txt").write_text("a cat\na dog\n", encoding="utf-8")
 
     said = generate(trained, "agreement", "--prompts", "captions.txt", "--grid", "2x3")
     generate(trained, "image", "a cat", "--grid", "2x3", "--eight-bit", "--out", "eight.png")

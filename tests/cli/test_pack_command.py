@@ -75,7 +75,7 @@ def test_a_flag_for_a_wrong_sidecar_names_no_model_by_itself(stock, refused):
 
 def test_a_damaged_shard_is_not_relabelled(stock, refused):
     adopt(TokenStore(stock, EMU3))
-    before = stock.with_suffix(".json").read_text()
+    before = stock.with_suffix(".json").read_text(encoding="utf-8")
     data = bytearray(stock.with_suffix(".bin").read_bytes())
     data[4] ^= 1
     stock.with_suffix(".bin").write_bytes(data)
@@ -84,7 +84,7 @@ def test_a_damaged_shard_is_not_relabelled(stock, refused):
     line = refused(*again, "--relabel")
 
     assert re.search(r"stock\.bin: not the content its \.json was written for", line)
-    assert stock.with_suffix(".json").read_text() == before
+    assert stock.with_suffix(".json").read_text(encoding="utf-8") == before
 
 
 def test_shards_that_megatron_merged_are_their_documents_in_order(stock, tmp_path):

@@ -73,7 +73,7 @@ def emu3(tmp_path, monkeypatch, capsys):
 
 
 def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_files_become_codes_and_pictures_again(tmp_path, tokenizer, files, emu3):
@@ -161,7 +161,7 @@ def test_a_full_disk_is_said_with_the_file(tmp_path, tokenizer, files, monkeypat
 
 
 def evaluation(tmp_path):
-    return json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    return json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def test_an_evaluation_says_what_was_kept_beside_what_needs_no_training(
@@ -190,7 +190,7 @@ def test_an_evaluation_says_what_was_kept_beside_what_needs_no_training(
     assert re.search(r"tokenizer +\d+\.\d\d +\d\.\d+ +not computed", said)
     assert "FID of the images not computed, FVD of the clips not computed" in said
     assert "3,172 videos of Pexels" in said
-    assert "went in" in (tmp_path / "out" / "page.html").read_text()
+    assert "went in" in (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
 
 
 def evaluate_in(folder):

@@ -16,7 +16,7 @@ def test_what_is_printed_is_the_same_recipe(name, tmp_path):
     schema = schema_of(read_recipe(name))
     recipe = load_recipe(schema, name)
 
-    (tmp_path / "again.yaml").write_text(describe(recipe))
+    (tmp_path / "again.yaml").write_text(describe(recipe), encoding="utf-8")
 
     assert load_recipe(schema, tmp_path / "again.yaml") == recipe
 
@@ -26,7 +26,7 @@ def test_lists_and_strings_of_every_kind_come_back(tmp_path):
     second = "data.sources.1={pack: 'b c.pack', weight: 0.5}"
     recipe = load_recipe(schema, "stage1-tiny-cpu", [PROMPT, second, "run.dir='null'"])
 
-    (tmp_path / "again.yaml").write_text(describe(recipe))
+    (tmp_path / "again.yaml").write_text(describe(recipe), encoding="utf-8")
 
     assert load_recipe(schema, tmp_path / "again.yaml") == recipe
 

@@ -40,7 +40,7 @@ def load(tmp_path):
             "optimizer": {"lr": 1e-3},
         }
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe))
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         return load_recipe(Recipe, path, overrides)
 
     return load

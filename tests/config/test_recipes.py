@@ -24,7 +24,7 @@ def load(tmp_path):
 
     def load(*overrides, **sections):
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump({**VALID, **sections}))
+        path.write_text(yaml.safe_dump({**VALID, **sections}), encoding="utf-8")
         return load_recipe(Recipe, path, overrides)
 
     return load
@@ -252,7 +252,9 @@ def test_a_missing_key_is_named(load):
 
 def test_a_missing_section_is_named(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({k: v for k, v in VALID.items() if k != "batch"}))
+    path.write_text(
+        yaml.safe_dump({k: v for k, v in VALID.items() if k != "batch"}), encoding="utf-8"
+    )
 
     with pytest.raises(InputError, match=r"recipe\.yaml: batch: missing"):
         load_recipe(Recipe, path)
@@ -268,7 +270,7 @@ def test_a_missing_section_is_named(tmp_path):
 )
 def test_a_file_that_is_no_recipe_is_named(tmp_path, content, message):
     path = tmp_path / "recipe.yaml"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
 
     with pytest.raises(InputError, match=message) as error:
         load_recipe(Recipe, path)

@@ -62,9 +62,9 @@ def changed_emulator(tmp_path: Path) -> Callable[[str, str, str], Emulator]:
     def compile_changed(name: str, old: str, new: str) -> Emulator:
         folder = tmp_path / "csrc"
         shutil.copytree(CSRC, folder)
-        text = (folder / name).read_text()
+        text = (folder / name).read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{name} holds {old!r} {text.count(old)} times"
-        (folder / name).write_text(text.replace(old, new))
+        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
         return compile_emulator(folder, tmp_path)
 
     return compile_changed

@@ -45,13 +45,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reports(folder: Path) -> list[tuple[str, str]]:
     """The name of each compiled kernel, with what ptxas says of it."""
-    text = (folder / "registers.txt").read_text()
+    text = (folder / "registers.txt").read_text(encoding="utf-8")
     _, *entries = re.split(r"Compiling entry function '", text)
     return [(re.search(r"[a-z]+_kernel", entry).group(), entry) for entry in entries]
 
 
 def test_the_compiler_has_nothing_to_say(built: Path) -> None:
-    assert "warning" not in (built / "registers.txt").read_text()
+    assert "warning" not in (built / "registers.txt").read_text(encoding="utf-8")
 
 
 def test_no_kernel_spills_or_has_too_many_registers(built: Path) -> None:
@@ -82,14 +82,16 @@ def test_the_library_is_what_the_binding_expects(built: Path) -> None:
 def test_make_builds_where_the_binding_looks() -> None:
     # OUT is where `make gpu` puts results; it must not lead the library astray.
     command = ["make", "--dry-run", "--always-make", "csrc", "OUT=elsewhere"]
-    done = subprocess.run(command, cwd=CSRC.parent, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=CSRC.parent, check=True, capture_output=True, text=True, encoding="utf-8"
+    )
 
     built = re.search(r"-shared -o (\S+)", done.stdout).group(1)
     assert (CSRC / built).resolve() == cuda.LIBRARY.resolve()
 
 
 def test_signatures_are_those_of_the_header() -> None:
-    header = (CSRC / "api.h").read_text()
+    header = (CSRC / "api.h").read_text(encoding="utf-8")
     declared = re.findall(r"^int (emu3_\w+)\(([^)]*)\)", header, re.MULTILINE)
 
     letters = {"int64_t": "s", "float": "f", "int": "i"}
@@ -120,7 +122,7 @@ def sass(built: Path) -> list[str]:
     if tool is None:
         pytest.skip("no cuobjdump: the machine code cannot be read")
     command = [tool, "--dump-sass", built / "libemu3_kernels.so"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
     return done.stdout.split("Function : ")[1:]
 
 

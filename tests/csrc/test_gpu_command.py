@@ -31,7 +31,7 @@ def checkout(tmp_path: Path) -> Path:
 def stand_in(checkout: Path, tool: str, body: str) -> None:
     path = checkout / "bin" / tool
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/sh\necho {tool} "$@"\n{body}\n')
+    path.write_text(f'#!/bin/sh\necho {tool} "$@"\n{body}\n', encoding="utf-8")
     path.chmod(0o755)
 
 
@@ -44,7 +44,9 @@ def run(checkout: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         **settings,
     }
     command = ["bash", checkout / "tools" / "gpu.sh"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, encoding="utf-8"
+    )
 
 
 def test_without_a_gpu_one_line_says_so(checkout: Path) -> None:
@@ -63,10 +65,10 @@ def test_correctness_comes_before_timings(checkout: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert [line[4:] for line in done.stdout.splitlines() if line.startswith("===")] == PARTS
-    assert "make csrc" in (checkout / "out" / "build.log").read_text()
+    assert "make csrc" in (checkout / "out" / "build.log").read_text(encoding="utf-8")
     command = "-m pytest -q -m gpu tests/gpu/test_two.py"
-    assert command in (checkout / "out" / "test_two.log").read_text()
-    assert "--tool racecheck" in (checkout / "out" / "racecheck.log").read_text()
+    assert command in (checkout / "out" / "test_two.log").read_text(encoding="utf-8")
+    assert "--tool racecheck" in (checkout / "out" / "racecheck.log").read_text(encoding="utf-8")
     assert "linear_cross_entropy_gpu.json" in done.stdout
     assert "dpo_gpu.json" in done.stdout
 

@@ -149,7 +149,7 @@ def test_full_check_finds_tokens_that_are_missing(make_packs, make_text, tmp_pat
 def test_header_tells_what_was_asked_for(make_packs, make_text, tmp_path):
     make_packs([make_text(16)] * 3, 48, seed=5, max_documents=3)
 
-    header = json.loads((tmp_path / "train.pack/pack.json").read_text())
+    header = json.loads((tmp_path / "train.pack/pack.json").read_text(encoding="utf-8"))
     assert (header["context"], header["seed"], header["max_documents"]) == (48, 5, 3)
     assert (header["packs"], header["fill"]) == (1, 1.0)
     assert [shard["path"] for shard in header["shards"]] == ["../train"]
@@ -157,12 +157,12 @@ def test_header_tells_what_was_asked_for(make_packs, make_text, tmp_path):
 
 def test_packs_replace_no_folder_of_something_else(write_shard, make_text, tmp_path, vocabulary):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("the only copy")
+    (tmp_path / "out" / "thesis.txt").write_text("the only copy", encoding="utf-8")
 
     with pytest.raises(InputError, match=r"out: exists and is no folder of packs, .*thesis\.txt"):
         pack_shards([write_shard([make_text(10)])], tmp_path / "out", 64, vocabulary=vocabulary)
 
-    assert (tmp_path / "out" / "thesis.txt").read_text() == "the only copy"
+    assert (tmp_path / "out" / "thesis.txt").read_text(encoding="utf-8") == "the only copy"
 
 
 def test_pieces_know_what_is_context(make_packs, answered):
@@ -225,7 +225,8 @@ def test_a_selection_is_told_by_the_header_and_all_by_its_absence(make_packs, ma
     make_packs([make_text(10)], name="every")
 
     some, every = (
-        json.loads((tmp_path / f"{name}.pack/pack.json").read_text()) for name in ("some", "every")
+        json.loads((tmp_path / f"{name}.pack/pack.json").read_text(encoding="utf-8"))
+        for name in ("some", "every")
     )
     assert some["select"] == "text"
     assert "select" not in every
@@ -331,7 +332,10 @@ def test_full_check_finds_pairs_that_were_parted(pack_pairs, tmp_path, vocabular
 def test_packs_whose_shard_no_longer_holds_pairs_are_refused(pack_pairs, tmp_path, vocabulary):
     packs, _ = pack_pairs([10] * 4)
     sidecar = tmp_path / "pairs.json"
-    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "group": 4}))
+    sidecar.write_text(
+        json.dumps({**json.loads(sidecar.read_text(encoding="utf-8")), "group": 4}),
+        encoding="utf-8",
+    )
 
     with pytest.raises(InputError, match=r"pairs\.pack: made from other shards"):
         PackSet(packs.path, vocabulary)

@@ -299,7 +299,7 @@ def test_a_shard_of_pairs_says_so(write_shard, make_text, vocabulary):
 
 
 def test_the_sidecar_of_a_shard_without_groups_does_not_mention_them(prefix, vocabulary):
-    assert "group" not in json.loads(shard_file(prefix, "json").read_text())
+    assert "group" not in json.loads(shard_file(prefix, "json").read_text(encoding="utf-8"))
     assert TokenStore(prefix, vocabulary).group is None
 
 
@@ -311,7 +311,9 @@ def test_half_a_pair_is_not_written(write_shard, make_text):
 def test_a_sidecar_whose_groups_do_not_fit_is_refused(write_shard, make_text, vocabulary):
     prefix = write_shard([make_text(5)] * 4, group=2)
     path = shard_file(prefix, "json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "group": 3}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), "group": 3}), encoding="utf-8"
+    )
 
     with pytest.raises(InputError, match=r"shard\.json: 4 documents are no groups of 3"):
         TokenStore(prefix, vocabulary)

@@ -14,7 +14,7 @@ from emu3_megatron.errors import InputError
 @pytest.fixture
 def load(tmp_path, make_packs, make_text):
     """A function that loads a recipe of packs and of a file of four lines, three to one."""
-    (tmp_path / "poems.txt").write_text("one\ntwo\nthree\nfour\n")
+    (tmp_path / "poems.txt").write_text("one\ntwo\nthree\nfour\n", encoding="utf-8")
     packs = make_packs([make_text(60)] * 3, 64)
 
     def load(**changes):
@@ -28,7 +28,7 @@ def load(tmp_path, make_packs, make_text):
             "optimizer": {"lr": 1e-3},
         }
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(values))
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return load_recipe(Recipe, path)
 
     return load

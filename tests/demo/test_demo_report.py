@@ -52,16 +52,16 @@ def out(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "photos" / "cat.png")
-    (tmp_path / "photos" / "cat.txt").write_text("a <cat>")
-    (tmp_path / "data" / "manifest.json").write_text(json.dumps(MANIFEST))
-    (tmp_path / "transformers" / "config.json").write_text("{}")
+    (tmp_path / "photos" / "cat.txt").write_text("a <cat>", encoding="utf-8")
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
+    (tmp_path / "transformers" / "config.json").write_text("{}", encoding="utf-8")
     for path in ("decoder-run/samples/step-2/0.png", "picture.png", SHOWN):
         Image.new("RGB", (48, 32)).save(tmp_path / path)
-    (tmp_path / "answer.jsonl").write_text('{"answer": "A <dahlia>."}')
+    (tmp_path / "answer.jsonl").write_text('{"answer": "A <dahlia>."}', encoding="utf-8")
     for run, rows in METRICS.items():
         (tmp_path / run).mkdir(exist_ok=True)
         lines = [json.dumps({"step": step, **row}) for step, row in enumerate(rows, 1)]
-        (tmp_path / run / "metrics.jsonl").write_text("\n".join(lines))
+        (tmp_path / run / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
 
 
@@ -99,7 +99,7 @@ def later():
 
 def page(stages, results, tokenizer):
     write_report(stages, results, tokenizer)
-    return (results.out / "report.html").read_text()
+    return (results.out / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_shows_what_was_made_beside_what_was_trained(out, tokenizer):

@@ -87,7 +87,7 @@ def test_a_failure_names_its_stage_and_the_log_that_has_the_reason(tmp_path, cap
 
     log = tmp_path / "logs" / "stage-2.log"
     assert str(error.value) == f"stage stage-2: a command failed; its log is {log}"
-    typed, reason, *_ = log.read_text().splitlines()
+    typed, reason, *_ = log.read_text(encoding="utf-8").splitlines()
     assert typed == f"$ emu3 status {tmp_path / 'nowhere'}"
     assert reason.startswith("emu3: ")
     assert reason in capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_the_rule_prefers_colour_among_pictures_of_a_caption(tmp_path):
 
     vote(tmp_path)
 
-    with (tmp_path / "rule.csv").open(newline="") as file:
+    with (tmp_path / "rule.csv").open(newline="", encoding="utf-8") as file:
         scores = {row["sample"]: float(row["colour"]) for row in csv.DictReader(file)}
     assert scores["0-1"] > 0 > scores["0-0"] == scores[same_caption]
     assert scores["1-0"] == 0  # alone of its caption

@@ -9,9 +9,9 @@ from support.documented import ROOT, blocks
 from support.tiny import tiny_recipe
 from test_imports import ALLOWED, OPEN, PACKAGES
 
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 SCRIPT = runpy.run_path(str(ROOT / "tools" / "architecture.py"))
-EXTENSIONS = (ROOT / "tests" / "support" / "extensions.py").read_text()
+EXTENSIONS = (ROOT / "tests" / "support" / "extensions.py").read_text(encoding="utf-8")
 
 
 def table(page: str, head: str) -> list[list[str]]:
@@ -38,7 +38,7 @@ def test_the_table_of_packages_is_that_of_the_imports():
 def test_the_interfaces_are_where_the_table_says():
     for interface, _, file, *_ in table(PAGE, "| interface | what it does |"):
         module = ROOT / "emu3_megatron" / file.strip("`")
-        assert f"class {interface.strip('`')}" in module.read_text()
+        assert f"class {interface.strip('`')}" in module.read_text(encoding="utf-8")
 
 
 def test_the_example_is_the_code_that_tests_run():

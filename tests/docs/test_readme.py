@@ -7,7 +7,7 @@ import pytest
 from support.documented import ROOT, Source, sources
 
 README = Source("README.md").text
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PAGES = [source for source in sources() if not source.is_script]
 
 
@@ -48,4 +48,4 @@ def test_links_lead_somewhere(page):
 
 
 def test_ci_runs_the_readmes_test_command():
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

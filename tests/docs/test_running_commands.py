@@ -116,7 +116,7 @@ def folder(demo: Path, tmp_path: Path) -> Path:
     (tmp_path / "bin").mkdir()
     for name, module in programs.items():
         path = tmp_path / "bin" / name
-        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n', encoding="utf-8")
         path.chmod(0o755)
     return tmp_path
 
@@ -130,7 +130,12 @@ def run(folder: Path, words: Sequence[str]) -> None:
     words = [*words, *next((more for part, more in ADDED.items() if command.startswith(part)), [])]
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     done = subprocess.run(
-        words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        words,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"[-4000:]
 

@@ -164,7 +164,7 @@ def test_both_engines_start_from_each_others_weights(pack, tmp_path):
         expected, abs=1e-5
     )
     manifest = find_checkpoint(tmp_path / "folder") / "manifest.json"
-    assert json.loads(manifest.read_text())["max_positions"] >= CONTEXT
+    assert json.loads(manifest.read_text(encoding="utf-8"))["max_positions"] >= CONTEXT
 
 
 def test_held_out_losses_are_those_of_megatron(pack, tmp_path):
@@ -174,7 +174,7 @@ def test_held_out_losses_are_those_of_megatron(pack, tmp_path):
     for name, engine in (("megatron", {}), ("deepspeed", on_deepspeed(stage=3))):
         recipe = recipe_of(pack, tmp_path / name, validation=validation, **engine)
         train(recipe)
-        lines = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
+        lines = (recipe.run.dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows.append([row for row in map(json.loads, lines) if any("validation" in k for k in row)])
 
     assert rows[0]

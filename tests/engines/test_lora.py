@@ -111,7 +111,9 @@ def test_adapters_on_other_weights_are_refused(folder: Path):
 
 
 def test_an_adapters_folder_names_its_matrices(folder: Path):
-    config = json.loads((folder / "merged" / "adapter" / "adapter_config.json").read_text())
+    config = json.loads(
+        (folder / "merged" / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    )
 
     assert config["r"] == 4
     assert config["lora_alpha"] == 16

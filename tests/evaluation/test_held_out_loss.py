@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 def evaluate(folder, *arguments):
     ended = emu3("evaluate", "loss", ".", *arguments, "--out", "loss.json", cwd=folder)
     assert ended.code in (None, 0), ended.said
-    return json.loads((folder / "loss.json").read_text()), ended.said
+    return json.loads((folder / "loss.json").read_text(encoding="utf-8")), ended.said
 
 
 def test_it_is_what_training_logs(trained):
@@ -76,7 +76,9 @@ def test_it_is_the_same_in_every_layout(trained, layout):
 
     run_processes(evaluate_here, 2, folder, f"{layout}.json", layout, "2")
 
-    assert json.loads((folder / f"{layout}.json").read_text()) == pytest.approx(logged, rel=1e-5)
+    assert json.loads((folder / f"{layout}.json").read_text(encoding="utf-8")) == pytest.approx(
+        logged, rel=1e-5
+    )
 
 
 def test_shards_are_packed_and_nothing_is_left_behind(trained):

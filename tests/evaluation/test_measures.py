@@ -95,7 +95,7 @@ def test_fid_is_refused_with_weights_that_are_none(tmp_path, capsys):
 
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

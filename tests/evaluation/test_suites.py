@@ -156,7 +156,7 @@ def test_another_setting_is_refused(trained, geneval):
 
 
 def test_the_record_holds_the_seed_of_every_file(geneval):
-    lines = (geneval[0] / "generated.jsonl").read_text().splitlines()
+    lines = (geneval[0] / "generated.jsonl").read_text(encoding="utf-8").splitlines()
 
     first = json.loads(lines[0])
     assert first == {
@@ -196,7 +196,7 @@ def plan(suite, path, each=None):
     ],
 )
 def test_prompts_files_that_cannot_be_used(tmp_path, suite, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
 
     with pytest.raises(InputError) as refused:
         plan(suite, tmp_path / name)
@@ -209,7 +209,7 @@ def test_a_number_that_the_suite_cannot_score_is_refused(tmp_path):
 
 
 def test_repeated_prompts_are_drawn_with_other_seeds(tmp_path):
-    (tmp_path / "a.txt").write_text("a cat\na cat\n")
+    (tmp_path / "a.txt").write_text("a cat\na cat\n", encoding="utf-8")
 
     files = plan("t2i-compbench", tmp_path / "a.txt", 2).files
     assert [file.numbers for file in files] == [(0,), (1,), (2,), (3,)]

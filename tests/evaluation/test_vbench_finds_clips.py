@@ -42,7 +42,7 @@ def test_every_clip_is_found_by_vbench_itself(tmp_path, vbench):
     dimensions = scorer.build_full_dimension_list()
     found = scorer.build_full_info_json(str(place.scored), "ours", dimensions)
 
-    records = json.loads(Path(found).read_text())
+    records = json.loads(Path(found).read_text(encoding="utf-8"))
     assert len(records) == 946
     assert all(len(record["video_list"]) == 5 for record in records)
     read = {vbench.utils.get_prompt_from_filename(str(path)) for path in place.scored.iterdir()}

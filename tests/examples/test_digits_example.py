@@ -15,7 +15,9 @@ EXAMPLE = ROOT / "examples" / "dialogues"
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
 
 
 def test_answers_are_compared_with_those_about_another_image(monkeypatch: pytest.MonkeyPatch):
@@ -40,7 +42,7 @@ def test_held_out_pictures_are_not_trained_on(tmp_path: Path):
 
     assert done.returncode == 0, done.stderr
     train, held_out = (
-        json.loads((tmp_path / "digits" / f"{name}.json").read_text())
+        json.loads((tmp_path / "digits" / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("train", "held-out")
     )
     asked = [Path(row["image"]) for row in held_out]
@@ -57,13 +59,13 @@ def test_a_short_training_answers_by_what_the_pictures_show(tmp_path: Path):
     (tmp_path / "bin").mkdir()
     for name, module in programs.items():
         path = tmp_path / "bin" / name
-        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n', encoding="utf-8")
         path.chmod(0o755)
 
     done = run(tmp_path, "bash", str(EXAMPLE / "run-digits.sh"), "run.steps=120")
 
     assert done.returncode == 0, done.stderr[-3000:]
-    answers = json.loads((tmp_path / "runs/digits/answers.json").read_text())
+    answers = json.loads((tmp_path / "runs/digits/answers.json").read_text(encoding="utf-8"))
     assert answers["questions"] == 4 * 359
     assert answers["exact"] >= answers["another_image"] + 0.1
     assert (tmp_path / "runs/digits/answers.png").read_bytes().startswith(b"\x89PNG")

@@ -28,7 +28,7 @@ def folder(demo: Path, tmp_path: Path) -> Path:
     programs = {"emu3": "-m emu3_megatron", "torchrun": "-m torch.distributed.run"}
     for name, module in programs.items():
         path = tmp_path / "bin" / name
-        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n', encoding="utf-8")
         path.chmod(0o755)
     return tmp_path
 
@@ -42,11 +42,15 @@ def test_adapters_are_trained_merged_and_drawn_with(folder: Path):
         env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     out = folder / "runs/lora"
 
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in (out / "run/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (out / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert (out / "tuned/model.safetensors").is_file()
     assert (out / "tuned/adapter/adapter_model.safetensors").is_file()

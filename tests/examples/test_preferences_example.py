@@ -19,7 +19,9 @@ EXAMPLE = ROOT / "examples" / "preferences"
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
 
 
 def test_the_rule_scores_the_vivid_sample_higher(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_the_rule_scores_the_vivid_sample_higher(tmp_path: Path) -> None:
     done = run(ROOT, "python", str(EXAMPLE / "rule.py"), "score", str(tmp_path))
 
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "rule.csv").open(newline="") as file:
+    with (tmp_path / "rule.csv").open(newline="", encoding="utf-8") as file:
         scores = {row["sample"]: float(row["vividness"]) for row in csv.DictReader(file)}
     assert scores.keys() == {"0-0", "0-1"}
     assert scores["0-0"] == 0 < scores["0-1"]
@@ -48,12 +50,12 @@ def test_samples_become_as_the_rule_prefers_them(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr[-2000:]
     out = tmp_path / "runs" / "preferences"
-    (row,) = json.loads((out / "report.json").read_text())["rows"]
+    (row,) = json.loads((out / "report.json").read_text(encoding="utf-8"))["rows"]
     assert row["held_out"]["rewards/accuracies"] >= 0.9
     assert row["rise"] >= 1
-    assert "<img" in (out / "report.html").read_text()
+    assert "<img" in (out / "report.html").read_text(encoding="utf-8")
     prompts = {
-        name: {json.loads(line)["text"] for line in file.read_text().splitlines()}
+        name: {json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()}
         for name in ("pairs-1", "pairs-2-held-out")
         for file in [out / "1" / f"{name}.pairs.jsonl"]
     }

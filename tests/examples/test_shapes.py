@@ -33,7 +33,7 @@ def test_a_pool_is_the_same_from_the_same_seed_and_shows_no_unseen_subject(shape
         list(shapes.write_pool(tmp_path / name, 20, 2, np.random.default_rng(seed)))
         for name, seed in (("one", 3), ("same", 3), ("other", 4))
     ]
-    captions = {path.read_text().strip() for path in tmp_path.rglob("*.txt")}
+    captions = {path.read_text(encoding="utf-8").strip() for path in tmp_path.rglob("*.txt")}
 
     assert json.dumps(rows[0]) == json.dumps(rows[1]) != json.dumps(rows[2])
     assert (tmp_path / "one" / "00007.png").read_bytes() == (

@@ -19,7 +19,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(recipe: Recipe) -> list[dict[str, Any]]:
-    lines = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
+    lines = (recipe.run.dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -81,7 +81,7 @@ def test_data_of_another_kind_goes_on_where_it_stopped(tmp_path):
 
 
 def test_a_source_is_mixed_with_packs_in_every_layout(pack, tmp_path):
-    (tmp_path / "poems.txt").write_text("one\ntwo\nthree\nfour\n")
+    (tmp_path / "poems.txt").write_text("one\ntwo\nthree\nfour\n", encoding="utf-8")
     poems = {"kind": "support.extensions:Lines", "file": str(tmp_path / "poems.txt")}
     sources = {"sources": [{"pack": str(pack)}, {**poems, "tokens": 128}]}
     found = {

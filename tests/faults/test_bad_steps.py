@@ -30,7 +30,7 @@ def test_nan_on_one_rank_makes_all_ranks_skip_and_moves_no_bit(recipe):
     checkpoints = folder / "checkpoints"
     assert weights(checkpoints / "step-00000005") == weights(checkpoints / "step-00000004")
     assert weights(checkpoints / "step-00000006") != weights(checkpoints / "step-00000005")
-    found = json.loads((folder / "skipped" / "step-00000005.json").read_text())
+    found = json.loads((folder / "skipped" / "step-00000005.json").read_text(encoding="utf-8"))
     assert found["reason"] == "not finite"
     first, second = (
         [micro_batch["loss"] for micro_batch in rank["micro_batches"]] for rank in found["ranks"]
@@ -103,7 +103,9 @@ def test_a_resumed_run_goes_on_counting_skipped_steps(recipe):
     (end,) = run_job(recipe())
 
     assert end.code == 0, end.said
-    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open(encoding="utf-8")
+    ]
     assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 1, 1, 1, 1]
 
 

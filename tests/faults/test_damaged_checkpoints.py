@@ -46,7 +46,9 @@ def take_the_manifest_of_another_step(checkpoint, other):
 
 def change_the_manifest(checkpoint, other):
     path = checkpoint / "manifest.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"seed": 0', '"seed": 1'), encoding="utf-8"
+    )
     return "manifest.json: damaged, it is not what was written"
 
 
@@ -74,7 +76,7 @@ def stopped(untroubled, recipe):
     shutil.copytree(untroubled, recipe.run.dir)
     checkpoints = recipe.run.dir / "checkpoints"
     shutil.rmtree(checkpoints / "step-00000008")
-    (checkpoints / "latest").write_text("step-00000006\n")
+    (checkpoints / "latest").write_text("step-00000006\n", encoding="utf-8")
     return recipe
 
 

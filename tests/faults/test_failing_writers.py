@@ -39,7 +39,9 @@ def files_no_longer_than(size):
 def test_a_run_whose_tensorboard_cannot_be_written_goes_on_and_says_so_once(recipe):
     recipe = recipe(run={"tensorboard": True})
     recipe.run.dir.mkdir()
-    (recipe.run.dir / "tensorboard").write_text("a file where the folder should be")
+    (recipe.run.dir / "tensorboard").write_text(
+        "a file where the folder should be", encoding="utf-8"
+    )
 
     (end,) = run_job(recipe)
 
@@ -175,7 +177,7 @@ def test_wandb_whose_process_is_killed_is_an_event(tmp_path):
 
     (event,) = events(tmp_path, "writer failed")
     assert event["writer"] == "wandb"
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 20
+    assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 20
 
 
 def test_steps_that_a_resumed_run_takes_anew_are_once_in_wandbs_offline_files(tmp_path):

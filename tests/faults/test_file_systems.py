@@ -27,7 +27,7 @@ def test_a_file_system_without_hard_links_has_locks_too(number, tmp_path, monkey
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_that_cannot_flush_a_folder_is_no_failure(number, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     flush, flushed = os.fsync, []
 
     def refuse_folders(descriptor):
@@ -44,7 +44,7 @@ def test_a_file_system_that_cannot_flush_a_folder_is_no_failure(number, tmp_path
 
 @pytest.mark.parametrize(("what", "number"), [("file", errno.EINVAL), (".", errno.EIO)])
 def test_whatever_else_fails_to_be_flushed_is(what, number, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
 
     def refuse(descriptor):
         raise OSError(number, os.strerror(number))

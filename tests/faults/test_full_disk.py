@@ -26,7 +26,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_with_room_again_the_run_goes_
     done = in_a_namespace(f"{mount} && exec {sys.executable} {__file__} {packs} {disk} {report}")
     assert done.returncode == 0, done.stderr
 
-    full, roomy = json.loads(report.read_text())
+    full, roomy = json.loads(report.read_text(encoding="utf-8"))
     assert full["code"] != 0
     assert "step-00000006: not saved: " in full["said"]
     assert "No space left on device" in full["said"]
@@ -40,7 +40,9 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_with_room_again_the_run_goes_
 def in_a_namespace(command: str) -> subprocess.CompletedProcess[str]:
     unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c", command]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(unshare, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        unshare, env=environment, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
 
 
 def train_on_a_full_disk(packs: Path, disk: Path) -> list[dict[str, Any]]:
@@ -70,4 +72,4 @@ def look(recipe: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     packs, disk, report = map(Path, sys.argv[1:])
-    report.write_text(json.dumps(train_on_a_full_disk(packs, disk)))
+    report.write_text(json.dumps(train_on_a_full_disk(packs, disk)), encoding="utf-8")

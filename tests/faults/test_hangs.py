@@ -31,7 +31,7 @@ def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
     assert "no progress for 3 seconds: rank 1 (tensor 0, context 0, data 1; process " in line
     assert "is late: step " in line
     assert "silent for " in line
-    stacks = (ranks / "00000.stacks.txt").read_text()
+    stacks = (ranks / "00000.stacks.txt").read_text(encoding="utf-8")
     assert "runs/loop.py" in stacks
 
 
@@ -50,7 +50,7 @@ def sleep_on_a_folder_that_is_gone(watchdog):
 
 
 def hang(how, folder):
-    with (folder / "said").open("w") as file:
+    with (folder / "said").open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 2)
         with Watchdog(folder, Mesh(*(0, 1) * 4, torch.device("cpu")), limit=1.2) as watchdog:
             how(watchdog)
@@ -71,8 +71,8 @@ def test_nothing_that_holds_up_the_watchdog_too_keeps_a_hang_alive(how, code, wo
     ended = process.exitcode
     process.kill()
 
-    assert ended == code, (tmp_path / "said").read_text()
-    assert words in (tmp_path / "said").read_text()
+    assert ended == code, (tmp_path / "said").read_text(encoding="utf-8")
+    assert words in (tmp_path / "said").read_text(encoding="utf-8")
 
 
 def beat(rank, step, collective=None, age=0.0, ranks=2):

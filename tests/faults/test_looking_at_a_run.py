@@ -80,7 +80,9 @@ def test_a_reader_that_leaves_ends_status_without_a_traceback(untroubled):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "emu3_megatron", "status", str(untroubled)]
-    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    ended = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     os.close(writing)
 
     assert (ended.returncode, ended.stderr) == (1, "")
@@ -88,7 +90,7 @@ def test_a_reader_that_leaves_ends_status_without_a_traceback(untroubled):
 
 def test_the_documents_of_a_step_follow_from_its_number(untroubled, recipe, capsys):
     lines = say(capsys, "inspect", "batch", untroubled, "--step", 5)
-    description = json.loads((untroubled / "run.json").read_text())
+    description = json.loads((untroubled / "run.json").read_text(encoding="utf-8"))
     data = MixtureData(recipe().data, setting_of(recipe()))
     data.load_state_dict(description["data"])
     batches = next(data.batches(reader(), 4, 5))
@@ -124,7 +126,7 @@ def test_another_layout_and_micro_batch_go_on_with_the_same_samples(recipe, untr
     ends = run_job(recipe(batch={"micro_size": 4}), ranks=2)
     assert [end.code for end in ends] == [0, 0], ends[0].said
     rows = {
-        folder: [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        folder: [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
         for folder in (recipe().run.dir, untroubled)
     }
     mine, other = rows.values()

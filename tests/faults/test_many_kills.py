@@ -70,6 +70,6 @@ def kill_once(recipe, random_numbers):
     left = [rank for rank, end in enumerate(job.wait(10)) if end.code is None]
     for rank in left:
         heartbeat = folder / "ranks" / f"{rank:05d}.json"
-        began = heartbeat.exists() and json.loads(heartbeat.read_text())["pid"]
+        began = heartbeat.exists() and json.loads(heartbeat.read_text(encoding="utf-8"))["pid"]
         assert began != job.processes[rank].pid, "a rank that had begun did not end with the other"
     return bool(left)

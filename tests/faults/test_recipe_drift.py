@@ -39,7 +39,9 @@ def test_an_accepted_learning_rate_is_the_one_that_steps_are_taken_at(resumed, r
 
     assert end.code == 0, end.said
     assert "recipe changed: optimizer.lr: 0.01 → 0.03" in end.said
-    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open(encoding="utf-8")
+    ]
     before, after = rows[7]["lr"], rows[8]["lr"]
     assert after > before
 
@@ -53,7 +55,9 @@ def test_a_longer_run_keeps_its_schedule_and_is_told_where_it_ends(resumed, reci
         "steps after optimizer.schedule.steps=8 are taken at optimizer.schedule.min_lr=0.0"
         in end.said
     )
-    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open(encoding="utf-8")
+    ]
     assert [row["lr"] for row in rows[8:]] == [0.0, 0.0]
 
 
@@ -63,7 +67,9 @@ def test_a_longer_schedule_goes_on_without_a_second_warm_up(resumed, recipe):
 
     assert end.code == 0, end.said
     assert "recipe changed: optimizer.schedule: {'kind': 'cosine'," in end.said
-    rows = [json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (recipe().run.dir / "metrics.jsonl").open(encoding="utf-8")
+    ]
     assert [row["lr"] for row in rows[8:]] == [1e-2, 1e-2]
 
 
@@ -140,7 +146,7 @@ def test_data_of_another_kind_begins_anew(resumed, recipe):
     (end,) = run_job(Recipe.model_validate(values), accept=True)
 
     assert end.code == 0, end.said
-    state = json.loads((mixture.run.dir / "run.json").read_text())["data"]
+    state = json.loads((mixture.run.dir / "run.json").read_text(encoding="utf-8"))["data"]
     assert state == {"given": 0}, "what was given before step 9"
 
 
@@ -164,8 +170,8 @@ def test_packs_that_changed_under_their_name_are_another_source(resumed, packs, 
     first = recipe(data={"sources": [{"pack": str(copy)}]}, run={"stop_after": 2})
     (end,) = run_job(first)
     assert end.code == 0, end.said
-    header = json.loads((copy / "pack.json").read_text())
-    (copy / "pack.json").write_text(json.dumps({**header, "seed": 1}))
+    header = json.loads((copy / "pack.json").read_text(encoding="utf-8"))
+    (copy / "pack.json").write_text(json.dumps({**header, "seed": 1}), encoding="utf-8")
     second = recipe(data={"sources": [{"pack": str(copy)}]}, run={"stop_after": 4})
     (end,) = run_job(second)
     (accepted,) = run_job(second, accept=True)
@@ -173,7 +179,7 @@ def test_packs_that_changed_under_their_name_are_another_source(resumed, packs, 
     assert end.code == 2
     assert "the recipe changed since the checkpoint: data.sources.0.content: " in end.said
     assert accepted.code == 0, accepted.said
-    phases = json.loads((second.run.dir / "run.json").read_text())["data"]["phases"]
+    phases = json.loads((second.run.dir / "run.json").read_text(encoding="utf-8"))["data"]["phases"]
     assert [phase["first_sequence"] for phase in phases] == [0, 2 * 8]
 
 
@@ -184,5 +190,7 @@ def test_packs_that_moved_are_the_same_source(resumed, packs, recipe, tmp_path):
 
     assert end.code == 0, end.said
     assert "recipe changed: data.sources.0.pack: " in end.said
-    (phase,) = json.loads((recipe().run.dir / "run.json").read_text())["data"]["phases"]
+    (phase,) = json.loads((recipe().run.dir / "run.json").read_text(encoding="utf-8"))["data"][
+        "phases"
+    ]
     assert phase["sources"][0]["section"]["pack"] == moved

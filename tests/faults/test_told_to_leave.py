@@ -102,13 +102,13 @@ def test_a_signal_in_an_evaluation_gives_it_up_and_all_save_at_the_same_step(
 
     assert [end.code for end in ends] == [75, 75], ends[0].said
     assert latest(folder) == 3
-    assert "validation/loss" not in (folder / "metrics.jsonl").read_text()
+    assert "validation/loss" not in (folder / "metrics.jsonl").read_text(encoding="utf-8")
 
     (end,) = run_job(recipe)
 
     assert end.code == 0, end.said
     assert losses(folder) == pytest.approx(losses(untroubled), rel=1e-5)
-    assert (folder / "metrics.jsonl").read_text().count("validation/loss") == 3
+    assert (folder / "metrics.jsonl").read_text(encoding="utf-8").count("validation/loss") == 3
 
 
 def test_writers_and_readers_outlive_the_signal_that_their_rank_was_sent(recipe):

@@ -55,7 +55,7 @@ def test_the_lock_of_a_killed_job_is_taken_over(recipe):
 def elsewhere(folder, age):
     """A lock of another host, whose last heartbeat is so many seconds old."""
     path = folder / NAME
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}), encoding="utf-8")
     now = path.stat().st_mtime
     os.utime(path, (now - age, now - age))
 
@@ -74,7 +74,7 @@ def test_a_lock_of_another_container_or_boot_holds_while_its_heart_beats(place, 
     """Its process has a number that means nothing here: that of no process, or of another."""
     holder = {**this_process(), place: "another", "started": "1"}
     path = tmp_path / NAME
-    path.write_text(json.dumps(holder))
+    path.write_text(json.dumps(holder), encoding="utf-8")
 
     with pytest.raises(InputError, match=r"is training here; .* at 60 it counts as dead"):
         RunLock(tmp_path)
@@ -130,7 +130,7 @@ def test_a_lock_that_another_has_just_taken_over_is_put_back(tmp_path):
 
 def test_a_lock_that_was_never_written_to_its_end_is_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_SECONDS_TO_WRITE", 0.1)
-    (tmp_path / NAME).write_text('{"host": ')
+    (tmp_path / NAME).write_text('{"host": ', encoding="utf-8")
 
     RunLock(tmp_path).release()
 
@@ -140,13 +140,13 @@ def test_a_job_whose_folder_was_taken_over_commits_nothing(tmp_path):
     beside, target = tmp_path / ".step-2.tmp", tmp_path / "step-2"
     for folder, text in ((beside, "of the job that was late"), (target, "of the other")):
         folder.mkdir()
-        (folder / "weights").write_text(text)
+        (folder / "weights").write_text(text, encoding="utf-8")
     elsewhere(tmp_path, age=0)  # another host found the lock stale
 
     with pytest.raises(InputError, match="another job has taken this folder over"):
         manifest.commit(beside, target, {}, {}, mine.is_ours)
 
-    assert (target / "weights").read_text() == "of the other"
+    assert (target / "weights").read_text(encoding="utf-8") == "of the other"
     mine.release()
     assert read_holder(tmp_path)["host"] == "elsewhere"
 
@@ -158,7 +158,7 @@ def test_a_job_whose_folder_was_taken_over_neither_removes_nor_keeps_alive_what_
     for name in ("step-00000001", "step-00000002"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     kept = tmp_path / "checkpoints" / "step-00000001"
-    (kept.parent / "latest").write_text("step-00000002\n")
+    (kept.parent / "latest").write_text("step-00000002\n", encoding="utf-8")
     elsewhere(tmp_path, age=STALE_SECONDS / 2)
 
     with pytest.raises(InputError, match="another job has taken this folder over"):
@@ -176,7 +176,7 @@ def test_two_saves_of_one_step_are_written_beside_each_other(tmp_path):
     """A job that was taken for dead goes on writing when it wakes."""
     target = tmp_path / "step-00000002"
     mine = saving._prepare(target, {}, lambda: True)
-    (mine / "weights").write_text("half of them")
+    (mine / "weights").write_text("half of them", encoding="utf-8")
 
     assert saving._prepare(target, {}, lambda: True) != mine
 
@@ -215,7 +215,7 @@ def test_a_process_that_came_by_the_number_of_a_dead_one_holds_no_lock(tmp_path)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         me = {**this_process(), "pid": other.pid, "started": "1"}
-        (tmp_path / NAME).write_text(json.dumps(me))
+        (tmp_path / NAME).write_text(json.dumps(me), encoding="utf-8")
         assert read_holder(tmp_path)["alive"] is False
         RunLock(tmp_path).release()
     finally:

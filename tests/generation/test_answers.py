@@ -103,6 +103,6 @@ def test_a_document_shows_its_images_where_they_stand(tokenizer, tmp_path):
     path = write_markdown(tokenizer, ["Once", " upon", IMAGE, " and ", CLIP], tmp_path / "story")
 
     text = "Once upon\n\n![2*3](1.png)\n\n and \n\n![2*2*2 8fps 1s](2.mp4)\n"
-    assert path.read_text() == text
+    assert path.read_text(encoding="utf-8") == text
     assert Image.open(tmp_path / "story" / "1.png").size == (24, 16)
     assert (tmp_path / "story" / "2.mp4").stat().st_size

@@ -79,7 +79,10 @@ def test_the_record_of_a_folder_grows_and_repeats_no_file(tmp_path):
     write_record([first, second], lambda output: {"guidance": 1})
     write_record([second], lambda output: {"guidance": 3})
 
-    lines = [json.loads(line) for line in (tmp_path / "generated.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "generated.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["guidance"] for line in lines] == [1, 3]
     assert lines[0]["file"] == first.path.name
     assert lines[0] | {"file": ""} == {"file": "", "prompt": CAT.text, "seed": 10, "guidance": 1}

@@ -12,7 +12,7 @@ DEFAULTS = Defaults(lambda text: (4, 5))
 
 
 def test_a_prompt_a_line(tmp_path):
-    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs \n")
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs \n", encoding="utf-8")
 
     prompts = read_prompts(tmp_path / "prompts.txt", DEFAULTS)
 
@@ -29,7 +29,7 @@ def test_records_of_every_kind(tmp_path):
         {"prompt": "once", "kind": "text"},
         {"prompt": "why", "kind": "chat"},
     ]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
 
     assert read_prompts(tmp_path / "prompts.jsonl", DEFAULTS) == [
         Prompt("a cat", "image", meta=Meta(2, 3)),
@@ -62,7 +62,7 @@ def test_records_of_every_kind(tmp_path):
     ],
 )
 def test_prompts_that_cannot_be_used(name, content, message, tmp_path):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
 
     with pytest.raises(InputError, match=message):
         read_prompts(tmp_path / name, DEFAULTS)
@@ -70,7 +70,7 @@ def test_prompts_that_cannot_be_used(name, content, message, tmp_path):
 
 def test_a_record_has_a_negative_and_a_seed_of_its_own(tmp_path):
     records = [{"prompt": "a cat", "negative": "blurred", "seed": 7}, {"prompt": "a dog"}]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
 
     cat, dog = read_prompts(tmp_path / "prompts.jsonl", DEFAULTS)
 
@@ -80,7 +80,7 @@ def test_a_record_has_a_negative_and_a_seed_of_its_own(tmp_path):
 
 
 def test_lines_are_clips_where_these_are_asked_for(tmp_path):
-    (tmp_path / "prompts.txt").write_text("waves\n")
+    (tmp_path / "prompts.txt").write_text("waves\n", encoding="utf-8")
 
     (prompt,) = read_prompts(
         tmp_path / "prompts.txt", Defaults(lambda text: (2, 3), "clip", frames=6, fps=8)

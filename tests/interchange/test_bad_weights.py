@@ -33,13 +33,13 @@ def folder(hub_folders, tmp_path):
 
 def change_config(folder, **values):
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     config.update(values)
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 def change_text_config(folder, **values):
-    text = json.loads((folder / "config.json").read_text())["text_config"]
+    text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
     change_config(folder, text_config={**text, **values})
 
 
@@ -87,9 +87,9 @@ def truncated(folder):
 
 def with_a_foreign_tensor(folder):
     save_file({"model.text_model.adapter": torch.zeros(2)}, folder / "extra.safetensors")
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     index["weight_map"]["model.text_model.adapter"] = "extra.safetensors"
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return r"model\.text_model\.adapter belongs to no model of Emu3"
 
 
@@ -123,12 +123,12 @@ def with_scaled_positions(folder):
 
 
 def change_vq_config(folder, **values):
-    vision = json.loads((folder / "config.json").read_text())["vq_config"]
+    vision = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vq_config"]
     change_config(folder, vq_config={**vision, **values})
 
 
 def change_vocabulary_map(folder, change):
-    entries = json.loads((folder / "config.json").read_text())["vocabulary_map"]
+    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocabulary_map"]
     change_config(folder, vocabulary_map=change(entries))
 
 
@@ -238,7 +238,7 @@ def test_a_bad_folder_is_refused(spoil, folder, tmp_path, mesh):
 
 def test_a_target_that_exists_is_left_alone(folder, checkpoints, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("kept")
+    (tmp_path / "out" / "precious").write_text("kept", encoding="utf-8")
 
     with pytest.raises(InputError, match=r"out: exists; choose another --to"):
         import_folder(folder, tmp_path / "out")
@@ -303,7 +303,7 @@ def test_ranks_that_are_not_there_are_refused(tmp_path, mesh):
     sizes = {"hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1}
     config = {"model_type": "Emu3", **sizes, "num_attention_heads": 1, "num_key_value_heads": 1}
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file({"model.embed_tokens.weight": torch.zeros(1)}, tmp_path / "hf" / "model.safetensors")
 
     with pytest.raises(InputError, match=r"no\.tiktoken: no such file"):

@@ -14,10 +14,10 @@ def test_fields_left_out_are_those_of_the_published_models(tmp_path):
     parts = {"text_config": "emu3_text_model", "vq_config": "emu3_vqgan"}
     short = {"model_type": "emu3"} | {name: {"model_type": kind} for name, kind in parts.items()}
     (tmp_path / "short").mkdir()
-    (tmp_path / "short" / "config.json").write_text(json.dumps(short))
+    (tmp_path / "short" / "config.json").write_text(json.dumps(short), encoding="utf-8")
     whole = Emu3Config(text_config=Emu3TextConfig(), vq_config=Emu3VQVAEConfig())
     whole.save_pretrained(tmp_path / "whole")
-    assert "num_hidden_layers" in (tmp_path / "whole" / "config.json").read_text()
+    assert "num_hidden_layers" in (tmp_path / "whole" / "config.json").read_text(encoding="utf-8")
 
     for folder in ("short", "whole"):
         config = HubConfig(tmp_path / folder)

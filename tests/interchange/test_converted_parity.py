@@ -192,9 +192,9 @@ def test_a_tokenizer_that_was_trained_here_verifies(tmp_path, mesh):
 
 def change_text_config(folder: Path, **values) -> None:
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     config["text_config"] = {**config["text_config"], **values}
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(config), encoding="utf-8")
 
 
 def difference(line: str) -> float:
@@ -225,7 +225,10 @@ def test_as_many_key_value_heads_as_heads_may_be_left_open(tmp_path, mesh):
     torch.manual_seed(0)
     Emu3ForCausalLM(config).save_pretrained(tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "num_key_value_heads": None}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), "num_key_value_heads": None}),
+        encoding="utf-8",
+    )
 
     import_folder(tmp_path / "hf", tmp_path / "ours")
 
@@ -236,12 +239,15 @@ def test_as_many_key_value_heads_as_heads_may_be_left_open(tmp_path, mesh):
 def test_what_baai_states_of_pictures_and_positions_comes_back(layout, hub_folders, tmp_path, mesh):
     folder = shutil.copytree(hub_folders["baai", FP32], tmp_path / "hf")
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "image_area": 518_400}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), "image_area": 518_400}),
+        encoding="utf-8",
+    )
 
     import_folder(folder, tmp_path / "ours")
     export_folder(tmp_path / "ours", tmp_path / "out", layout)
 
-    exported = json.loads((tmp_path / "out" / "config.json").read_text())
+    exported = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (exported["image_area"], exported["max_position_embeddings"]) == (518_400, 321)
 
 

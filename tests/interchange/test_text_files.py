@@ -58,7 +58,7 @@ def test_ids_are_tiktokens_for_code_and_prose_of_this_repository(theirs):
     files = [*root.glob("emu3_megatron/*.py"), *root.glob("docs/*.md"), root / "Makefile"]
     for file in files:
         # transformers, as BAAI, reads special tokens out of text; our `encode` never does.
-        text = file.read_text().replace("<|", "< |")
+        text = file.read_text(encoding="utf-8").replace("<|", "< |")
         assert theirs(text)["input_ids"] == EMU3.encode(text).tolist()
 
 
@@ -132,7 +132,7 @@ def test_baais_files_are_baais(tmp_path):
 
     ranks = (tmp_path / "emu3.tiktoken").read_bytes()
     assert hashlib.sha256(ranks).hexdigest() == QWEN_RANKS_SHA256
-    vision = (tmp_path / "emu3_vision_tokens.txt").read_text().split("\n")
+    vision = (tmp_path / "emu3_vision_tokens.txt").read_text(encoding="utf-8").split("\n")
     assert vision[:4] == [
         "<|image token|>",
         "<|image start|>",
@@ -147,5 +147,8 @@ def test_bytes_are_a_tokenizer_too(tmp_path):
     text_files.write_files(tmp_path, text_files.transformers_tokenizer(tiny))
     theirs = AutoTokenizer.from_pretrained(tmp_path)
 
-    assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"] == []
+    assert (
+        json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+        == []
+    )
     assert theirs("e\u0301 <|extra_203|>")["input_ids"] == [*tiny.encode("é "), tiny.bos]

@@ -65,6 +65,7 @@ def test_hoppers_tensor_cores_and_no_spills_in_loops(kernel: str, dropout: bool)
         text=True,
         env=environment,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout)

@@ -169,6 +169,7 @@ def test_kernels_compile_for_hopper_with_wide_loads_and_without_spills(tmp_path)
         timeout=300,
         env=environment,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]

@@ -60,7 +60,12 @@ class Slurm:
 
     def run(self, *command: str) -> str:
         done = subprocess.run(
-            command, env=self.environment, cwd=self.folder, capture_output=True, text=True
+            command,
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
         return (done.stdout + done.stderr).strip()
@@ -73,7 +78,7 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def log(self, number: str) -> str:
-        return (self.folder / f"{number}.log").read_text()
+        return (self.folder / f"{number}.log").read_text(encoding="utf-8")
 
     def wait(
         self, number: str, done: Callable[[dict[str, str]], Any], seconds: float = 120
@@ -95,8 +100,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     folder = tmp_path_factory.mktemp("slurm")
     cluster = Slurm(folder)
     ports = [free_port() for _ in range(3)]
-    (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, ports=ports))
-    (folder / "gres.conf").write_text(f"NodeName=n[0-1] Name=gpu File={folder}/gpu[0-7]\n")
+    (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, ports=ports), encoding="utf-8")
+    (folder / "gres.conf").write_text(
+        f"NodeName=n[0-1] Name=gpu File={folder}/gpu[0-7]\n", encoding="utf-8"
+    )
     for i in range(8):
         (folder / f"gpu{i}").touch()  # in the place of a device
     (folder / "state").mkdir()
@@ -114,7 +121,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     try:
         for name, *arguments in daemons:
             command = [_where(name), *arguments]
-            log = (folder / f"daemon-{len(running)}.log").open("w")
+            log = (folder / f"daemon-{len(running)}.log").open("w", encoding="utf-8")
             running.append(
                 subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log)
             )

@@ -19,14 +19,16 @@ def recipe(tmp_path: Path) -> Path:
     run = {"steps": 100_000, "save_every": 100_000}
     recipe = tiny_recipe(make_packs(tmp_path), tmp_path / "run", run=run)
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     return path
 
 
 def launch(ranks: int, *arguments: object) -> subprocess.Popen[str]:
     options = ["--standalone", f"--nproc-per-node={ranks}", "-m", "emu3_megatron", "train"]
     command = [sys.executable, LAUNCHER, *options, *arguments]
-    return subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*map(str, command)], stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def test_a_run_that_is_told_to_leave_saves_and_its_launcher_ends_with_75(recipe, tmp_path):

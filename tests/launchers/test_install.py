@@ -38,7 +38,7 @@ class Machine:
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
 
     def add(self, name: str, script: str = "#!/bin/bash\n") -> None:
-        (self.bin / name).write_text(script)
+        (self.bin / name).write_text(script, encoding="utf-8")
         (self.bin / name).chmod(0o755)
 
     def add_python(
@@ -57,7 +57,9 @@ class Machine:
     def run(self, argument: str = ".venv", **variables: str) -> subprocess.CompletedProcess[str]:
         env = {"PATH": str(self.bin), **variables}
         command = [str(self.bin / "bash"), str(SCRIPT), argument]
-        return subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True)
+        return subprocess.run(
+            command, env=env, cwd=self.folder, capture_output=True, text=True, encoding="utf-8"
+        )
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def write_recipe(folder: Path, name: str) -> Path:
         "run": {"executor": "local"},
     }
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
 
@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_ray_over_slurm_makes_the_bytes_of_a_laptop(slurm, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     lines = [json.dumps({"text": f"line {i} of some text"}) for i in range(400)]
-    (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     main(["prepare", "all", str(write_recipe(tmp_path, "laptop"))])
 
     # Both nodes are this machine, whose memory two Rays share.

@@ -21,13 +21,17 @@ def write_recipe(folder: Path) -> Path:
     run = {"steps": STEPS, "save_every": STEPS}
     recipe = tiny_recipe(make_packs(folder), folder / "run", run=run)
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     return path
 
 
 def rows_of(run: Path) -> list[dict]:
     file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.exists()
+        else []
+    )
 
 
 def losses_of(run: Path) -> list[tuple[int, float]]:

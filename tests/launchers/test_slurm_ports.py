@@ -21,7 +21,7 @@ def port_of(request, tmp_path):
     stand_ins = {name: command, "scontrol": "echo localhost", "sleep": "exec /bin/sleep 0.05"}
     for program, script in stand_ins.items():
         path = tmp_path / program
-        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         path.chmod(0o755)
 
     def port(job):
@@ -35,8 +35,10 @@ def port_of(request, tmp_path):
             "SLURM_CPUS_ON_NODE": "1",
         }
         command = ["bash", str(TOOLS / request.param), "recipe"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-        return int(seen.read_text() if seen.exists() else done.stdout)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, encoding="utf-8"
+        )
+        return int(seen.read_text(encoding="utf-8") if seen.exists() else done.stdout)
 
     return port
 

@@ -15,7 +15,10 @@ from emu3_megatron.cli import main
 
 
 def losses_of(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def start_agent(recipe: Path, port: int, run: Path) -> subprocess.Popen:
@@ -24,13 +27,15 @@ def start_agent(recipe: Path, port: int, run: Path) -> subprocess.Popen:
     command += [f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]
     command += ["-m", "emu3_megatron", "train", str(recipe), "parallel.tensor=2", f"run.dir={run}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 def test_two_nodes_train_as_one(tmp_path: Path) -> None:
     recipe = tiny_recipe(make_packs(tmp_path), tmp_path / "one", run={"steps": 3})
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
     port = free_port()
 
     agents = [start_agent(file, port, tmp_path / "two") for _ in range(2)]

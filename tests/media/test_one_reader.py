@@ -131,7 +131,7 @@ def test_a_clip_is_the_same_to_the_tokenizer_and_to_prepare(tmp_path, encoded_pi
 
 
 def calls_of(file):
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func)
 

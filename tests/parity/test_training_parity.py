@@ -53,7 +53,7 @@ def recipe(tmp_path: Path, mesh) -> Recipe:
 
 def our_losses(recipe: Recipe) -> list[float]:
     run_training(recipe)
-    rows = (recipe.run.dir / "metrics.jsonl").read_text().splitlines()
+    rows = (recipe.run.dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(row)["loss"] for row in rows]
 
 

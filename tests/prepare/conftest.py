@@ -32,7 +32,7 @@ def add_photo(tmp_path):
         noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{stem}.png")
         if caption is not None:
-            (folder / f"{stem}.txt").write_text(caption)
+            (folder / f"{stem}.txt").write_text(caption, encoding="utf-8")
         return folder
 
     return add

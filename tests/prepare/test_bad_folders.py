@@ -33,7 +33,7 @@ def recipe(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("kind", ["images", "clips", "text"])
 def test_an_empty_folder_is_named(recipe, tmp_path, kind):
-    (tmp_path / "source" / "notes.md").write_text("of no kind that is read")
+    (tmp_path / "source" / "notes.md").write_text("of no kind that is read", encoding="utf-8")
     for suffix in ("png", "mp4", "txt"):
         (tmp_path / "source" / f"folder.{suffix}").mkdir()
         (tmp_path / "source" / f"link.{suffix}").symlink_to("gone")
@@ -82,7 +82,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_stops_the_run_and_nothing_is_lost(recipe, tmp_path, small_disk):
     folder, resize = small_disk
     texts = (json.dumps({"text": f"line {i} " + "and words " * 10}) for i in range(2000))
-    (tmp_path / "source" / "a.jsonl").write_text("\n".join(texts))
+    (tmp_path / "source" / "a.jsonl").write_text("\n".join(texts), encoding="utf-8")
 
     with pytest.raises(InputError, match="No space left on device; free some space"):
         prepare(recipe("text", folder / "out"), ["text"])

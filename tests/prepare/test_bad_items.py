@@ -49,7 +49,7 @@ def recipe(tmp_path, tokenizer):
 def photo(path, seed=0, caption="a caption"):
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     Image.fromarray(coarse).resize((64, 48), Image.Resampling.NEAREST).save(path)
-    path.with_suffix(".txt").write_text(caption)
+    path.with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
 def video(path, seed=0):
@@ -57,7 +57,7 @@ def video(path, seed=0):
     torch.manual_seed(seed)
     wide = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 16) * 2 - 1, (48, 128))
     write_clip(path, torch.cat([wide[..., i : i + 64] for i in range(16)]), fps=8)
-    path.with_suffix(".txt").write_text("it moves")
+    path.with_suffix(".txt").write_text("it moves", encoding="utf-8")
 
 
 def reasons(out, kind):
@@ -74,7 +74,7 @@ def test_damaged_photos_are_rows(recipe, tmp_path):
     tiff[8:40] = bytes(32)
     for name, content in {"a.gif": gif[:500], "b.jpg": avif[:300], "c.tif": tiff}.items():
         (source / name).write_bytes(content)
-        (source / name).with_suffix(".txt").write_text("a caption")
+        (source / name).with_suffix(".txt").write_text("a caption", encoding="utf-8")
 
     manifest = prepare(recipe("images", min_side=32), ["images"])
 
@@ -166,7 +166,9 @@ def test_a_caption_that_is_no_text_sets_its_photo_aside(recipe, tmp_path):
     for i in range(2):
         photo(tmp_path / "source" / f"{i}.png", seed=i)
     listed = tmp_path / "captions.jsonl"
-    listed.write_text(json.dumps({"file": "0.png", "caption": "half of a pair: \ud83d"}))
+    listed.write_text(
+        json.dumps({"file": "0.png", "caption": "half of a pair: \ud83d"}), encoding="utf-8"
+    )
 
     section = {"min_side": 32, "captions": {"manifest": listed}}
     prepare(recipe("images", **section), ["images"])
@@ -192,7 +194,7 @@ def test_names_of_every_kind_are_kept_and_find_their_captions(recipe, tmp_path):
     (source / "dot.txt").mkdir()  # a folder is no caption
     listed = tmp_path / "captions.jsonl"
     rows = [{"file": "\u00e9.png", "caption": "b"}, {"file": "./dot.png", "caption": "c"}]
-    listed.write_text("\n".join(map(json.dumps, rows)))
+    listed.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
     prepare(recipe("images", min_side=32, captions={"manifest": listed}), ["images"])
 
@@ -203,4 +205,4 @@ def test_names_of_every_kind_are_kept_and_find_their_captions(recipe, tmp_path):
     assert r"not-\x5cxe9.png" in written
     assert sorted(os.fsencode(path_of(source, name).name) for name in written) == sorted(names)
     write_page(tmp_path / "out", tmp_path / "page.html", None, 9)
-    assert r"latin-\xe9.png" in (tmp_path / "page.html").read_text()
+    assert r"latin-\xe9.png" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from emu3_megatron.prepare.tables import read_records
 
 def captions(tmp_path, *rows, columns=("caption",)):
     manifest = tmp_path / "captions.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return Captions(CaptionConfig(manifest=manifest, columns=list(columns)), tmp_path)
 
 
@@ -52,21 +52,23 @@ def test_what_is_no_text_is_refused_by_name(tmp_path, value, said):
 
 
 def test_a_mark_of_the_byte_order_is_no_part_of_a_caption(tmp_path):
-    (tmp_path / "a.txt").write_text("\ufeffa cat\n")
-    (tmp_path / "captions.jsonl").write_text('\ufeff{"file": "b.jpg", "caption": "\ufeffa dog"}')
+    (tmp_path / "a.txt").write_text("\ufeffa cat\n", encoding="utf-8")
+    (tmp_path / "captions.jsonl").write_text(
+        '\ufeff{"file": "b.jpg", "caption": "\ufeffa dog"}', encoding="utf-8"
+    )
     found = Captions(CaptionConfig(manifest=tmp_path / "captions.jsonl"), tmp_path)
 
     assert (found.of("a.jpg"), found.of("b.jpg")) == (["a cat"], ["a dog"])
 
 
 def test_empty_lines_are_no_rows(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n\n  \n')
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n\n  \n', encoding="utf-8")
 
     assert list(read_records(tmp_path / "a.jsonl", "table")) == [{"a": 1}, {"a": 2}]
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": \n')
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": \n', encoding="utf-8")
 
     with pytest.raises(InputError, match=r"a\.jsonl: not a readable table \(line 3: "):
         list(read_records(tmp_path / "a.jsonl", "table"))
@@ -113,7 +115,7 @@ def test_a_missing_column_of_texts_is_said_at_once(tmp_path, tokenizer, suffix):
     if suffix == "parquet":
         pq.write_table(pa.table({"body": ["a"]}), folder / "a.parquet")
     else:
-        (folder / "a.jsonl").write_text('{"body": "a"}\n')
+        (folder / "a.jsonl").write_text('{"body": "a"}\n', encoding="utf-8")
 
     with pytest.raises(InputError, match=r"no column 'text'; it has body: name yours in text\.col"):
         prepare(recipe(tmp_path, tokenizer, text={"source": folder}), ["text"])

@@ -13,7 +13,7 @@ def prepared(tmp_path):
     """A folder of prepared text."""
     (tmp_path / "texts").mkdir()
     lines = [json.dumps({"text": f"line {i}"}) for i in range(20)]
-    (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     recipe = {
         "out": str(tmp_path / "out"),
         "model": "emu3-tiny",
@@ -22,7 +22,7 @@ def prepared(tmp_path):
         "run": {"executor": "local"},
     }
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     main(["prepare", "all", str(path)])
     return tmp_path / "out"
 
@@ -65,9 +65,9 @@ def test_a_flipped_byte_is_found_by_deep(prepared, capsys):
 @pytest.mark.parametrize("deep", [[], ["--deep"]])
 def test_two_packs_under_one_path_are_found(prepared, capsys, deep):
     path = prepared / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["packs"] *= 2  # as older versions wrote it of two packs of one context
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
 
     line = refused(capsys, "check", str(prepared), *deep)
     assert "manifest.json: lists 2 folders of packs as packs/text-64.pack, where only the" in line

@@ -138,7 +138,7 @@ def recipe(tmp_path, tokenizer, weights):
     folder.mkdir()
     for seed in range(5):
         picture(seed).save(folder / f"{seed}.png")
-        (folder / f"{seed}.txt").write_text(f"number {seed}")
+        (folder / f"{seed}.txt").write_text(f"number {seed}", encoding="utf-8")
     nsfw = {"model": weights[0], "label": "nsfw"}
 
     def make(out="out", executor="local", **section):

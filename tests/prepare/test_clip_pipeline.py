@@ -44,7 +44,7 @@ def videos(tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     write_clip(folder / "two.mp4", torch.cat([moving(seed=1), moving(seed=2)]), fps=8)
-    (folder / "two.txt").write_text("two shots")
+    (folder / "two.txt").write_text("two shots", encoding="utf-8")
     return folder
 
 
@@ -129,7 +129,7 @@ def test_a_portrait_video_keeps_its_shape_to_the_codes(videos, recipe, vocabular
     views = [to_image(pixels_chw) for pixels_chw in moving(16)]
     (videos / "two.mp4").unlink()
     write_video(videos / "portrait.mp4", views, rotation=90)
-    (videos / "portrait.txt").write_text("upright")
+    (videos / "portrait.txt").write_text("upright", encoding="utf-8")
 
     prepare(recipe, ["clips"])
 

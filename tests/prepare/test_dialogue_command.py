@@ -23,7 +23,7 @@ def rows(tmp_path, tokenizer):
         {"conversations": messages, "image": ["a.png", "a.png"]},
         {"messages": text},
     ]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     return tmp_path / "rows.json"
 
 
@@ -58,7 +58,7 @@ def test_what_was_prepared_is_whole_and_shown(command, tmp_path, capsys):
     page = tmp_path / "data.html"
     shown = ["--out", str(page), "--tokenizer", str(tmp_path / "tokenizer")]
     main(["inspect", "data", str(tmp_path / "out"), *shown])
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert "<p>What is it?. ASSISTANT:</p><p>→ Red.</p>" in text
     assert "rows.json: row 2" in text
     assert "images and marks: 2 images, 1 &lt;image&gt; marks" in text

@@ -58,7 +58,7 @@ def recipe(tmp_path, media, saved_tokenizer):
     def make(rows=None, name="rows.json", out="out", **values):
         path = tmp_path / name
         if rows is not None:
-            path.write_text(json.dumps(rows))
+            path.write_text(json.dumps(rows), encoding="utf-8")
         section = {"source": path, "media": media, "min_area": SIDE**2, "max_area": 4 * SIDE**2}
         sections = {"dialogues": {**section, **values.pop("dialogues", {})}}
         return PrepareRecipe.model_validate(
@@ -77,7 +77,7 @@ def recipe(tmp_path, media, saved_tokenizer):
 
 
 def documents(recipe, vocabulary):
-    manifest = json.loads((recipe.out / "manifest.json").read_text())
+    manifest = json.loads((recipe.out / "manifest.json").read_text(encoding="utf-8"))
     stores = [
         TokenStore(recipe.out / "shards" / shard["name"], vocabulary)
         for shard in manifest["kinds"]["dialogues"]["shards"]
@@ -190,8 +190,10 @@ def test_a_clip(recipe, vocabulary, media):
 def test_all_files_of_a_folder(recipe, vocabulary, tmp_path):
     folder = tmp_path / "rows"
     folder.mkdir()
-    (folder / "a.json").write_text(json.dumps([asks("one")]))
-    (folder / "b.jsonl").write_text(json.dumps(asks("two")) + "\n" + json.dumps(asks("three")))
+    (folder / "a.json").write_text(json.dumps([asks("one")]), encoding="utf-8")
+    (folder / "b.jsonl").write_text(
+        json.dumps(asks("two")) + "\n" + json.dumps(asks("three")), encoding="utf-8"
+    )
     pq.write_table(pa.Table.from_pylist([asks("four")]), folder / "c.parquet")
 
     prepare(recipe(name="rows"), ["dialogues"])

@@ -24,7 +24,7 @@ def pieces(request, monkeypatch):
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_list(tmp_path, indent):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=False))
+    path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=False), encoding="utf-8")
 
     assert list(read_rows(path)) == list(enumerate(ROWS))
 
@@ -32,21 +32,21 @@ def test_a_list(tmp_path, indent):
 @pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("text", ["[]", " [ ] \n"])
 def test_an_empty_list(tmp_path, text):
-    (tmp_path / "rows.json").write_text(text)
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
 
     assert list(read_rows(tmp_path / "rows.json")) == []
 
 
 @pytest.mark.usefixtures("pieces")
 def test_numbers_are_not_cut(tmp_path):
-    (tmp_path / "rows.json").write_text("[123456789, 12, 3]")
+    (tmp_path / "rows.json").write_text("[123456789, 12, 3]", encoding="utf-8")
 
     assert [row for _, row in read_rows(tmp_path / "rows.json")] == [123456789, 12, 3]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_lines_are_counted_and_a_broken_one_stands_for_itself(tmp_path, name):
-    (tmp_path / name).write_text('\ufeff{"a": 1}\n\n{"a": \n{"a": 2}')
+    (tmp_path / name).write_text('\ufeff{"a": 1}\n\n{"a": \n{"a": 2}', encoding="utf-8")
 
     (first, broken, last) = read_rows(tmp_path / name)
 
@@ -66,7 +66,7 @@ def test_lines_are_counted_and_a_broken_one_stands_for_itself(tmp_path, name):
 )
 def test_a_list_that_breaks_off_names_the_row(tmp_path, text, reason):
     path = tmp_path / "rows.json"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
 
     with pytest.raises(InputError, match=rf"rows\.json: {reason}.*repair the file") as error:
         list(read_rows(path))

@@ -162,7 +162,7 @@ def recipe(url, tmp_path, tokenizer):
         noise = np.random.default_rng(i).integers(0, 64, (6, 8, 3), np.uint8)
         Image.fromarray(noise).resize((64, 48), 0).save(photos / f"dark{i}.png")
     Image.new("RGB", (64, 48), "blue").save(photos / "refused.png")
-    (photos / "dark0.txt").write_text("a caption of its own")
+    (photos / "dark0.txt").write_text("a caption of its own", encoding="utf-8")
     tokenizer.save(tmp_path / "tokenizer")
     return PrepareRecipe.model_validate(
         {

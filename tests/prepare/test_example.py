@@ -22,14 +22,19 @@ def test_the_bilingual_set_goes_from_files_to_packs_with_one_command(tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     run = ["bash", str(tmp_path / "examples" / "data" / "run.sh")]
-    done = subprocess.run(run, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        run, env={**os.environ, "PATH": path}, capture_output=True, text=True, encoding="utf-8"
+    )
 
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 folders of packs (valid)" in done.stdout
     data = tmp_path / "runs" / "data"
-    captions = [json.loads(line) for line in (data / "captions.jsonl").read_text().splitlines()]
+    captions = [
+        json.loads(line)
+        for line in (data / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert Counter(bool(row["zh"]) for row in captions) == {True: 713, False: 72}
-    manifest = json.loads((data / "prepared" / "manifest.json").read_text())
+    manifest = json.loads((data / "prepared" / "manifest.json").read_text(encoding="utf-8"))
     kept = {kind: entry["kept"] for kind, entry in manifest["kinds"].items()}
     assert kept == {"images": 634, "clips": 1, "text": 254}
-    assert len(re.findall(r"<img", (data / "data.html").read_text())) > 20
+    assert len(re.findall(r"<img", (data / "data.html").read_text(encoding="utf-8"))) > 20

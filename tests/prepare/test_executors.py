@@ -33,7 +33,7 @@ class WriteThreads:
     def __call__(self, task: WriteTask) -> None:
         if self._message:
             raise InputError(self._message)
-        task.out.write_text(str(self._threads()))
+        task.out.write_text(str(self._threads()), encoding="utf-8")
 
 
 def tasks(folder):
@@ -46,7 +46,7 @@ PROCESSES = RunConfig(executor="processes", workers=2)
 def test_a_worker_has_one_thread(tmp_path):
     run_tasks(partial(WriteThreads, ""), tasks(tmp_path), PROCESSES, "threads/task")
 
-    assert [task.out.read_text() for task in tasks(tmp_path)] == ["1"] * 3
+    assert [task.out.read_text(encoding="utf-8") for task in tasks(tmp_path)] == ["1"] * 3
 
 
 def test_what_a_worker_refuses_is_one_line(tmp_path):
@@ -81,13 +81,15 @@ class WriteReasons:
     def __call__(self, task: WriteTask) -> None:
         found = {name: attempt(name, TROUBLE.get(name, str)) for name in self._names}
         bad = {name: one for name, one in found.items() if isinstance(one, Failed)}
-        task.out.write_text("\n".join(f"{name}: {one.reason}" for name, one in bad.items()))
+        task.out.write_text(
+            "\n".join(f"{name}: {one.reason}" for name, one in bad.items()), encoding="utf-8"
+        )
 
 
 def reasons(folder, executor, *names):
     config = RunConfig(executor=executor, workers=1, stall_seconds=0.5)
     run_tasks(partial(WriteReasons, names), [WriteTask(folder / "out")], config, "reasons/task")
-    return (folder / "out").read_text().splitlines()
+    return (folder / "out").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("executor", ["local", "processes"])

@@ -31,7 +31,7 @@ def listed(tmp_path):
             path = tmp_path / "feature" / name
             path.write_bytes(sample) if isinstance(sample, bytes) else torch.save(sample, path)
         names = {"prefix": prefix or str(tmp_path / "feature"), "path_list": list(samples)}
-        (tmp_path / "list" / "train.json").write_text(json.dumps(names))
+        (tmp_path / "list" / "train.json").write_text(json.dumps(names), encoding="utf-8")
         return tmp_path / "list" / "train.json"
 
     return write
@@ -70,7 +70,7 @@ def test_feature_files_become_captioned_images(listed, tmp_path, vocabulary, mak
         assert document.tokens.tolist() == expected.tokens.tolist()
     assert manifest["packs"][0]["documents"] == 3
     write_page(recipe.out, tmp_path / "page.html", None, 3)
-    assert "0.pth" in (tmp_path / "page.html").read_text()
+    assert "0.pth" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_files_of_numpy_1_are_read(listed, tmp_path):
@@ -141,7 +141,7 @@ def test_files_that_moved_are_found_by_their_folder(listed, tmp_path):
 
 @pytest.mark.parametrize("text", ["{}", "[]", "text", '{"prefix": "a", "path_list": [1]}'])
 def test_another_file_is_no_list(tmp_path, text, capsys):
-    (tmp_path / "train.json").write_text(text)
+    (tmp_path / "train.json").write_text(text, encoding="utf-8")
     paths = ["--source", str(tmp_path / "train.json"), "--out", str(tmp_path / "out")]
 
     with pytest.raises(SystemExit):

@@ -39,7 +39,7 @@ def run(tmp_path):
         folder.mkdir(exist_ok=True)
         for name, texts in (("a", first), ("b", second)):
             lines = [json.dumps({"text": value}) for value in texts]
-            (folder / f"{name}.jsonl").write_text("\n".join(lines))
+            (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
         recipe = PrepareRecipe.model_validate(
             {
                 "out": tmp_path / out,

@@ -33,7 +33,7 @@ def photo(folder, name, seed, size=(64, 48), caption=None):
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST).save(folder / f"{name}.png")
     if caption:
-        (folder / f"{name}.txt").write_text(caption)
+        (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_strict_names_the_first_that_cannot_be_used(recipe, photos):
 
 def test_several_captions_make_several_documents(recipe, photos, tmp_path, vocabulary):
     manifest = tmp_path / "captions.jsonl"
-    manifest.write_text('{"file": "photo0.png", "en": "one", "zh": "一"}\n')
+    manifest.write_text('{"file": "photo0.png", "en": "one", "zh": "一"}\n', encoding="utf-8")
     captions = {"manifest": manifest, "columns": ["en", "zh"]}
 
     prepared = prepare(recipe(images={"captions": captions}), ["images"])
@@ -227,7 +227,7 @@ def test_two_runs_in_one_folder_are_refused(recipe):
     import fcntl
 
     recipe().out.mkdir()
-    with (recipe().out / ".lock").open("w") as file:
+    with (recipe().out / ".lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run is at work there"):
             prepare(recipe(), ["images"])

@@ -18,7 +18,9 @@ def prepared(tmp_path, tokenizer, add_photo):
     photos = add_photo("good", "a <good> photo", size=(64, 48))
     add_photo("small", "a small one", size=(16, 16))
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.jsonl").write_text(json.dumps({"text": "some words"}))
+    (tmp_path / "texts" / "a.jsonl").write_text(
+        json.dumps({"text": "some words"}), encoding="utf-8"
+    )
     tokenizer.save(tmp_path / "tokenizer")
     images = {"source": photos, "min_side": 32, "min_quality": 0, "ocr": False, "area": 1536}
     recipe = {
@@ -39,7 +41,7 @@ def test_the_page_shows_samples_reasons_and_plots(prepared, tmp_path):
     saved = str(tmp_path / "tokenizer")
     main(["inspect", "data", str(prepared), "--out", str(page), "--tokenizer", saved])
 
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert "a &lt;good&gt; photo" in text
     assert "some words" in text
     assert "small.png</td><td>too small: 16x16" in text
@@ -52,7 +54,7 @@ def test_the_page_shows_samples_reasons_and_plots(prepared, tmp_path):
 def test_without_a_tokenizer_no_image_is_drawn(prepared, tmp_path):
     write_page(prepared, tmp_path / "data.html", None, samples=4)
 
-    assert "<img" not in (tmp_path / "data.html").read_text()
+    assert "<img" not in (tmp_path / "data.html").read_text(encoding="utf-8")
 
 
 def test_a_document_belongs_to_the_row_it_was_made_of():

@@ -22,7 +22,7 @@ def recipe(tmp_path, tokenizer, add_photo):
         photos = add_photo(f"photo{i}", f"number {i}", size=(64, 48 + 16 * (i % 2)), seed=i)
     (tmp_path / "texts").mkdir()
     lines = (json.dumps({"text": f"line {i} of some text"}) for i in range(60))
-    (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     tokenizer.save(tmp_path / "tokenizer")
 
     def make(out):

@@ -59,7 +59,7 @@ def picture(seed=0):
 
 def write(path, content, caption="a caption"):
     path.write_bytes(content)
-    path.with_suffix(".txt").write_text(caption)
+    path.with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
 def table(tmp_path, kind):
@@ -120,7 +120,7 @@ def test_videos_are_read_under_every_suffix(run, source, tmp_path):
     times = [i / 25 for i in range(16)]
     for suffix, (codec, kind, more) in VIDEOS.items():
         write_video(source / f"a.{suffix}", images, times, codec=codec, kind=kind, **more)
-    (source / "a.txt").write_text("it moves")
+    (source / "a.txt").write_text("it moves", encoding="utf-8")
 
     run("clips")
 
@@ -131,8 +131,10 @@ def test_videos_are_read_under_every_suffix(run, source, tmp_path):
 def test_what_is_left_out_is_counted_and_said(run, source):
     write(source / "a.png", encoded(picture()))
     for name in ("b.svg", "c.SVG", "d.json.gz", "notes", "alone.txt"):
-        (source / name).write_text("no picture")
-    (source / "captions.jsonl").write_text(json.dumps({"file": "a.png", "caption": "one"}))
+        (source / name).write_text("no picture", encoding="utf-8")
+    (source / "captions.jsonl").write_text(
+        json.dumps({"file": "a.png", "caption": "one"}), encoding="utf-8"
+    )
     (source / "gone.png").symlink_to("nothing")
 
     entry, lines = run("images", captions={"manifest": source / "captions.jsonl"})
@@ -200,7 +202,7 @@ def test_of_a_compressed_file_that_breaks_off_the_lines_before_are_kept(
     data = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
     whole = compress(name, data)
     (source / name).write_bytes(whole[: int(0.9 * len(whole))])
-    (source / "b.txt").write_text("another")
+    (source / "b.txt").write_text("another", encoding="utf-8")
 
     entry, _ = run("text", range_bytes=200_000)
 
@@ -211,9 +213,9 @@ def test_of_a_compressed_file_that_breaks_off_the_lines_before_are_kept(
 
 
 def test_texts_of_other_kinds_are_counted(run, source):
-    (source / "a.ndjson").write_text('{"text": "one"}\n')
+    (source / "a.ndjson").write_text('{"text": "one"}\n', encoding="utf-8")
     for name in ("README.md", "b.csv", "c.json", "d.txt.gz"):
-        (source / name).write_text("no text")
+        (source / name).write_text("no text", encoding="utf-8")
 
     entry, _ = run("text")
 
@@ -276,7 +278,7 @@ def test_texts_and_videos_under_names_that_are_no_utf8(run, source, tmp_path):
     wide = picture().resize((256, 48))
     write_video(source / "a.mp4", [wide.crop((i, 0, i + 64, 48)) for i in range(16)])
     (source / "a.mp4").rename(source / os.fsdecode(b"a-\xe9.mp4"))
-    (source / os.fsdecode(b"a-\xe9.txt")).write_text("three")
+    (source / os.fsdecode(b"a-\xe9.txt")).write_text("three", encoding="utf-8")
 
     assert run("text")[0]["kept"] == 3
     assert run("clips")[0]["kept"] == 1

@@ -96,14 +96,14 @@ def write_recipe(path, kind, section, tokenizer):
         "packs": [],
         "run": {"executor": "processes", "stall_seconds": 60},
     }
-    (path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    (path / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return path / "recipe.yaml"
 
 
 def prepare(recipe):
     """Run `emu3 prepare`; it ends with status 0 and says nothing like a traceback."""
     command = [sys.executable, "-m", "emu3_megatron", "prepare", "all", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     assert "Traceback" not in done.stderr + done.stdout, done.stderr[-3000:]
 
@@ -147,7 +147,9 @@ def test_mutated_images(tmp_path, tokenizer, kind):
     names = write_mutations(tmp_path, kind)
     tokenizer.save(tmp_path / "tokenizer")
     captions = tmp_path / "captions.jsonl"
-    captions.write_text("\n".join(json.dumps({"file": n, "caption": n}) for n in names))
+    captions.write_text(
+        "\n".join(json.dumps({"file": n, "caption": n}) for n in names), encoding="utf-8"
+    )
     section = {**EASY, "min_side": 8, "near_duplicate_bits": -1}
     section["captions"] = {"manifest": str(captions)}
 
@@ -161,7 +163,9 @@ def test_mutated_videos(tmp_path, tokenizer, kind):
     names = write_mutations(tmp_path, kind)
     tokenizer.save(tmp_path / "tokenizer")
     captions = tmp_path / "captions.jsonl"
-    captions.write_text("\n".join(json.dumps({"file": n, "caption": n}) for n in names))
+    captions.write_text(
+        "\n".join(json.dumps({"file": n, "caption": n}) for n in names), encoding="utf-8"
+    )
     section = {**EASY, "min_seconds": 0.1, "min_flow": 0, "max_flow": 9}
     section["captions"] = {"manifest": str(captions)}
 
@@ -177,7 +181,9 @@ def test_mutated_texts(tmp_path, tokenizer, kind):
 
     prepare(write_recipe(tmp_path, "text", {}, tmp_path / "tokenizer"))
 
-    report = json.loads((tmp_path / "out" / "report.json").read_text())["kinds"]["text"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["kinds"][
+        "text"
+    ]
     assert report["kept"] + sum(report["set_aside"].values()) == report["found"]
     reasons = [row["reason"] for row in read_table(tmp_path / "out" / "text.parquet")]
     assert all(reason.partition(":")[0] in names for reason in reasons)

@@ -30,7 +30,9 @@ def test_every_picture_is_kept_or_says_why_not(tmp_path, tokenizer, folder):
     pictures = [path for path in files if suffix_of(path) in IMAGE_SUFFIXES]
     names = [path.relative_to(folder).as_posix() for path in pictures]
     captions = tmp_path / "captions.jsonl"
-    captions.write_text("\n".join(json.dumps({"file": name, "caption": name}) for name in names))
+    captions.write_text(
+        "\n".join(json.dumps({"file": name, "caption": name}) for name in names), encoding="utf-8"
+    )
     recipe = {
         "out": str(tmp_path / "out"),
         "model": "emu3-tiny",
@@ -46,17 +48,21 @@ def test_every_picture_is_kept_or_says_why_not(tmp_path, tokenizer, folder):
         "packs": [],
         "run": {"executor": "processes"},
     }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "emu3_megatron", "prepare", "images"]
 
-    done = subprocess.run([*command, tmp_path / "recipe.yaml"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, tmp_path / "recipe.yaml"], capture_output=True, text=True, encoding="utf-8"
+    )
 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr + done.stdout
     rows = read_table(tmp_path / "out" / "images.parquet")
     assert {row["source"] for row in rows} == set(names)
     assert all(row["kept"] or row["reason"] for row in rows)
-    left_out = json.loads((tmp_path / "out" / "report.json").read_text())["kinds"]["images"]
+    left_out = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["kinds"][
+        "images"
+    ]
     captioned = {path.with_suffix(".txt") for path in pictures}
     others = [p for p in files if p not in pictures and p not in captioned]
     assert sum(left_out["left_out"].values()) == len(others)

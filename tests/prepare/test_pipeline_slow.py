@@ -27,8 +27,8 @@ def recipe(tmp_path, tokenizer):
     for i in range(48):
         coarse = np.random.default_rng(i).integers(0, 256, (6, 8, 3), np.uint8)
         Image.fromarray(coarse).resize((256, 192), 0).save(photos / f"{i:02}.png")
-        (photos / f"{i:02}.txt").write_text(f"number {i}")
-    (texts / "a.txt").write_text("some words")
+        (photos / f"{i:02}.txt").write_text(f"number {i}", encoding="utf-8")
+    (texts / "a.txt").write_text("some words", encoding="utf-8")
     tokenizer.save(tmp_path / "tokenizer")
 
     def write(name, **run):
@@ -49,7 +49,7 @@ def recipe(tmp_path, tokenizer):
             "run": {"executor": "local", "task_items": 4, **run},
         }
         path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(values))
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return path
 
     return write
@@ -118,7 +118,9 @@ def cluster():
 def wait_for_nodes(address, number, environment):
     status = [RAY, "status", f"--address={address}"]
     for _ in range(60):
-        done = subprocess.run(status, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            status, env=environment, capture_output=True, text=True, encoding="utf-8"
+        )
         if len(re.findall(r"^ *1 node_", done.stdout, re.MULTILINE)) == number:
             return
         time.sleep(1)

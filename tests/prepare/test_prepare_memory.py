@@ -99,7 +99,11 @@ print(resident() - before)
 def test_freed_frames_leave_the_process():
     def kept(how):
         command = [sys.executable, "-c", HOLD_AND_FREE, how]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return int(
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, encoding="utf-8"
+            ).stdout
+        )
 
     assert kept("returned") < 8 << 20
     assert kept("as it is") > 64 << 20

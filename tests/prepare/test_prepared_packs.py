@@ -17,7 +17,7 @@ def load(tmp_path):
     """A function that loads a recipe over twenty texts, with these packs."""
     (tmp_path / "texts").mkdir()
     for i in range(20):
-        (tmp_path / "texts" / f"{i}.txt").write_text(f"line {i}")
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"line {i}", encoding="utf-8")
 
     def load(*packs):
         values = {
@@ -28,7 +28,7 @@ def load(tmp_path):
             "run": {"executor": "local"},
         }
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(values))
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return load_recipe(PrepareRecipe, path)
 
     return load
@@ -104,4 +104,4 @@ def test_packs_that_are_there_are_not_made_again(load, monkeypatch):
     monkeypatch.setattr("emu3_megatron.prepare.packing.pack_shards", None)
 
     assert prepare(recipe, ["text"]) == first
-    assert json.loads((recipe.out / "manifest.json").read_text()) == first
+    assert json.loads((recipe.out / "manifest.json").read_text(encoding="utf-8")) == first

@@ -48,7 +48,7 @@ def test_a_cluster_that_died_is_not_waited_for():
     )
     with tempfile.TemporaryDirectory() as folder:  # sockets want a shorter path than tmp_path
         (Path(folder) / "ray").mkdir()
-        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1", encoding="utf-8")
         environment = {**os.environ, "RAY_TMPDIR": folder}
 
         done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=100)

@@ -21,10 +21,12 @@ def recipe(tmp_path, tokenizer, add_photo):
     (photos / "a.png").rename(photos / "more" / "a.png")
     (photos / "a.txt").rename(photos / "more" / "a.txt")
     (photos / "c.jpg").write_bytes(b"no picture")
-    (photos / "d.svg").write_text("<svg>")
+    (photos / "d.svg").write_text("<svg>", encoding="utf-8")
     texts.mkdir()
-    (texts / "lines.jsonl").write_text('{"text": "one"}\n{"text": "one"}\nno json\n')
-    (texts / "a.txt").write_text("two")
+    (texts / "lines.jsonl").write_text(
+        '{"text": "one"}\n{"text": "one"}\nno json\n', encoding="utf-8"
+    )
+    (texts / "a.txt").write_text("two", encoding="utf-8")
     easy = {"min_side": 32, "min_quality": 0, "ocr": False, "area": 1536}
     return PrepareRecipe.model_validate(
         {
@@ -44,7 +46,7 @@ def test_a_finished_run_is_reported_by_suffix_and_source(recipe, capsys):
 
     main(["prepare", "--report", str(recipe.out)])
 
-    found = json.loads((recipe.out / "report.json").read_text())
+    found = json.loads((recipe.out / "report.json").read_text(encoding="utf-8"))
     photos, texts = found["kinds"]["images"], found["kinds"]["text"]
     assert found["finished"]
     assert (photos["found"], photos["kept"]) == (3, 1)
@@ -85,7 +87,7 @@ def test_an_unfinished_run_says_so(recipe, monkeypatch, capsys):
         prepare(recipe, ["images"])
 
     main(["prepare", "--report", str(recipe.out)])
-    found = json.loads((recipe.out / "report.json").read_text())
+    found = json.loads((recipe.out / "report.json").read_text(encoding="utf-8"))
     assert (found["finished"], found["unfinished_kinds"]) == (False, ["images"])
     assert set(found["kinds"]) == {"text"}
     assert found["stages"]["images: scores"]["done"] == 0

@@ -45,7 +45,7 @@ def photos(tmp_path):
         coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
         path = folder / f"photo{number}.png"
         Image.fromarray(coarse).resize((64, 48), Image.Resampling.NEAREST).save(path)
-        path.with_suffix(".txt").write_text(f"number {number}")
+        path.with_suffix(".txt").write_text(f"number {number}", encoding="utf-8")
     return folder
 
 

@@ -39,7 +39,7 @@ def table(tmp_path):
 
     def write(*rows):
         path = tmp_path / "scores.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return path
 
     return write
@@ -195,7 +195,7 @@ def prepared(tmp_path, tokenizer, add_photo, table):
 
 def test_the_best_are_packed_and_the_table_says_why(prepared):
     rows = {row["source"]: row for row in read_table(prepared / "images.parquet")}
-    entry = json.loads((prepared / "manifest.json").read_text())["kinds"]["images"]
+    entry = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))["kinds"]["images"]
 
     assert kept(rows.values()) == ["three.png", "two.png"]
     assert rows["one.png"]["reason"] == "not selected: score 1"
@@ -206,7 +206,7 @@ def test_the_best_are_packed_and_the_table_says_why(prepared):
 
 def test_the_page_tells_of_the_selection(prepared, tmp_path):
     write_page(prepared, tmp_path / "data.html", None, samples=4)
-    page = (tmp_path / "data.html").read_text()
+    page = (tmp_path / "data.html").read_text(encoding="utf-8")
 
     assert (
         "Selected by the mean of mps x 1, the best 60.00%: 2 of 3 with a score, the least 2" in page

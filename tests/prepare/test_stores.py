@@ -46,7 +46,7 @@ def photos(tmp_path):
         coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
         path = folder / "a" / f"photo{number}.png"
         Image.fromarray(coarse).resize((64, 48), Image.Resampling.NEAREST).save(path)
-        path.with_suffix(".txt").write_text(f"number {number}")
+        path.with_suffix(".txt").write_text(f"number {number}", encoding="utf-8")
     return folder
 
 
@@ -219,7 +219,7 @@ def test_clips_at_a_url_and_in_a_tar(run, tmp_path, memory):
     folder = tmp_path / "films"
     folder.mkdir()
     film = write_video(folder / "a.mp4", [wide.crop((i, 0, i + 64, 48)) for i in range(12)])
-    (folder / "a.txt").write_text("a film")
+    (folder / "a.txt").write_text("a film", encoding="utf-8")
     memory.put(str(folder), "/bucket/films", recursive=True)
     files = [("a.mp4", film.read_bytes()), ("a.txt", b"a film")]
     tar = tar_of(tmp_path / "0.tar", files)
@@ -240,7 +240,7 @@ def test_texts_at_a_url(run, tmp_path, memory):
     (texts / "a.jsonl").write_bytes(lines)
     (texts / "b.jsonl.gz").write_bytes(gzip.compress(lines.replace(b"line", b"row")))
     pq.write_table(pa.table({"text": [f"value {i}" for i in range(50)]}), texts / "c.parquet")
-    (texts / "d.txt").write_text("a text")
+    (texts / "d.txt").write_text("a text", encoding="utf-8")
     memory.put(str(texts), "/bucket/texts", recursive=True)
     expected = run("text", texts).shards
     assert run("text", "memory://bucket/texts", out="url").shards == expected

@@ -32,7 +32,9 @@ BOTH = {"languages": ["en", "zh"], "mask": ["email", "ip", "phone"]}
 def run(tmp_path):
     """A function that prepares the texts; returns the folder and the manifest."""
     source = tmp_path / "a.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, 7]))
+    source.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, 7]), encoding="utf-8"
+    )
 
     def run(out="out", executor="local", **section):
         recipe = PrepareRecipe.model_validate(

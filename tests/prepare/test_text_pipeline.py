@@ -30,7 +30,7 @@ LINES = [f"line {i} " + "text 文字 " * (i % 7) for i in range(200)]
 def texts(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    with (folder / "a.jsonl").open("w") as file:
+    with (folder / "a.jsonl").open("w", encoding="utf-8") as file:
         for line in LINES:
             file.write(json.dumps({"text": line}, ensure_ascii=len(line) % 2 == 0) + "\n")
     return folder
@@ -93,7 +93,7 @@ def test_the_shard_is_the_one_that_a_loop_writes(run, tmp_path, vocabulary, rang
 def test_a_book_is_one_text_to_the_tokenizer(run, tmp_path, suffix):
     book = " ".join(f"Chapter {i}: the lighthouse keeper's recollections." for i in range(8_000))
     file = tmp_path / f"book.{suffix}"
-    file.write_text(book if suffix == "txt" else json.dumps({"text": book}))
+    file.write_text(book if suffix == "txt" else json.dumps({"text": book}), encoding="utf-8")
 
     recipe, manifest = run(source=file, model="emu3-mini")
 
@@ -113,8 +113,8 @@ def test_processes_write_the_same(run):
 
 def test_equal_texts_are_kept_once_and_nfc_makes_them_equal(run, texts, vocabulary):
     accent = unicodedata.normalize("NFD", "café")
-    (texts / "b.txt").write_text(accent)
-    (texts / "c.txt").write_text("café")
+    (texts / "b.txt").write_text(accent, encoding="utf-8")
+    (texts / "c.txt").write_text("café", encoding="utf-8")
 
     recipe, manifest = run()
 
@@ -156,7 +156,7 @@ def test_a_file_may_stand_for_the_folder(run, texts, vocabulary):
 
 
 def test_a_file_of_another_kind_is_named(run, texts):
-    (texts / "notes.md").write_text("notes")
+    (texts / "notes.md").write_text("notes", encoding="utf-8")
 
     with pytest.raises(InputError, match=r"notes\.md: ends in none of \.jsonl, .*\.parquet, \.txt"):
         run(source=texts / "notes.md")
@@ -224,8 +224,10 @@ def test_bad_lines_are_set_aside_or_refused(run, texts, line, reason):
 
 
 def test_a_mark_of_the_byte_order_is_no_part_of_a_text(texts, run, vocabulary):
-    (texts / "a.jsonl").write_text('\ufeff{"text": "\ufeffone"}\n{"text": "two"}\n\n \n')
-    (texts / "b.txt").write_text("\ufeffthree")
+    (texts / "a.jsonl").write_text(
+        '\ufeff{"text": "\ufeffone"}\n{"text": "two"}\n\n \n', encoding="utf-8"
+    )
+    (texts / "b.txt").write_text("\ufeffthree", encoding="utf-8")
 
     recipe, manifest = run()
 

@@ -46,7 +46,7 @@ def prepared(tmp_path):
         folder = tmp_path / f"texts of {out}"
         folder.mkdir(exist_ok=True)
         for text in texts:
-            (folder / f"{text}.txt").write_text(text)
+            (folder / f"{text}.txt").write_text(text, encoding="utf-8")
         recipe = PrepareRecipe.model_validate(
             {
                 "out": tmp_path / out,

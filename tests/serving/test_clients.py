@@ -156,7 +156,7 @@ def test_openai_gets_our_errors(openai):
 
 
 def test_documented_calls_do_what_they_show(address, tmp_path):
-    page = (ROOT / "docs" / "serving.md").read_text()
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     page = page.replace("http://127.0.0.1:8000", address).replace('"none"', '"s3cret"')
     calls = [block for block in blocks(page, "sh") if block.startswith("curl")]
     assert len(calls) == 4
@@ -166,7 +166,12 @@ def test_documented_calls_do_what_they_show(address, tmp_path):
 
     script = "".join(blocks(page, "python"))
     done = subprocess.run(
-        [sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
 
     assert {path.name for path in tmp_path.iterdir()} == {"cat-0.png", "cat-1.png", "cat.mp4"}
@@ -229,9 +234,11 @@ ROWS = [
 
 
 def test_lm_eval_scores_a_task_of_a_local_file(demo, mesh, address, tmp_path):
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "test.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8"
+    )
     task = TASK.replace("TEST", str(tmp_path / "test.jsonl"))
-    (tmp_path / "local_choice.yaml").write_text(task)
+    (tmp_path / "local_choice.yaml").write_text(task, encoding="utf-8")
     arguments = f"model=decoder-run,base_url={address}/v1/completions,num_concurrent=1"
     subprocess.run(
         [
@@ -245,7 +252,7 @@ def test_lm_eval_scores_a_task_of_a_local_file(demo, mesh, address, tmp_path):
     )
 
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
-    found = [json.loads(line) for line in samples.read_text().splitlines()]
+    found = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     scores = [
         [float(pair[0][0]) for pair in row["resps"]]
         for row in sorted(found, key=lambda row: row["doc_id"])

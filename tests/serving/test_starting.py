@@ -56,7 +56,7 @@ def test_other_hosts_need_a_key(capsys, monkeypatch, host):
 
 
 def test_an_empty_key_is_none(capsys, tmp_path):
-    (tmp_path / "key").write_text("\n")
+    (tmp_path / "key").write_text("\n", encoding="utf-8")
 
     assert "an empty key" in refusal(capsys, "runs/none", "--api-key-file", str(tmp_path / "key"))
 

@@ -52,7 +52,7 @@ class Source:
 
     @property
     def text(self) -> str:
-        return (ROOT / self.path).read_text()
+        return (ROOT / self.path).read_text(encoding="utf-8")
 
     def inline_commands(self) -> list[str]:
         """What a document's lines name between backticks: whole commands, or their beginnings."""
@@ -80,7 +80,7 @@ def commands_of(source: Source) -> tuple[list[list[str]], str]:
         lay_out(Path(folder), source)
         photos = Path(folder) / "demo" / "photos"
         photos.mkdir(parents=True)
-        (photos / "cat.txt").write_text("A cat.")
+        (photos / "cat.txt").write_text("A cat.", encoding="utf-8")
         if source.is_script:
             launcher = "sbatch" if "#SBATCH" in source.text else "bash"
             scripts = [[launcher, source.path, *ARGUMENTS.get(source.path, [])]]
@@ -88,7 +88,7 @@ def commands_of(source: Source) -> tuple[list[list[str]], str]:
             scripts = [["bash", "-euc", block] for block in blocks(source.text, "bash")]
         errors = [_run_beside_stand_ins(Path(folder), script) for script in scripts]
         record = Path(folder) / "record"
-        written = record.read_text() if record.exists() else ""
+        written = record.read_text(encoding="utf-8") if record.exists() else ""
     calls = [call.split("\0")[:-1] for call in written.split("\x1e\0")[:-1]]
     return [[PLACEHOLDERS.get(word, word) for word in words] for words in calls], "".join(errors)
 
@@ -104,7 +104,7 @@ def lay_out(folder: Path, source: Source) -> None:
         (folder / name).symlink_to(ROOT / name)
     for block in blocks(source.text, "yaml"):
         if "out" in yaml.safe_load(block):
-            (folder / "recipe.yaml").write_text(block)
+            (folder / "recipe.yaml").write_text(block, encoding="utf-8")
 
 
 def _run_beside_stand_ins(folder: Path, command: list[str]) -> str:
@@ -123,6 +123,7 @@ def _run_beside_stand_ins(folder: Path, command: list[str]) -> str:
         capture_output=True,
         text=True,
         timeout=30,
+        encoding="utf-8",
     )
     return done.stderr or (f"status {done.returncode}\n" if done.returncode else "")
 
@@ -141,5 +142,5 @@ def _write_stand_ins(folder: Path) -> None:
 
 
 def _write_program(path: Path, text: str) -> None:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     path.chmod(0o755)

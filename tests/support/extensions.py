@@ -88,7 +88,7 @@ class Lines:
         if not section.file.is_file():
             raise InputError(f"{section.file}: no such file")
         self.file, self.vocabulary = section.file, vocabulary
-        self.lines = section.file.read_text().splitlines()
+        self.lines = section.file.read_text(encoding="utf-8").splitlines()
         self.context = section.tokens
         self.content = hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
 

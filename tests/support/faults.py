@@ -80,7 +80,7 @@ class Job:
         for process in self.processes:
             process.kill()
             process.join()
-        said = [path.read_text() if path.exists() else "" for path in self.outputs]
+        said = [path.read_text(encoding="utf-8") if path.exists() else "" for path in self.outputs]
         return [Rank(code, text) for code, text in zip(codes, said, strict=True)]
 
     def until(self, condition: Callable[[], Any], seconds: float = 60) -> None:
@@ -106,13 +106,20 @@ def run_job(*arguments: Any, **settings: Any) -> list[Rank]:
 
 def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     path = folder / "events.jsonl"
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
     return [event for event in found if kind in (None, event["event"])]
 
 
 def losses(folder: Path) -> dict[int, float]:
     """Loss by step, from metrics.jsonl."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
@@ -122,7 +129,7 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def latest(folder: Path) -> int:
-    return int((folder / "checkpoints" / "latest").read_text().strip()[5:])
+    return int((folder / "checkpoints" / "latest").read_text(encoding="utf-8").strip()[5:])
 
 
 def weights(checkpoint: Path) -> dict[str, Any]:
@@ -165,7 +172,7 @@ def _enter(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    with output.open("w", buffering=1) as file:
+    with output.open("w", buffering=1, encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         from emu3_megatron.cli.train import run_training

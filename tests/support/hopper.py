@@ -67,10 +67,13 @@ def in_a_process(code: str, home: Path) -> Any:
         timeout=300,
         env=os.environ | environment,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def _run(*command: Path | str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout

@@ -152,7 +152,7 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> None:
     folder.mkdir(parents=True)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 WRITERS = {

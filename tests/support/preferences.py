@@ -56,7 +56,7 @@ def _write_media(path: Path, sample: Sample, random: np.random.Generator) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = random.integers(0, 256, 3)
     if sample.kind == "text":
-        path.write_text(f"answer {sample.id}")
+        path.write_text(f"answer {sample.id}", encoding="utf-8")
     elif sample.kind == "image":
         Image.new("RGB", (24, 16), tuple(colour.tolist())).save(path)
     else:
@@ -67,7 +67,7 @@ def _write_media(path: Path, sample: Sample, random: np.random.Generator) -> Non
 def add_votes(folder: Path, voter: str, votes: dict[int, Any]) -> Path:
     """Append lines as the page writes them: (best, worst), or None for no difference."""
     path = folder / f"votes-{voter}.jsonl"
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         for moment, (prompt, vote) in enumerate(votes.items()):
             said = {"no_difference": True} if vote is None else {"best": vote[0], "worst": vote[1]}
             record = {"time": moment, "voter": voter, "prompt": prompt, **said}
@@ -78,6 +78,6 @@ def add_votes(folder: Path, voter: str, votes: dict[int, Any]) -> Path:
 def add_lines(folder: Path, name: str, *records: Any) -> Path:
     """Append lines to a file of votes, whatever they say."""
     path = folder / name
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
     return path

@@ -25,7 +25,7 @@ def emu3(*arguments: str | Path, cwd: Path, seconds: float = 120) -> Ended:
     code = process.exitcode
     process.kill()
     process.join()
-    said = output.read_text()
+    said = output.read_text(encoding="utf-8")
     output.unlink()
     return Ended(code, said)
 
@@ -37,7 +37,7 @@ def _enter(words: list[str], cwd: Path, output: Path) -> None:
 
     torch.set_num_threads(1)
     os.chdir(cwd)
-    with output.open("w", buffering=1) as file:
+    with output.open("w", buffering=1, encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         main(words)

@@ -30,12 +30,14 @@ def write_prompts(folder: Path) -> dict[str, list[Path]]:
         "vbench": folder / "VBench_full_info.json",
         "dpg-bench": folder / "prompts",
     }
-    files["geneval"].write_text("".join(json.dumps(record) + "\n" for record in GENEVAL))
+    files["geneval"].write_text(
+        "".join(json.dumps(record) + "\n" for record in GENEVAL), encoding="utf-8"
+    )
     files["t2i-compbench"].write_bytes(COMPBENCH.encode())
-    files["vbench"].write_text(json.dumps(VBENCH))
+    files["vbench"].write_text(json.dumps(VBENCH), encoding="utf-8")
     files["dpg-bench"].mkdir()
     for name, text in DPG_BENCH.items():
-        (files["dpg-bench"] / f"{name}.txt").write_text(text)
+        (files["dpg-bench"] / f"{name}.txt").write_text(text, encoding="utf-8")
     return {name: [path] for name, path in files.items()}
 
 
@@ -45,7 +47,7 @@ def found_by_geneval(folder: Path) -> dict[str, int]:
     for subfolder in os.listdir(folder):
         if not (folder / subfolder).is_dir() or not subfolder.isdigit():
             continue
-        with open(folder / subfolder / "metadata.jsonl") as file:
+        with open(folder / subfolder / "metadata.jsonl", encoding="utf-8") as file:
             metadata = json.load(file)
         for name in os.listdir(folder / subfolder / "samples"):
             path = folder / subfolder / "samples" / name

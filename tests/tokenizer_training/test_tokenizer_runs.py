@@ -60,7 +60,10 @@ def train(recipe, accept=False):
 
 
 def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def psnr(tokenizer, photos):
@@ -85,7 +88,7 @@ def test_a_run_leaves_metrics_a_checkpoint_and_pictures(trained):
     wanted = {"l2", "commitment", "codebook_usage", "codebook_perplexity", "samples_per_second"}
     assert wanted < steps[-1].keys()
     assert steps[-1]["l2"] < 0.7 * steps[0]["l2"]
-    assert (trained / "checkpoints" / "latest").read_text() == "step-00000060\n"
+    assert (trained / "checkpoints" / "latest").read_text(encoding="utf-8") == "step-00000060\n"
     assert {path.suffix for path in (trained / "samples" / "step-00000060").iterdir()} == {".png"}
 
 
@@ -125,7 +128,7 @@ def test_validation_measures_what_is_saved(trained, held_out):
 def test_a_second_run_in_a_finished_folder_changes_nothing(trained, photos, tmp_path):
     before = (trained / "tokenizer" / "model.safetensors").read_bytes()
     path = tmp_path / "recipe.yaml"
-    path.write_text(describe(finished_recipe(trained, photos)))
+    path.write_text(describe(finished_recipe(trained, photos)), encoding="utf-8")
 
     again = emu3("tokenizer", "train", path, cwd=tmp_path)
 
@@ -137,7 +140,7 @@ def test_a_second_run_in_a_finished_folder_changes_nothing(trained, photos, tmp_
 def test_a_longer_run_says_that_its_rate_has_ended(trained, photos, tmp_path):
     path = tmp_path / "recipe.yaml"
     longer = {"steps": 61, "stop_after": 60}
-    path.write_text(describe(finished_recipe(trained, photos, run=longer)))
+    path.write_text(describe(finished_recipe(trained, photos, run=longer)), encoding="utf-8")
 
     said = emu3("tokenizer", "train", path, cwd=tmp_path).said
 
@@ -227,7 +230,7 @@ def test_another_network_to_start_from_is_refused(trained, photos, tmp_path):
 def test_codes_that_no_step_used_are_said_and_measured(photos, tmp_path):
     recipe = tokenizer_recipe(tmp_path, photos, codebook={"plain_steps": 8})
     path = tmp_path / "recipe.yaml"
-    path.write_text(describe(recipe))
+    path.write_text(describe(recipe), encoding="utf-8")
 
     said = emu3("tokenizer", "train", path, cwd=tmp_path).said
 
@@ -320,7 +323,7 @@ def test_training_files_are_not_held_out(photos, tmp_path):
 
 
 def test_a_run_folder_that_is_a_file_is_refused(photos, tmp_path):
-    (tmp_path / "run").write_text("")
+    (tmp_path / "run").write_text("", encoding="utf-8")
     assert "is a file; name a folder" in refused(tokenizer_recipe(tmp_path / "run", photos))
 
 

@@ -21,7 +21,7 @@ COMMITTED = Path(__file__).with_suffix(".json")
 
 
 def taken_with() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return {
         "cpu": next((line.split(": ")[1] for line in lines if line.startswith("model name")), ""),
         "torch": torch.__version__,
@@ -37,7 +37,7 @@ def train(folder: Path) -> list[float]:
 
 
 def test_losses_are_those_that_were_committed(tmp_path: Path) -> None:
-    committed = json.loads(COMMITTED.read_text())
+    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
 
     found = train(tmp_path)
 
@@ -49,4 +49,4 @@ def test_losses_are_those_that_were_committed(tmp_path: Path) -> None:
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:
         values = {"taken_with": taken_with(), "losses": train(Path(folder))}
-    COMMITTED.write_text(json.dumps(values, indent=2) + "\n")
+    COMMITTED.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

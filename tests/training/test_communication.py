@@ -30,7 +30,7 @@ def test_waiting_for_a_late_rank_shows_in_its_step(tmp_path):
     ends = run_job(recipe, ranks=2, fault=rank_1_comes_a_second_late_to_step_3)
     assert [end.code for end in ends] == [0, 0], ends[0].said
 
-    rows = [json.loads(line) for line in (recipe.run.dir / "metrics.jsonl").open()]
+    rows = [json.loads(line) for line in (recipe.run.dir / "metrics.jsonl").open(encoding="utf-8")]
     most, least = (
         [row[name] for row in rows]
         for name in ("communication_seconds", "communication_seconds_least")

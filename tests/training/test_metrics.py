@@ -31,7 +31,7 @@ def row(step):
 
 
 def steps_in(path):
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    return [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # FLOPs
@@ -87,12 +87,12 @@ def test_rows_are_on_the_disk_at_once(tmp_path):
     writer = JsonLines(tmp_path / "metrics.jsonl", resumed_step=0)
     writer.write(row(1))
 
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == row(1)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8")) == row(1)
 
 
 def test_a_row_that_a_killed_run_left_unfinished_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    path.write_text('{"step": 1}\n{"step": 2, "lo', encoding="utf-8")
 
     JsonLines(path, resumed_step=2).close()
 

@@ -34,7 +34,7 @@ def run(mesh, tmp_path: Path) -> Run:
 def test_run_json_holds_the_datas_state_without_tensors(run):
     run.describe()
 
-    written = json.loads((run.folder / "run.json").read_text())
+    written = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     assert written == {"recipe": {}, "data": {"given": 3}}
 
 

@@ -49,7 +49,10 @@ def held_out_loss(recipe: Recipe) -> dict[str, float]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_it_is_the_loss_of_a_first_step_on_the_same_packs_without_dropout(packs, tmp_path):

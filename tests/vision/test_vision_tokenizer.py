@@ -120,7 +120,7 @@ def test_the_folder_of_the_run_is_told_where_its_tokenizer_is(tokenizer, tmp_pat
 
 
 def test_folder_of_something_else(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "Emu3"}')
+    (tmp_path / "config.json").write_text('{"model_type": "Emu3"}', encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json: not a tokenizer"):
         VisionTokenizer.load(tmp_path)
 
@@ -128,6 +128,9 @@ def test_folder_of_something_else(tmp_path):
 def test_weights_of_another_size(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"codebook_size": 512', '"codebook_size": 256'))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('"codebook_size": 512', '"codebook_size": 256'),
+        encoding="utf-8",
+    )
     with pytest.raises(InputError, match=r"model\.safetensors: not the weights"):
         VisionTokenizer.load(tmp_path)

@@ -174,7 +174,7 @@ def first_documents(stores: list[TokenStore]) -> np.ndarray:
 
 def read_header(path: Path) -> dict[str, Any]:
     try:
-        header = json.loads((path / "pack.json").read_text())
+        header = json.loads((path / "pack.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no packs there; make them with emu3 pack") from None
     except (OSError, ValueError):

@@ -166,7 +166,7 @@ def _write(out: Path, packing: Packing, stores: list[TokenStore], settings: dict
         beside.mkdir()
         for (name, dtype), array in zip(DTYPES.items(), arrays, strict=True):
             np.save(beside / f"{name}.npy", array.astype(dtype, copy=False))
-        (beside / "pack.json").write_text(json.dumps(header, indent=2) + "\n")
+        (beside / "pack.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         for file in beside.iterdir():
             sync(file)
 

@@ -62,7 +62,7 @@ class Sidecar:
         """The sidecar of a shard; None when it has none, as shards that Megatron wrote."""
         path = shard_file(prefix, "json")
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):

@@ -76,7 +76,9 @@ def write_shard(
         columns = _write_tokens(new_data, blocks, content, check)
         _check_documents(prefix, len(columns[-1]), group)
         _write_index(new_index, *columns)
-        new_sidecar.write_text(content.sidecar(new_index, vocabulary, group).to_json())
+        new_sidecar.write_text(
+            content.sidecar(new_index, vocabulary, group).to_json(), encoding="utf-8"
+        )
         index.unlink(missing_ok=True)  # never an old index beside new tokens
 
 
@@ -155,4 +157,4 @@ def relabel(prefix: str | Path, vocabulary: Vocabulary) -> None:
 
 def _write_sidecar(prefix: str | Path, sidecar: Sidecar) -> None:
     with replacing(shard_file(prefix, "json")) as path:
-        path.write_text(sidecar.to_json())
+        path.write_text(sidecar.to_json(), encoding="utf-8")

@@ -55,7 +55,7 @@ class Place:
         for unfinished in [path for path in self.work.iterdir() if path.name != "lock"]:
             unfinished.unlink()
         if known:
-            require_same(self.folder, json.loads(settings.read_text()), about)
+            require_same(self.folder, json.loads(settings.read_text(encoding="utf-8")), about)
         else:
             write_json(settings, about)
         self._write_texts(plan, seed)

@@ -25,7 +25,7 @@ def lock(folder: Path, file: Path) -> TextIO:
         InputError: another process has it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    opened = file.open("w")
+    opened = file.open("w", encoding="utf-8")
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

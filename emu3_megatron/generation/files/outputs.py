@@ -107,7 +107,9 @@ def write_record(outputs: Sequence[Output], about: Callable[[Output], dict[str, 
     path = outputs[0].path.parent / RECORD
     lines = {}
     if path.is_file():
-        lines = {json.loads(line)["file"]: line for line in path.read_text().splitlines()}
+        lines = {
+            json.loads(line)["file"]: line for line in path.read_text(encoding="utf-8").splitlines()
+        }
     for output in outputs:
         said = {
             "file": output.path.name,

@@ -163,7 +163,7 @@ class _Journal:
 
     def __init__(self, path: Path, url: str):
         self._path = path
-        values = json.loads(path.read_text()) if path.is_file() else {}
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if values.get("url") != url:
             values = {"url": url, "committed": None, "sent": {}}
         self._values: dict[str, Any] = values
