@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from emu3_megatron import progress
 
 
 @contextmanager
@@ -51,6 +53,16 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, file by file, with a mark of progress for each; what resists stays."""
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            with suppress(OSError):
+                path.unlink()
+            progress.mark()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -7,16 +7,17 @@ the manifest says besides is the caller's (step, recipe, vocabulary).
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from emu3_megatron import progress
 from emu3_megatron.errors import InputError
-from emu3_megatron.files import sync
+from emu3_megatron.files import remove_folder, sync
 
 NAME = "manifest.json"
+_PIECE = 1 << 20  # bytes hashed at once
 _THREADS = 4  # files hashed at once; hashlib lets go of the interpreter's lock
 
 
@@ -32,9 +33,12 @@ def require_ours(folder: Path, still_ours: Callable[[], bool]) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, as read back from where it was written."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with path.open("rb", buffering=0) as file:
+        while read := file.readinto(piece):
+            digest.update(piece[:read])
+            progress.mark()
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def commit(
@@ -67,7 +71,7 @@ def commit(
         os.rename(target, gone)
     os.rename(beside, target)
     sync(target.parent)
-    shutil.rmtree(gone, ignore_errors=True)
+    remove_folder(gone)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -106,6 +110,7 @@ def first_fault(folder: Path, names: Iterable[str], described: dict[str, Any]) -
 
 
 def _fault(path: Path, expected: dict[str, Any]) -> str | None:
+    progress.mark()
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:

@@ -11,6 +11,8 @@ import functools
 import queue
 from typing import Any
 
+from emu3_megatron import progress
+
 
 def copy_saved_states_only() -> None:
     """Let the distributed optimizer load the states that a checkpoint holds, and no others.
@@ -50,6 +52,27 @@ def write_without_manager() -> None:
 
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = queue.SimpleQueue()
+
+
+def mark_loaded_tensors() -> None:
+    """Let every tensor that torch has read from a checkpoint be a mark of progress.
+
+    Loading is one call, which takes hours from a slow disk, and torch tells nobody how far it is
+    (2.8 to 2.13).
+    """
+    from torch.distributed.checkpoint import DefaultLoadPlanner
+
+    planner: Any = DefaultLoadPlanner
+    original = planner.commit_tensor
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def commit_and_mark(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        progress.mark()
+
+    planner.commit_tensor = commit_and_mark
 
 
 def mlp_spec(submodules: Any) -> Any:

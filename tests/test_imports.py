@@ -18,7 +18,7 @@ PACKAGE = Path(emu3_megatron.__file__).parent
 KERNELS = Path(emu3_kernels.__file__).parent
 
 # What is open to every package.
-OPEN = {"errors", "files", "manifest", "pages", "upstream"}
+OPEN = {"errors", "files", "manifest", "pages", "progress", "upstream"}
 # What a package may import besides itself, and with it all that those may import.
 ALLOWED: dict[str, set[str]] = {
     **{name: set() for name in OPEN},

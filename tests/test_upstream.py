@@ -15,8 +15,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel.layers import _initialize_affine_weight_cpu
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.mlp import MLP
+from torch.distributed.checkpoint import DefaultLoadPlanner
 
-from emu3_megatron import upstream
+from emu3_megatron import progress, upstream
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.model import build_decoder
 
@@ -153,3 +154,15 @@ def test_such_a_layer_is_made_on_meta(mesh, on_default_device):
 
     assert layer(4, config=on_default_device).weight.device.type == "cpu"
     assert on_default_device.use_cpu_initialization, "the decoder's own stays as it is"
+
+
+def test_each_tensor_that_torch_loads_is_a_mark_of_progress():
+    upstream.mark_loaded_tensors()
+    marks = []
+
+    with progress.heard_by(lambda: marks.append(1)):
+        DefaultLoadPlanner.commit_tensor.__wrapped__(None, None, None)
+        assert not marks, "torch itself tells nobody"
+        DefaultLoadPlanner.commit_tensor(None, None, None)
+
+    assert len(marks) == 1

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from emu3_megatron import manifest
 from emu3_megatron.errors import InputError
-from emu3_megatron.files import replacing
+from emu3_megatron.files import remove_folder, replacing
 from emu3_megatron.parallel.votes import first_of_ranks, on_first_rank
 
 FORMAT = "emu3-megatron/checkpoint/2"
@@ -131,7 +131,7 @@ def _prune(folder: Path, keep: int, still_ours: Callable[[], bool]) -> None:
         manifest.require_ours(folder, still_ours)
         # Not under its name while it goes; what stays of it, the next save removes.
         gone = path.rename(path.with_name(f".{path.name}.gone.tmp"))
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_folder(gone)
 
 
 def _fault(path: Path) -> str | None:

@@ -7,7 +7,6 @@ and all ranks hear of it.
 
 import inspect
 import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from emu3_megatron.checkpoints.folders import FORMAT, move_tracker
 from emu3_megatron.checkpoints.state import SplitState, Stateful
 from emu3_megatron.checkpoints.writer import BackgroundWriter, Written
 from emu3_megatron.errors import InputError
+from emu3_megatron.files import remove_folder
 from emu3_megatron.parallel.votes import any_rank, on_first_rank
 
 
@@ -71,7 +71,7 @@ class PendingSave:
         except manifest.TakenOver:
             raise
         except (OSError, InputError) as error:
-            on_first_rank(lambda: shutil.rmtree(self.beside, ignore_errors=True))
+            on_first_rank(lambda: remove_folder(self.beside))
             raise SaveError(f"{self.target}: not saved: {_reason(error)}") from None
         return self.target
 
@@ -161,7 +161,7 @@ def _prepare(target: Path, common: dict[str, Any], still_ours: Callable[[], bool
     manifest.require_ours(target.parent, still_ours)
     for left in target.parent.glob(".step-*.tmp"):
         manifest.require_ours(target.parent, still_ours)
-        shutil.rmtree(left)
+        remove_folder(left)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     beside.mkdir(parents=True)
     try:

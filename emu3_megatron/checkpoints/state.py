@@ -20,8 +20,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedBase
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from emu3_megatron import upstream
 from emu3_megatron.checkpoints.folders import read_checkpoint
 from emu3_megatron.errors import InputError
+
+upstream.mark_loaded_tensors()
 
 State = dict[str, Any]
 

@@ -7,12 +7,14 @@ process: it dies with its rank, hashes what it writes, and is noticed when it di
 
 import ctypes
 import gc
+import mmap
 import multiprocessing
 import os
 import queue
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-from emu3_megatron import manifest, upstream
+from emu3_megatron import manifest, progress, upstream
 
 upstream.write_without_manager()
 
 _PR_SET_PDEATHSIG = 1
 _FORKS = 3
 _SECONDS_TO_BEGIN = 10.0
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class BackgroundWriter:
         buckets = writer.preload_tensors(writer.write_buckets, non_blocking=True)
         self._held = [tensor for bucket in buckets for _, tensor in bucket[2][1]]
         transforms = [writer.transforms] if hasattr(writer, "transforms") else []
+        self._paths = [Path(bucket[0]) for bucket in buckets]
+        self._marks = memoryview(mmap.mmap(-1, 8)).cast(
+            "Q"
+        )  # of progress, which the process counts
         self._failed: str | None = None  # why there is no process
         # A rank that fails must not wait for a write that nobody will commit.
         self._kill_at_exit = Finalize(None, self._end, exitpriority=10)
@@ -72,7 +79,9 @@ class BackgroundWriter:
         context = multiprocessing.get_context("fork")
         self._answer, theirs = context.Pipe(duplex=False)
         self._process = context.Process(
-            target=_write, args=(transforms, buckets, theirs, os.getpid()), name="checkpoint writer"
+            target=_write,
+            args=(transforms, buckets, theirs, self._marks, os.getpid()),
+            name="checkpoint writer",
         )
         try:
             self._process.start()
@@ -100,6 +109,12 @@ class BackgroundWriter:
         return written
 
     def _receive(self) -> Written:
+        before = None
+        while not self._answer.poll(_SECONDS_BETWEEN_LOOKS):
+            now = self._marks[0], *map(_size, self._paths)
+            if now != before:
+                progress.mark()
+            before = now
         try:
             return self._answer.recv()
         except EOFError:
@@ -114,7 +129,16 @@ class BackgroundWriter:
             self._process.join()
 
 
-def _write(transforms: list[Any], buckets: list[Any], answer: Any, parent: int) -> None:
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _write(
+    transforms: list[Any], buckets: list[Any], answer: Any, marks: memoryview, parent: int
+) -> None:
     answer.send("began")
     gc.disable()  # collecting a copy of the parent's CUDA tensors would touch the device
     torch.set_num_threads(1)  # a forked process has lost the threads of the parent's pool
@@ -124,12 +148,17 @@ def _write(transforms: list[Any], buckets: list[Any], answer: Any, parent: int) 
     try:
         results: list[Any] = []
         files = {}
-        for bucket in buckets:
-            results += _write_bucket(transforms, bucket)
-            files[bucket[1]] = manifest.describe(Path(bucket[0]))
+        with progress.heard_by(partial(_count, marks)):
+            for bucket in buckets:
+                results += _write_bucket(transforms, bucket)
+                files[bucket[1]] = manifest.describe(Path(bucket[0]))
         answer.send(Written(results, files))
     except Exception as error:
         answer.send(Written([], {}, _words(error)))
+
+
+def _count(marks: memoryview) -> None:
+    marks[0] += 1
 
 
 def _write_bucket(transforms: list[Any], bucket: Any) -> list[Any]:

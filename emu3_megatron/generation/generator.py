@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from emu3_megatron import progress
 from emu3_megatron.errors import InputError
 from emu3_megatron.generation.drawing import Drawing
 from emu3_megatron.generation.forward import DecodeForward
@@ -172,6 +173,7 @@ class Generator:
         Raises:
             FloatingPointError: logits are not finite; the generator is of no further use.
         """
+        progress.mark()
         self._admit()
         self._read_prompts()
         self._read_tokens()

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import sync
+from emu3_megatron.progress import mark
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -54,6 +55,7 @@ class Weights:
                 raise InputError(f"{folder / INDEX}: lists {name}, which no file holds")
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        mark()
         with safe_open(self._file_of[name], framework="pt") as file:
             return file.get_tensor(name)
 
@@ -180,6 +182,7 @@ def _write_file(
             assert (came, tuple(tensor.shape), tensor.dtype) == (name, spec.shape, spec.dtype)
             file.write(_bytes_of(tensor))
             progress.update(spec.nbytes)
+            mark()
     sync(path)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from emu3_megatron import progress
 from emu3_megatron.model.tensors import EMBEDDING, is_in_vocabulary, named_tensors
 from emu3_megatron.parallel.groups import tensor_rank, tensor_size
 from emu3_megatron.vocabulary import Vocabulary
@@ -23,6 +24,7 @@ def initialize(decoder: torch.nn.Module, vocabulary: Vocabulary, *, std: float, 
         shape[parameter.partition_dim] *= tensor_size()  # type: ignore[attr-defined]
         whole = draw(name, shape, vocabulary, std=std, seed=seed, device=parameter.device)
         parameter.copy_(_share(whole, parameter))
+        progress.mark()
 
 
 def draw(

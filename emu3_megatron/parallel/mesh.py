@@ -13,6 +13,8 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.parallel.groups import token_group
 
 _TIMEOUT = timedelta(minutes=30)
+# A rank may read a slow disk for hours while the others wait; torch would end them.
+UNDER_WATCH = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,16 @@ class Mesh:
         model_parallel_cuda_manual_seed(mixed)
 
 
-def start(tensor: int = 1, context: int = 1) -> Mesh:
+def start(tensor: int = 1, context: int = 1, timeout: timedelta = _TIMEOUT) -> Mesh:
     """Join the processes that torchrun or Slurm started, or run alone, and build the groups.
+
+    Args:
+        timeout: of a collective, by torch; `UNDER_WATCH` where a watchdog ends what hangs.
 
     Raises:
         InputError: the number of processes is not a multiple of tensor x context.
     """
-    device = _start_processes()
+    device = _start_processes(timeout)
     size = dist.get_world_size()
     if size % (tensor * context):
         raise InputError(
@@ -69,7 +74,9 @@ def start(tensor: int = 1, context: int = 1) -> Mesh:
             f"{size} processes; start a multiple of {tensor * context}"
         )
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=tensor, context_parallel_size=context
+        tensor_model_parallel_size=tensor,
+        context_parallel_size=context,
+        distributed_timeout_minutes=int(timeout.total_seconds() // 60),
     )
     return Mesh(
         rank=dist.get_rank(),
@@ -84,7 +91,7 @@ def start(tensor: int = 1, context: int = 1) -> Mesh:
     )
 
 
-def _start_processes() -> torch.device:
+def _start_processes(timeout: timedelta) -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         device, backend = torch.device("cuda", torch.cuda.current_device()), "nccl"
@@ -93,7 +100,7 @@ def _start_processes() -> torch.device:
     if dist.is_initialized():
         return device
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device

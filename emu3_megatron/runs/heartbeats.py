@@ -26,6 +26,11 @@ def read_heartbeats(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def gets_on(beat: dict[str, Any], limit: float) -> bool:
+    """Whether a rank has left a mark of progress within the last `limit` seconds."""
+    return beat["age"] + beat.get("for_seconds", 0.0) < limit
+
+
 def diagnosis(beats: list[dict[str, Any]]) -> str:
     """Which rank the others wait for, in words.
 

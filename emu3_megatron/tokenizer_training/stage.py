@@ -12,6 +12,7 @@ from emu3_megatron.config.changes import changes
 from emu3_megatron.config.load import saved_recipe
 from emu3_megatron.config.tokenizer_training import TokenizerRecipe
 from emu3_megatron.media.overlap import refuse_overlap
+from emu3_megatron.parallel.mesh import UNDER_WATCH
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
@@ -47,7 +48,7 @@ def train_tokenizer(recipe: TokenizerRecipe, accept: bool = False) -> None:
         InputError: files, checkpoint or weights to start from do not fit the recipe.
         RunEnded: the run was told to leave, or gave up.
     """
-    mesh = parallel.start()
+    mesh = parallel.start(timeout=UNDER_WATCH)
     with supervised(recipe.run, mesh, peak_flops=None) as run:
         checkpoint, about = checkpoint_to_resume(recipe.run)
         least_side = recipe.loss.perceptual.least_side

@@ -22,6 +22,7 @@ from emu3_megatron.model.flops import flops_per_token, peak_flops
 from emu3_megatron.model.opening import check_model, find_weights
 from emu3_megatron.model.tensors import named_tensors
 from emu3_megatron.parallel import Mesh
+from emu3_megatron.parallel.mesh import UNDER_WATCH
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
@@ -65,7 +66,7 @@ def train(
         InputError: data, layout or checkpoint do not fit the recipe.
         RunEnded: the run was told to leave, or gave up.
     """
-    mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context)
+    mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context, UNDER_WATCH)
     _check_layout(recipe.batch, mesh)
     with supervised(recipe.run, mesh, peak_flops()) as run:
         checkpoint, about = checkpoint_to_resume(recipe.run)

@@ -28,7 +28,10 @@ def test_a_stopped_rank_is_named_and_ends_the_job(recipe):
 
     assert first.code == 77, first.said
     line = first.said.splitlines()[-1]
-    assert "no progress for 3 seconds: rank 1 (tensor 0, context 0, data 1; process " in line
+    assert (
+        "no progress for 3 seconds, run.hang_seconds: rank 1 (tensor 0, context 0, data 1; process "
+        in line
+    )
     assert "is late: step " in line
     assert "silent for " in line
     stacks = (ranks / "00000.stacks.txt").read_text(encoding="utf-8")
@@ -59,9 +62,17 @@ def hang(how, folder):
 @pytest.mark.parametrize(
     ("how", "code", "words"),
     [
-        (sleep_with_pythons_lock, 1, "in sleep_with_pythons_lock"),
-        (sleep_on_a_file_system_that_hangs, 77, "no progress for 1 seconds: rank 0 "),
-        (sleep_on_a_folder_that_is_gone, 77, "no progress for 1 seconds: which rank is late is"),
+        (sleep_with_pythons_lock, -signal.SIGALRM, "in sleep_with_pythons_lock"),
+        (
+            sleep_on_a_file_system_that_hangs,
+            77,
+            "no progress for 1 seconds, run.hang_seconds: rank 0 ",
+        ),
+        (
+            sleep_on_a_folder_that_is_gone,
+            77,
+            "no progress for 1 seconds, run.hang_seconds: which rank is late is",
+        ),
     ],
 )
 def test_nothing_that_holds_up_the_watchdog_too_keeps_a_hang_alive(how, code, words, tmp_path):
