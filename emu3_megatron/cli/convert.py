@@ -1,4 +1,4 @@
-"""`emu3 convert`: Hugging Face weights in and out."""
+"""`emu3 convert`: weights of Hugging Face and of Megatron-LM in and out."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from emu3_megatron.cli.arguments import RanksFile, new_group
 from emu3_megatron.errors import InputError
 
-group = new_group(help="Hugging Face weights to ours, and back.")
+group = new_group(help="Weights of Hugging Face and Megatron-LM to ours, and back.")
 
 Target = Annotated[Path, typer.Option("--to", metavar="FOLDER", help="folder to make")]
 
@@ -17,7 +17,10 @@ Target = Annotated[Path, typer.Option("--to", metavar="FOLDER", help="folder to 
 @group.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Option("--from", metavar="FOLDER", help="weights of Hugging Face or MoVQGAN")
+        Path,
+        typer.Option(
+            "--from", metavar="FOLDER", help="weights of Hugging Face, Megatron-LM or MoVQGAN"
+        ),
     ],
     target: Target,
     tensor: Annotated[
@@ -29,12 +32,16 @@ def import_(
         ),
     ] = 1,
     ranks_file: RanksFile = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="preset whose vocabulary a Megatron-LM checkpoint has, if it is unclear"),
+    ] = None,
 ) -> None:
-    """BAAI's, transformers' or MoVQGAN's weights to a checkpoint or a vision tokenizer."""
+    """BAAI's, transformers', Megatron-LM's or MoVQGAN's weights to a checkpoint or a tokenizer."""
     from emu3_megatron.interchange.importing import import_folder
 
     _start_alone()
-    print("\n".join(import_folder(source, target, tensor, ranks_file)))
+    print("\n".join(import_folder(source, target, tensor, ranks_file, model)))
 
 
 @group.command()
@@ -44,20 +51,30 @@ def export(
     ],
     target: Target,
     layout: Annotated[
-        Literal["transformers", "baai", "hub"],
-        typer.Option(help="whose names the tensors get; hub: transformers before 4.52"),
+        Literal["transformers", "baai", "hub", "megatron", "megatron-file"],
+        typer.Option(
+            help="whose names the tensors get; hub: transformers before 4.52; megatron: "
+            "Megatron-LM's torch_dist; megatron-file: one file of torch.save"
+        ),
     ] = "transformers",
     tokenizer: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="vision tokenizer to put beside the decoder"),
     ] = None,
     ranks_file: RanksFile = None,
+    tensor: Annotated[
+        int,
+        typer.Option(
+            min=1, help="of Megatron-LM's layouts: tensor parallel ranks that will load it"
+        ),
+    ] = 1,
 ) -> None:
-    """Our weights to a folder that transformers loads."""
+    """Our weights to a folder that transformers or Megatron-LM loads."""
     from emu3_megatron.interchange.exporting import export_folder
 
     _start_alone()
-    print("\n".join(export_folder(source, target, layout, tokenizer, ranks_file)))
+    written = export_folder(source, target, layout, tokenizer, ranks_file, tensor=tensor)
+    print("\n".join(written))
 
 
 @group.command()

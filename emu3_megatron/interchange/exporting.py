@@ -16,10 +16,13 @@ from emu3_megatron.interchange import configs, text_files
 from emu3_megatron.interchange.decoder import DecoderTable
 from emu3_megatron.interchange.importing import require_absent
 from emu3_megatron.interchange.layouts import ALONE, LAYOUTS, Layout
+from emu3_megatron.interchange.megatron_lm.converting import export_gpt
 from emu3_megatron.interchange.sharded import checkpoint_dtype
 from emu3_megatron.interchange.vision import VisionTable, is_tokenizer
 from emu3_megatron.interchange.weights import SHARD_BYTES, Spec, Weights, write_weights
 from emu3_megatron.vision.tokenizer import read_network
+
+MEGATRON_LAYOUTS = ("megatron", "megatron-file")
 
 
 def export_folder(
@@ -30,6 +33,7 @@ def export_folder(
     ranks_file: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     is_sound: bool = False,
+    tensor: int = 1,
 ) -> list[str]:
     """Send weights out, with configurations and tokenizer files; a kill leaves all or nothing.
 
@@ -37,12 +41,13 @@ def export_folder(
 
     Args:
         source: a run, a checkpoint, or the folder of a vision tokenizer.
-        layout: transformers, baai or hub.
+        layout: transformers, baai, hub, or one of Megatron-LM: megatron, megatron-file.
         tokenizer: the vision tokenizer to put beside the decoder; without it the one that was
             imported with the checkpoint, if any.
         ranks_file: emu3.tiktoken; without it the checkpoint's, or dashscope's copy.
-
         is_sound: whoever calls knows that the checkpoint is whole.
+        tensor: of Megatron-LM's layouts: the rows of the vocabulary are padded for so many tensor
+            parallel ranks.
 
     Returns:
         A line for each thing written.
@@ -53,6 +58,8 @@ def export_folder(
     """
     require_absent(target)
     decoder = None if is_tokenizer(source) else _Decoder(source, ranks_file, is_sound)
+    if layout in MEGATRON_LAYOUTS:
+        return _export_gpt(source, target, layout, decoder, tokenizer, tensor)
     vision = _vision_of(source, decoder, layout, tokenizer)
     names = _layout_of(layout, both=decoder is not None and vision is not None)
     export = _Export(layout, names, decoder, _Vision(vision, names) if vision else None)
@@ -60,6 +67,31 @@ def export_folder(
         beside.mkdir()
         export.write_texts(beside)
         write_weights(beside, export.specs(), export.tensors(), "export", shard_bytes)
+    return [f"{target}: layout {layout}"]
+
+
+def _export_gpt(
+    source: Path,
+    target: Path,
+    layout: str,
+    decoder: "_Decoder | None",
+    tokenizer: Path | None,
+    tensor: int,
+) -> list[str]:
+    if decoder is None or tokenizer:
+        given = f"--tokenizer {tokenizer}" if decoder else str(source)
+        raise InputError(f"{given}: Megatron-LM's layouts hold a decoder alone")
+    if layout == "megatron" and target.suffix == ".pt":
+        raise InputError(f"{target}: layout megatron is a folder; --layout megatron-file is a file")
+    export_gpt(
+        decoder.path,
+        target,
+        decoder.model,
+        decoder.dtype,
+        decoder.max_positions,
+        distributed=layout == "megatron",
+        tensor=tensor,
+    )
     return [f"{target}: layout {layout}"]
 
 

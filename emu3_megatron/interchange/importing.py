@@ -1,6 +1,9 @@
 """`emu3 convert import`: a Hugging Face folder to a checkpoint or a tokenizer."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,13 +15,21 @@ from emu3_megatron.files import replacing
 from emu3_megatron.interchange.configs import HubConfig
 from emu3_megatron.interchange.decoder import DecoderTable
 from emu3_megatron.interchange.layouts import find_decoder, find_vision
+from emu3_megatron.interchange.megatron_lm.converting import GPTImport
+from emu3_megatron.interchange.megatron_lm.reading import find_iteration
 from emu3_megatron.interchange.movqgan import import_movqgan
 from emu3_megatron.interchange.vision import VisionTable, write_network
 from emu3_megatron.interchange.weights import Weights, write_weights
 
+_CHECKPOINT = "a checkpoint; train from it with run.init_from"
+
 
 def import_folder(
-    source: Path, target: Path, tensor: int = 1, ranks_file: Path | None = None
+    source: Path,
+    target: Path,
+    tensor: int = 1,
+    ranks_file: Path | None = None,
+    preset: str | None = None,
 ) -> list[str]:
     """Bring weights in; a kill leaves `target` whole or not at all.
 
@@ -28,10 +39,11 @@ def import_folder(
     beside it `target/tokenizer`, alone `target` itself.
 
     Args:
-        source: a Hugging Face folder, or the file of SBER's MoVQGAN.
+        source: a Hugging Face folder, a checkpoint of Megatron-LM, or the file of SBER's MoVQGAN.
         tensor: refuse a decoder that does not divide over so many tensor parallel ranks. The
             checkpoint itself opens on any layout.
         ranks_file: emu3.tiktoken, noted in the checkpoint.
+        preset: whose vocabulary a checkpoint of Megatron-LM has, if its rows do not tell.
 
     Returns:
         A line for each thing written.
@@ -41,6 +53,8 @@ def import_folder(
             `target` exists. Nothing has been written then.
     """
     require_absent(target)
+    if found := find_iteration(source):
+        return _import_gpt(GPTImport(found, preset, ranks_file), source, target, tensor)
     if source.suffix in (".ckpt", ".pt", ".pth"):
         return import_movqgan(source, target)
     weights = Weights(source)
@@ -50,6 +64,37 @@ def import_folder(
         beside.mkdir()
         written = importer.write(beside)
     return [f"{target / name}: {what}" for name, what in written]
+
+
+def _import_gpt(gpt: GPTImport, source: Path, target: Path, tensor: int) -> list[str]:
+    _require_divisible(gpt.model, tensor)
+    with replacing(target) as beside:
+        about = _about(gpt.model, gpt.dtype, source) | {"max_positions": gpt.max_positions}
+        _commit(beside, about, gpt.write_checkpoint)
+    return [f"{target / 'checkpoints'}: {_CHECKPOINT}"]
+
+
+def _about(model: ModelConfig, dtype: torch.dtype, source: Path) -> dict[str, Any]:
+    """What the manifest says of an imported checkpoint."""
+    return {
+        "format": FORMAT,
+        "step": 0,
+        "vocabulary": model.vocabulary().fingerprint(),
+        "recipe": {
+            "model": model.model_dump(mode="json"),
+            "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
+        },
+        "imported_from": str(source),
+        "null_prompt": None,  # whether they were trained without captions is not known
+        "state": {},
+    }
+
+
+def _commit(folder: Path, about: dict[str, Any], write: Callable[[Path], None]) -> None:
+    unnamed = folder / "unnamed"
+    unnamed.mkdir(parents=True)
+    write(unnamed)
+    manifest.commit(unnamed, folder / "checkpoints", about, known={})
 
 
 def require_absent(target: Path, setting: str = "--to") -> None:
@@ -94,7 +139,7 @@ class _Importer:
         written = []
         if self.decoder:
             self._write_checkpoint(folder)
-            written.append(("checkpoints", "a checkpoint; train from it with run.init_from"))
+            written.append(("checkpoints", _CHECKPOINT))
         if self.vision:
             name = "tokenizer" if self.decoder else "."
             (folder / name).mkdir(exist_ok=True)
@@ -106,25 +151,11 @@ class _Importer:
 
     def _write_checkpoint(self, folder: Path) -> None:
         assert self.decoder is not None
-        model = self.decoder.model
-        about = {
-            "format": FORMAT,
-            "step": 0,
-            "vocabulary": model.vocabulary().fingerprint(),
-            "recipe": {
-                "model": model.model_dump(mode="json"),
-                "precision": "bf16" if self.decoder.dtype == torch.bfloat16 else "fp32",
-            },
-            "imported_from": str(self.source),
+        about = _about(self.decoder.model, self.decoder.dtype, self.source) | {
             "max_positions": self.config.max_positions(),
             "image_area": self.config.image_area(),
-            "null_prompt": None,  # whether they were trained without captions is not known
-            "state": {},
         }
-        unnamed = folder / "unnamed"
-        unnamed.mkdir()
-        self.decoder.write_checkpoint(self.weights, unnamed)
-        manifest.commit(unnamed, folder / "checkpoints", about, known={})
+        _commit(folder, about, partial(self.decoder.write_checkpoint, self.weights))
 
 
 def _require_divisible(model: ModelConfig, tensor: int) -> None:

@@ -54,42 +54,64 @@ class Frame:
 
     Attributes:
         parameters: by name, on the meta device.
-        objects: what a checkpoint holds besides them.
+        places: where a checkpoint holds each.
+        objects: what it holds besides them.
     """
 
     def __init__(self, model: ModelConfig, dtype: torch.dtype = torch.float32):
         decoder = empty_decoder(model, bf16=dtype == torch.bfloat16)
         state = sharded_weights(decoder)
         self.parameters: dict[str, Tensor] = dict(named_tensors(decoder))
-        self._places: dict[str, Place] = {name: state[name] for name in self.parameters}
+        self.places: dict[str, Place] = {name: state[name] for name in self.parameters}
         self.objects = [part for part in state.values() if isinstance(part, ShardedObject)]
 
     def pieces(self, name: str, tensor: Tensor) -> list[ShardedTensor]:
         """The pieces in which a checkpoint holds a parameter, cut out of `tensor`."""
-        place = replace(self._places[name], data=tensor)
+        place = replace(self.places[name], data=tensor)
         return place.build() if isinstance(place, ShardedTensorFactory) else [place]
 
-    def write(self, folder: Path, parameter: Callable[[str], Tensor]) -> None:
-        """Write a checkpoint of these parameters into `folder`; each is asked for once."""
-        write_common(folder, {})
+    def write(
+        self,
+        folder: Path,
+        parameter: Callable[[str], Tensor],
+        common: dict[str, Any] | None = None,
+    ) -> None:
+        """Write a checkpoint of these parameters into `folder`; each is asked for once.
+
+        Args:
+            common: what it holds besides tensors.
+        """
+        write_common(folder, common or {})
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, thread_count=1)
         planner = _OneByOne(self, parameter)
         dcp.save({}, storage_writer=writer, planner=planner)
 
     def read(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         """Every parameter of a checkpoint, of any tensor parallel size, one after the other."""
-        reader = dcp.FileSystemReader(path)
         stored = stored_tensors(path)
-        for name, meta in self.parameters.items():
-            key = self._places[name].key
-            if key not in stored:
-                raise InputError(f"{path}: holds no {key}; is it a checkpoint of this model?")
-            tensor = torch.empty(meta.shape, dtype=stored[key].properties.dtype)
-            planner = _PiecesOf(self.pieces(name, tensor))  # views of the tensor
-            with warnings.catch_warnings():  # that it reads without the other processes
-                warnings.simplefilter("ignore", UserWarning)
-                dcp.load({}, storage_reader=reader, planner=planner, no_dist=True)
-            yield name, tensor
+        for name in self.parameters:
+            yield name, self.read_one(path, name, stored)
+
+    def read_one(
+        self, path: Path, name: str, stored: dict[str, TensorStorageMetadata] | None = None
+    ) -> Tensor:
+        """A parameter of a checkpoint.
+
+        Args:
+            stored: what `stored_tensors` says of the checkpoint, if the caller knows it.
+        """
+        meta = self.parameters[name]
+        stored = stored_tensors(path) if stored is None else stored
+        key = self.pieces(name, meta)[0].key
+        if key not in stored:
+            raise InputError(f"{path}: holds no {key}; is it a checkpoint of this model?")
+        tensor = torch.empty(meta.shape, dtype=stored[key].properties.dtype)
+        planner = _PiecesOf(self.pieces(name, tensor))  # views of the tensor
+        with warnings.catch_warnings():  # that it reads without the other processes
+            warnings.simplefilter("ignore", UserWarning)
+            reader = dcp.FileSystemReader(path)
+            dcp.load({}, storage_reader=reader, planner=planner, no_dist=True)
+        return tensor
 
 
 def checkpoint_dtype(path: Path) -> torch.dtype:

@@ -1,0 +1,1 @@
+"""Checkpoints in the layout of Megatron-LM's own GPT model, in and out."""
