@@ -16,9 +16,10 @@ from emu3_megatron import progress
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path`; on success it is synced and renamed over it.
 
-    An exception leaves `path` as it was and removes what was written.
+    An exception leaves `path` as it was and removes what was written. A symbolic link stays: what
+    it points to is replaced.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,9 +1,10 @@
 """Arguments that several commands share, and printing into a pipe."""
 
+import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,19 @@ def new_group(**settings: Any) -> typer.Typer:
     return typer.Typer(
         rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, **settings
     )
+
+
+def parse_rate(text: str | float) -> float:
+    """Seconds, or frames a second."""
+    with suppress(ValueError):
+        if 0.01 <= float(text) < math.inf:
+            return float(text)
+    raise typer.BadParameter(f"{text}: give a number of 0.01 or more")
+
+
+def rate(help: str) -> Any:
+    """An option of seconds, or frames a second."""
+    return typer.Option(parser=parse_rate, metavar="NUMBER", help=help)
 
 
 @contextmanager

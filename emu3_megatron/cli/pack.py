@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from emu3_megatron.cli.shards import prefix_of, vocabulary_of
+from emu3_megatron.cli.shards import prefixes_of, vocabulary_of
 from emu3_megatron.config.prepare import Select
 from emu3_megatron.errors import InputError
 
@@ -20,7 +20,7 @@ def pack(
         Select, typer.Option(help="which documents, by layout: captioned means caption first")
     ] = "all",
     seed: Annotated[
-        int, typer.Option(help="of the order of the packs, and of which documents share one")
+        int, typer.Option(min=0, help="of the order of the packs, and of which documents share one")
     ] = 0,
     max_documents: Annotated[int, typer.Option(min=1, help="most documents a sequence")] = 256,
     whole_texts: Annotated[
@@ -38,7 +38,7 @@ def pack(
 
     `emu3 prepare` does this for its own shards; this packs any shards in another way.
     """
-    prefixes = [prefix_of(shard) for shard in shards]
+    prefixes = prefixes_of(shards)
     from emu3_megatron.data.packing.packs import pack_shards
     from emu3_megatron.data.shards import writer
 

@@ -29,6 +29,15 @@ def parse_grid(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def parse_top_k(text: str | int) -> int | None:
+    """How many tokens are drawn among; None, written none, is all."""
+    if str(text).lower() == "none":
+        return None
+    if not str(text).isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text}: give 1 or more, or none for all tokens")
+    return int(text)
+
+
 class Grid(tuple[int, int]):
     """Rows and columns of codes."""
 
@@ -57,11 +66,16 @@ Guidance = Annotated[
     ),
 ]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token")]
-TopK = Annotated[int, typer.Option(help="draw among the K likeliest tokens")]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_top_k, metavar="K", help="draw among the K likeliest tokens; none is all"
+    ),
+]
 TopP = Annotated[
     float, typer.Option(help="draw among the likeliest tokens that make up this probability")
 ]
-Seed = Annotated[int, typer.Option(help="of the first; the next has one more")]
+Seed = Annotated[int, typer.Option(min=0, help="of the first; the next has one more")]
 Batch = Annotated[int, typer.Option(min=1, help="generated at once")]
 MaxTokens = Annotated[
     int | None,
@@ -145,7 +159,7 @@ class Checkpoint:
         return height, width
 
     def settings(
-        self, guidance: float | None, temperature: float, top_k: int, top_p: float, seed: int
+        self, guidance: float | None, temperature: float, top_k: int | None, top_p: float, seed: int
     ) -> "SamplingSettings":
         """With the guidance that suits the weights where none is given."""
         from emu3_megatron.generation.sampling import (

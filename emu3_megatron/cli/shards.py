@@ -1,5 +1,8 @@
 """Resolves the shards that a user names, and the vocabulary they were written with."""
 
+import os
+from collections.abc import Iterable
+
 from emu3_megatron.config.model import preset_vocabulary
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.errors import InputError
@@ -11,6 +14,12 @@ _SUFFIXES = (".bin", ".idx", ".json")
 def prefix_of(path: str) -> str:
     """The shard's path without suffix; it may be named by any of its files."""
     return path.rpartition(".")[0] if path.endswith(_SUFFIXES) else path
+
+
+def prefixes_of(paths: Iterable[str]) -> list[str]:
+    """The shards that are named, each once: `shard.*` of a shell names every file of a shard."""
+    by_place = {os.path.realpath(prefix): prefix for prefix in map(prefix_of, paths)}
+    return list(by_place.values())
 
 
 def vocabulary_of(path: str, model: str | None) -> Vocabulary:

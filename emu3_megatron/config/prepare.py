@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -238,7 +239,9 @@ class PacksConfig(Config):
     context: PositiveInt = Field(description="tokens a sequence")
     kinds: list[Kind] = Field(min_length=1, description="whose shards are packed")
     select: Select = Field("all", description="which of their documents, by layout")
-    seed: int = Field(0, description="which equally long documents go together, order of the packs")
+    seed: NonNegativeInt = Field(
+        0, description="which equally long documents go together, order of the packs"
+    )
     max_documents: PositiveInt = Field(256, description="a sequence takes at most")
 
     @property

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from emu3_megatron.config.base import REQUIRED, Config, fixed, free
 
@@ -13,7 +13,7 @@ class RunConfig(Config):
 
     dir: Path = free(REQUIRED, "folder of the run")
     steps: PositiveInt = free(REQUIRED, "optimizer steps in all")
-    seed: int = fixed(0, "of initial weights, order of data, and all that is drawn")
+    seed: NonNegativeInt = fixed(0, "of initial weights, order of data, and all that is drawn")
     log_every: PositiveInt = free(10, "steps between rows of metrics")
     save_every: PositiveInt = free(1000, "steps between checkpoints; the last step has one too")
     keep: PositiveInt = free(3, "newest checkpoints to keep")

@@ -43,6 +43,8 @@ class SamplingSettings:
             raise InputError(f"temperature={self.temperature}: give 0 (the likeliest) or more")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k={self.top_k}: give 1 or more, or none for all tokens")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"seed={self.seed}: give 0 or more, less than 2^63")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p}: give more than 0, at most 1")
 

@@ -100,3 +100,31 @@ def test_shards_that_megatron_merged_are_their_documents_in_order(stock, tmp_pat
     texts = [TINY.decode(merged.read(i)[1:-1]) for i in range(len(merged))]
     assert texts == ["one", "two", "three"]
     assert not merged.has_context
+
+
+def test_a_shard_that_a_shells_pattern_names_by_each_of_its_files_is_packed_once(stock, capsys):
+    pack(stock, "--model", "emu3-tiny")
+    once = capsys.readouterr().out
+    files = [f"{stock}{suffix}" for suffix in (".bin", ".idx", ".json")]
+
+    main(["pack", *map(str, files), "--out", f"{stock}.pack", "--context", "64"])
+
+    assert capsys.readouterr().out == once
+    assert "2 documents" in once
+
+
+def test_packs_are_written_to_where_a_link_points(stock, tmp_path):
+    (tmp_path / "elsewhere.pack").mkdir()
+    (tmp_path / "stock.pack").symlink_to("elsewhere.pack")
+
+    for _ in range(2):
+        pack(stock, "--model", "emu3-tiny")
+
+    assert (tmp_path / "stock.pack").is_symlink()
+    assert (tmp_path / "elsewhere.pack" / "pack.json").is_file()
+
+
+def test_a_seed_below_zero_is_refused(stock, refused):
+    line = refused("pack", stock, "--out", f"{stock}.pack", "--context", 64, "--seed", -1)
+
+    assert "--seed" in line

@@ -185,10 +185,10 @@ def test_a_file_system_that_fails_for_a_moment_takes_no_lock_away(tmp_path, monk
     mine, read = RunLock(tmp_path), Path.read_text
     failures = iter([OSError(errno.ESTALE, "Stale file handle")])
 
-    def fail_once(path, *arguments):
+    def fail_once(path, **settings):
         if path.name == NAME and (error := next(failures, None)):
             raise error
-        return read(path, *arguments)
+        return read(path, **settings)
 
     monkeypatch.setattr(Path, "read_text", fail_once)
     monkeypatch.setattr(lock, "_SECONDS_BETWEEN_READS", 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from emu3_megatron.cli.arguments import rate
 from emu3_megatron.cli.sampling import (
     Checkpoint,
     CheckpointFolder,
@@ -16,6 +17,7 @@ from emu3_megatron.cli.sampling import (
     GridOption,
     Temperature,
     TokenizerFolder,
+    TopK,
     TopP,
 )
 from emu3_megatron.errors import InputError
@@ -52,8 +54,8 @@ def draw(
         typer.Option("--number", "-n", min=1, help="of each prompt (default: the suite's)"),
     ] = None,
     grid: GridOption = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="of clips")] = 5.0,
-    fps: Annotated[float, typer.Option(min=0.01, help="frames a second of clips")] = 24.0,
+    seconds: Annotated[float, rate("of clips")] = 5.0,
+    fps: Annotated[float, rate("frames a second of clips")] = 24.0,
     negative: Annotated[str, typer.Option(help="caption that guidance leads away from")] = "",
     tokenizer: TokenizerFolder = None,
     guidance: Annotated[
@@ -64,9 +66,9 @@ def draw(
         ),
     ] = None,
     temperature: Temperature = 1.0,
-    top_k: Annotated[int, typer.Option(help="draw among the K likeliest (the paper's)")] = 16384,
+    top_k: TopK = 16384,
     top_p: TopP = 1.0,
-    seed: Annotated[int, typer.Option(help="mixed with suite, prompt and number")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="mixed with suite, prompt and number")] = 0,
     batch: Annotated[
         int | None, typer.Option(min=1, help="drawn at once (default: what fills the memory)")
     ] = None,

@@ -10,6 +10,7 @@ import typer
 
 from emu3_megatron.cli.evaluate.drawing import Tensor
 from emu3_megatron.cli.sampling import Checkpoint, CheckpointFolder
+from emu3_megatron.cli.shards import prefixes_of
 from emu3_megatron.config.base import Component
 from emu3_megatron.errors import InputError
 
@@ -85,7 +86,6 @@ def _resets(source: Checkpoint) -> bool:
 
 def _packed(stack: ExitStack, shards: list[str], source: Checkpoint, context: int | None) -> Path:
     """A pack of the shards, which is removed at the end."""
-    from emu3_megatron.cli.shards import prefix_of
     from emu3_megatron.data.packing.packs import pack_shards
     from emu3_megatron.generation.limits import trained_context
     from emu3_megatron.parallel.votes import on_first_rank
@@ -99,7 +99,7 @@ def _packed(stack: ExitStack, shards: list[str], source: Checkpoint, context: in
         # All processes read it, on other machines too: not where each has a disk of its own.
         made = tempfile.TemporaryDirectory(prefix=".held-out-", dir=os.getcwd())
         folder.append(Path(stack.enter_context(made)))
-        prefixes = [prefix_of(shard) for shard in shards]
+        prefixes = prefixes_of(shards)
         pack_shards(prefixes, folder[0] / "held-out.pack", length, vocabulary=source.vocabulary)
         return folder[0] / "held-out.pack"
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emu3_megatron.cli.arguments import rate
 from emu3_megatron.cli.generate.drawing import (
     Caption,
     Negative,
@@ -52,8 +53,8 @@ def clip(
     negative: Negative = "",
     number: Number = 1,
     grid: GridOption = None,
-    seconds: Annotated[float, typer.Option(min=0.01, help="that are drawn at first")] = 5.0,
-    fps: Annotated[float, typer.Option(min=0.01, help="frames a second")] = 24.0,
+    seconds: Annotated[float, rate("that are drawn at first")] = 5.0,
+    fps: Annotated[float, rate("frames a second")] = 24.0,
     first: Annotated[
         Path | None,
         typer.Option(metavar="VIDEO", help="continue this clip, instead of drawing one at first"),
@@ -61,12 +62,8 @@ def clip(
     steps: Annotated[
         int | None, typer.Option(min=0, help="continue so often (default: 0, with --first 1)")
     ] = None,
-    seen: Annotated[
-        float, typer.Option(min=0.01, help="seconds that each continuation goes on from")
-    ] = 2.0,
-    more: Annotated[
-        float, typer.Option(min=0.01, help="seconds that each continuation adds")
-    ] = 2.0,
+    seen: Annotated[float, rate("seconds that each continuation goes on from")] = 2.0,
+    more: Annotated[float, rate("seconds that each continuation adds")] = 2.0,
     tokenizer: TokenizerFolder = None,
     guidance: Guidance = None,
     temperature: Temperature = 1.0,

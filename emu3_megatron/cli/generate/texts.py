@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from emu3_megatron.cli.arguments import until_reader_leaves
+from emu3_megatron.cli.arguments import rate, until_reader_leaves
 from emu3_megatron.cli.generate.drawing import check_or_estimate
 from emu3_megatron.cli.generate.showing import Asked, Showing, ask, read_rows
 from emu3_megatron.cli.sampling import (
@@ -51,7 +51,7 @@ Area = Annotated[
         "else 512 x 512 to 1024 x 1024, as Emu3's image processor)",
     ),
 ]
-Fps = Annotated[float, typer.Option(min=0.01, help="frames a second that videos are read at")]
+Fps = Annotated[float, rate("frames a second that videos are read at")]
 Frames = Annotated[int, typer.Option(min=4, help="of a video at most; then fewer a second")]
 Lines = Annotated[
     Path | None, typer.Option(metavar="FILE.jsonl", help="write lines of JSON instead of printing")

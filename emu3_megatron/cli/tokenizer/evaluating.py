@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from emu3_megatron.cli.arguments import rate
 from emu3_megatron.cli.tokenizer.measuring import Job, Networks
 from emu3_megatron.cli.tokenizer.options import (
     Area,
@@ -42,9 +43,7 @@ def evaluate(
             metavar="emu3", help="the paper's: squares of 128, 256, 512 and 720, 8 frames at 12 fps"
         ),
     ] = None,
-    fps: Annotated[
-        float | None, typer.Option(min=0.01, help="frames a second of clips (default: 12)")
-    ] = None,
+    fps: Annotated[float | None, rate("frames a second of clips (default: 12)")] = None,
     frames: Annotated[
         int | None, typer.Option(min=4, help="of a clip the first ones (default: 8)")
     ] = None,
@@ -54,7 +53,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", help="fit principal components and k-means to its files"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="of k-means")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of k-means")] = 0,
     trained_on: Annotated[
         list[Path] | None,
         typer.Option(metavar="FOLDER", help="refuse files that this folder has too"),

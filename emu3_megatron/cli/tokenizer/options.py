@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emu3_megatron.cli.arguments import rate
+
 if TYPE_CHECKING:
     from emu3_megatron.vision.files import At
 
@@ -20,7 +22,7 @@ Area = Annotated[
         min=64, metavar="PIXELS", help="of an image or a frame, about; its aspect is kept"
     ),
 ]
-Fps = Annotated[float, typer.Option(min=0.01, help="frames a second to take from clips")]
+Fps = Annotated[float, rate("frames a second to take from clips")]
 Batch = Annotated[int, typer.Option(min=1, help="files of one shape that are computed at once")]
 IndependentGroups = Annotated[
     bool,
