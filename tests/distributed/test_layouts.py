@@ -115,3 +115,49 @@ def test_bf16_stays_near_fp32(pack: Path) -> None:
     recipe = tiny_recipe(pack, pack.parent, precision="bf16")
     half = run_processes(_all_losses, 1, [recipe])[0][0]
     assert half == pytest.approx(losses_of(pack, 1)["one process", False], rel=2e-2)
+
+
+# Twelve heads divide over 3 and over 4; 144 tokens over 3 context parallel ranks.
+DIVISIBLE = {"hidden": 48, "heads": 12, "kv_heads": 12, "ffn": 96}
+BY_THREE = {
+    "TP 3": (3, {"tensor": 3}),
+    "TP 3 with sequence parallel": (3, {"tensor": 3, "sequence": True}),
+    "CP 3": (3, {"context": 3}),
+    "DP 3": (3, {}),
+    "DP 3, distributed optimizer": (3, {"distributed_optimizer": True}),
+    "TP 4 with sequence parallel": (4, {"tensor": 4, "sequence": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def wide_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_packs(tmp_path_factory.mktemp("wide"), context=144)
+
+
+@cache
+def divided(pack: Path, processes: int) -> dict[str, list[float]]:
+    """Losses of five steps: three micro-batches a step on one process, two or one on three."""
+    cases = {name: layout for name, (size, layout) in BY_THREE.items() if size == processes}
+    recipes = [_divisible(pack, layout) for layout in (cases or {"one process": {}}).values()]
+    losses = run_processes(_all_losses, processes, recipes, 5)[0]
+    return dict(zip(cases or ["one process"], losses, strict=True))
+
+
+def _divisible(pack: Path, layout: dict) -> Recipe:
+    return tiny_recipe(
+        pack,
+        pack.parent,
+        parallel=layout,
+        model=DIVISIBLE,
+        data={"context": 144},
+        batch={"size": 6, "micro_size": 2},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_THREE)
+def test_same_losses_over_three_ranks_and_four(wide_pack: Path, name: str) -> None:
+    alone = divided(wide_pack, 1)["one process"]
+    together = divided(wide_pack, BY_THREE[name][0])[name]
+    assert alone[-1] < 0.95 * alone[0], "the steps must move the weights"
+    assert together == pytest.approx(alone, rel=1e-4)

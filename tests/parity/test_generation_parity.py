@@ -4,13 +4,13 @@ One pass over the finished sequence proves it: a place counts as equal where the
 is the likeliest of those that the grammar allows, or within 1e-4 of it, and such ties are counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from support.transformers_decoder import VOCABULARY, our_decoder, transformers_decoder
-from transformers import Emu3ForCausalLM
+from transformers import Emu3ForCausalLM, GenerationConfig
 
 from emu3_megatron.generation.generator import generate
 from emu3_megatron.generation.jobs import Request
@@ -99,6 +99,45 @@ def test_in_one_batch_they_are_too(ours, theirs):
     said = generate(ours, VOCABULARY, requests, settings, max_tokens=100)
 
     assert sum(ties(theirs, *pair, 3.0) for pair in zip(requests, said, strict=True)) == 0
+
+
+def in_a_grid(meta: Meta, prompt: int) -> Callable[[int, torch.Tensor], list[int]]:
+    """What Emu3's script lets transformers draw: codes, the end of each row, EOF, EOI."""
+    codes = list(range(VOCABULARY.first_code, VOCABULARY.size))
+
+    def allowed(_: int, tokens: torch.Tensor) -> list[int]:
+        row, column = divmod(len(tokens) - prompt, meta.width + 1)
+        if row < meta.height:
+            return [VOCABULARY.end_of_line] if column == meta.width else codes
+        return [VOCABULARY.end_of_frame if column == 0 else VOCABULARY.vision_end]
+
+    return allowed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("negative", ["", "blurred, many words of what it must not be"])
+def test_guided_images_are_those_of_transformers_token_for_token(ours, theirs, negative):
+    meta = Meta(9, 7)
+    request = vision(meta, negative)
+    prompt, against = (torch.from_numpy(p).long()[None] for p in (request.prompt, request.negative))
+
+    expected = theirs.generate(
+        prompt,
+        GenerationConfig(
+            max_new_tokens=meta.num_tokens + 1,
+            do_sample=False,
+            guidance_scale=3.0,
+            pad_token_id=VOCABULARY.pad,
+            eos_token_id=EOI,
+        ),
+        negative_prompt_ids=against,
+        prefix_allowed_tokens_fn=in_a_grid(meta, prompt.shape[1]),
+    )
+    settings = SamplingSettings(3.0, temperature=0)
+    (said,) = generate(ours, VOCABULARY, [request], settings, max_tokens=meta.num_tokens + 1)
+
+    assert said.tolist() == expected[0, prompt.shape[1] :].tolist()
+    assert len(np.unique(said)) > 20
 
 
 @pytest.mark.slow

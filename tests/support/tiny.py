@@ -17,7 +17,7 @@ VOCABULARY = Vocabulary(ByteEncoding(), 600)
 CONTEXT = 128
 
 
-def make_packs(folder: Path, seed: int = 0) -> Path:
+def make_packs(folder: Path, seed: int = 0, context: int = CONTEXT) -> Path:
     """Packs of captioned images, understanding, text and dialogue; several documents in each."""
     random = np.random.default_rng(seed)
     documents: list[Document] = []
@@ -33,7 +33,7 @@ def make_packs(folder: Path, seed: int = 0) -> Path:
             grammar.dialogue(VOCABULARY, turns),
         ]
     write_documents(folder / "shard", VOCABULARY, documents)
-    pack_shards([folder / "shard"], folder / "tiny.pack", CONTEXT, vocabulary=VOCABULARY)
+    pack_shards([folder / "shard"], folder / "tiny.pack", context, vocabulary=VOCABULARY)
     return folder / "tiny.pack"
 
 
