@@ -4,8 +4,10 @@ Nothing heavy is imported before a command runs: Megatron's checkpoint writer st
 import this module again.
 """
 
+import errno
 import io
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"emu3: {_usage_line(error)}", file=sys.stderr)
         sys.exit(2)
     except (InputError, OSError) as error:
-        if settings.debug or (isinstance(error, OSError) and error.filename is None):
+        if settings.debug or not _says_enough(error):
             raise
         _let_first_rank_speak()
         print(f"emu3: {_line_of(error)}", file=sys.stderr)
@@ -156,7 +158,20 @@ def _usage_line(error: Any) -> str:
     return f"{message}; see {command} --help"
 
 
+def _says_enough(error: InputError | OSError) -> bool:
+    """Whether one line on an error says what to do; otherwise a traceback helps more."""
+    return isinstance(error, InputError) or error.filename is not None or _is_too_many_files(error)
+
+
+def _is_too_many_files(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EMFILE
+
+
 def _line_of(error: InputError | OSError) -> str:
+    if _is_too_many_files(error):
+        limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        way_out = f"ulimit -n {most}" if limit < most else "LimitNOFILE, or docker run --ulimit"
+        return f"more than {limit:,} open files, the limit of this process; raise it: {way_out}"
     if isinstance(error, OSError):  # a disk that is full, a folder that may not be written
         return f"{error.filename2 or error.filename}: {error.strerror}"
     return str(error)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from emu3_megatron import manifest
+from emu3_megatron.data.mapping import map_file
 from emu3_megatron.data.source import Piece, Source
 from emu3_megatron.errors import InputError
 from emu3_megatron.files import write_json
@@ -82,7 +83,7 @@ class Column:
         expected = self._files[path.name]["bytes"]
         if not path.is_file() or path.stat().st_size != expected:
             raise InputError(f"{path}: not {expected:,} bytes, as its manifest says; copy it again")
-        return np.memmap(path, dtype, "r").view(np.ndarray)
+        return map_file(path, dtype)
 
 
 class Columns:

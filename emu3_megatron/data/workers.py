@@ -2,14 +2,15 @@
 
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from emu3_megatron.config.training import BatchConfig
 from emu3_megatron.data.batches import Batch
+from emu3_megatron.data.transfer import Parcel, too_small
 from emu3_megatron.errors import InputError
 
 T = TypeVar("T")
@@ -71,16 +72,26 @@ def _read_ahead(
         pin_memory=torch.cuda.is_available(),
     )
     step: list[Batch] = []
-    for batch in loader:
+    for batch in _received(loader):
         if isinstance(batch, InputError):
             raise batch
-        step.append(batch)
+        step.append(batch.value() if isinstance(batch, Parcel) else batch)
         if len(step) == per_step:
             yield step
             step = []
 
 
-class _Requests(Dataset["Batch | InputError"]):
+def _received(loader: Iterable[T]) -> Iterator[T]:
+    """What a loader gives. A worker that shared memory was too small for may die of it."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise InputError(too_small()) from error
+
+
+class _Requests(Dataset["Batch | Parcel | InputError"]):
     """Batches by the sequences they ask for.
 
     Errors travel as values: torch would wrap one raised in a worker into a long traceback.
@@ -89,15 +100,16 @@ class _Requests(Dataset["Batch | InputError"]):
     def __init__(self, make: Callable[[range], Batch]):
         self.make = make
 
-    def __getitem__(self, request: range) -> Batch | InputError:
+    def __getitem__(self, request: range) -> Batch | Parcel | InputError:
         try:
-            return self.make(request)
+            batch = self.make(request)
+            return Parcel.of(batch) if get_worker_info() else batch
         except InputError as error:
             return error
 
 
 def _allow_as_many_files_as_possible() -> None:
-    """Each tensor that a worker sends holds a file open here, a few hundred for a long step."""
+    """Each batch that a worker sends holds a file open here."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -1,5 +1,6 @@
 """The command line as a whole: help, version, where arguments may stand, and how it ends."""
 
+import errno
 import re
 import shlex
 import subprocess
@@ -112,6 +113,14 @@ def test_a_full_disk_is_named(ends):
     full = OSError(28, "No space left on device", "run/file")
 
     assert ends(full) == (2, "emu3: run/file: No space left on device\n")
+
+
+@pytest.mark.parametrize("name", [None, "shard.bin"])
+def test_the_limit_of_open_files_is_named(ends, monkeypatch, name):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (1024, 4096))
+    line = "emu3: more than 1,024 open files, the limit of this process; raise it: ulimit -n 4096\n"
+
+    assert ends(OSError(errno.EMFILE, "Too many open files", name)) == (2, line)
 
 
 def test_debug_shows_the_traceback(ends):

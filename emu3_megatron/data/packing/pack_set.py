@@ -10,6 +10,7 @@ import numpy as np
 
 from emu3_megatron.config.prepare import Select
 from emu3_megatron.data.groups import check_prompts
+from emu3_megatron.data.mapping import map_array
 from emu3_megatron.data.packing.selection import selected
 from emu3_megatron.data.shards.store import CONTEXT, TokenStore
 from emu3_megatron.data.source import Piece
@@ -211,6 +212,6 @@ def _content(header: dict[str, Any]) -> str:
 
 def _map_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r").view(np.ndarray)
+        return map_array(path)
     except (OSError, ValueError):
         raise InputError(f"{path}: missing or damaged; run emu3 pack again") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emu3_megatron.data.mapping import map_file
 from emu3_megatron.errors import InputError
 
 TOKEN_BYTES = 4
@@ -36,7 +37,7 @@ def map_index(path: Path) -> Index:
 
     Files that Megatron wrote without modes are all trained.
     """
-    buffer = np.memmap(path, np.uint8, "r")
+    buffer = map_file(path)
     *_, sequences, ends = _HEADER.unpack(buffer[: _HEADER.size].tobytes())
     lengths, offset = _array(buffer, np.int32, sequences, _HEADER.size)
     pointers, offset = _array(buffer, np.int64, sequences, offset)

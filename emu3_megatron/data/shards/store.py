@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from emu3_megatron.data.mapping import map_file
 from emu3_megatron.data.shards.index import TOKEN_BYTES, Index, check_index, map_index
 from emu3_megatron.data.shards.sidecar import Sidecar, shard_file
 from emu3_megatron.errors import InputError
@@ -77,8 +78,7 @@ class TokenStore:
 
     def _map(self) -> None:
         self._index = map_index(shard_file(self.prefix, "idx"))
-        # Slicing a plain array is several times faster than slicing a memmap.
-        self._tokens = np.memmap(shard_file(self.prefix, "bin"), np.int32, "r").view(np.ndarray)
+        self._tokens = map_file(shard_file(self.prefix, "bin"), np.int32)
         # As unsigned numbers negative ids are large: one comparison finds both kinds.
         self._unsigned = self._tokens.view(np.uint32)
 
