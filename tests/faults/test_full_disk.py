@@ -1,15 +1,13 @@
 """A disk that really is full: a small tmpfs, which only the processes of the test see."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.faults import events, latest, losses, run_job, steps_of
+from support.faults import events, in_a_namespace, latest, losses, run_job, steps_of
 from support.tiny import tiny_recipe
 
 LEFT = 3_000_000  # bytes left beside the ballast: for two checkpoints, not for three
@@ -35,14 +33,6 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_with_room_again_the_run_goes_
     assert roomy["code"] == 0, roomy["said"]
     assert (roomy["latest"], roomy["steps"]) == (8, [2, 4, 6, 8])
     assert roomy["losses"] == [[*pair] for pair in losses(untroubled).items()]
-
-
-def in_a_namespace(command: str) -> subprocess.CompletedProcess[str]:
-    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c", command]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        unshare, env=environment, capture_output=True, text=True, timeout=300, encoding="utf-8"
-    )
 
 
 def train_on_a_full_disk(packs: Path, disk: Path) -> list[dict[str, Any]]:

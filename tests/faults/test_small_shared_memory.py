@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults.test_full_disk import in_a_namespace
-from support.faults import run_job
+from support.faults import in_a_namespace, run_job
 from support.tiny import tiny_recipe
 
 MOUNT = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
@@ -21,17 +20,18 @@ def test_a_small_shared_memory_is_named_in_one_line(packs: Path, tmp_path: Path)
     done = in_a_namespace(f"{MOUNT} && exec {python}")
     assert done.returncode == 0, done.stderr
 
-    code, said = json.loads(report.read_text())
+    code, said = json.loads(report.read_text(encoding="utf-8"))
     assert code == 2, said
-    (line,) = [line for line in said.splitlines() if line.startswith("emu3: ")]
+    _, _, line = said.partition("emu3: ")
     assert "/dev/shm is too small" in line
     assert "--shm-size" in line
     assert "data.workers=0" in line
     assert "Traceback" not in said
+    assert len(line.splitlines()) == 1
 
 
 if __name__ == "__main__":
     given, folder, out = map(Path, sys.argv[1:])
     sections = {"batch": {"micro_size": 8}, "data": {"workers": 1}}
     (ended,) = run_job(tiny_recipe(given, folder, **sections))
-    out.write_text(json.dumps([ended.code, ended.said]))
+    out.write_text(json.dumps([ended.code, ended.said]), encoding="utf-8")

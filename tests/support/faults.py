@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -102,6 +104,15 @@ class Job:
 
 def run_job(*arguments: Any, **settings: Any) -> list[Rank]:
     return Job(*arguments, **settings).wait()
+
+
+def in_a_namespace(command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that may mount what only it sees; it fails where nobody may."""
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c", command]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        unshare, env=environment, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
 
 
 def events(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
