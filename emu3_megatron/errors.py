@@ -9,10 +9,11 @@ class InputError(ValueError):
     """
 
 
-# Exit codes of `emu3`, besides 0, 2 for a user's mistake and 130 for an interruption by hand.
+# Exit codes of `emu3`, besides 0 and 2 for a user's mistake.
 REQUEUE = 75  # was told to leave and saved; start it again and it goes on
 DIVERGED = 76  # too many bad steps in a row, or replicas that differ
 HUNG = 77  # the watchdog ended it
+INTERRUPTED = 130  # by hand, with Ctrl-C; a run that was given the time has saved
 
 
 class RunEnded(Exception):

@@ -1,8 +1,8 @@
 """torchrun that passes signals on to the ranks and ends with their exit status.
 
 torchrun answers a signal by giving its processes 30 seconds, and every exit status by 1. Here
-SIGTERM and SIGUSR1 go on to the ranks, which save and leave; the status is that of the first rank
-that left. Options are torchrun's.
+SIGTERM, SIGUSR1 and Ctrl-C go on to the ranks, which save and leave; the status is that of the
+first rank that left. Options are torchrun's.
 """
 
 import signal
@@ -31,7 +31,7 @@ def run(arguments: list[str], status: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, tell_the_ranks)
     status: list[int] = []
     # torchrun takes signals for itself only in a main thread.

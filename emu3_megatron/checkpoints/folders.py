@@ -114,20 +114,25 @@ def newest_sound(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep: int, still_ours: Callable[[], bool]) -> None:
+def prune(folder: Path, keep: int, keep_every: int | None, still_ours: Callable[[], bool]) -> None:
     """Remove all but the newest `keep` durable checkpoints; never the one the tracker names.
+
+    Args:
+        keep_every: those of every so many steps stay too.
 
     Raises:
         TakenOver: on all ranks alike; the folder is another job's.
     """
-    on_first_rank(lambda: _prune(folder, keep, still_ours))
+    on_first_rank(lambda: _prune(folder, keep, keep_every, still_ours))
 
 
-def _prune(folder: Path, keep: int, still_ours: Callable[[], bool]) -> None:
+def _prune(folder: Path, keep: int, keep_every: int | None, still_ours: Callable[[], bool]) -> None:
     latest = (folder / TRACKER).read_text(encoding="utf-8").strip()
     # What is newer than the tracker was written before a fall back, and will be written again.
     durable = sorted(path for path in folder.glob("step-*") if path.name <= latest)
     for path in durable[:-keep]:
+        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+            continue
         manifest.require_ours(folder, still_ours)
         # Not under its name while it goes; what stays of it, the next save removes.
         gone = path.rename(path.with_name(f".{path.name}.gone.tmp"))

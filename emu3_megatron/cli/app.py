@@ -37,7 +37,7 @@ from emu3_megatron.cli import (
     train,
 )
 from emu3_megatron.cli.arguments import new_group
-from emu3_megatron.errors import InputError, RunEnded
+from emu3_megatron.errors import INTERRUPTED, InputError, RunEnded
 
 # In the order in which one uses them.
 COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"emu3: {ended}", file=sys.stderr)
         sys.exit(ended.code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _print_any_text() -> None:

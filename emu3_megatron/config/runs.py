@@ -16,13 +16,18 @@ class RunConfig(Config):
     seed: NonNegativeInt = fixed(0, "of initial weights, order of data, and all that is drawn")
     log_every: PositiveInt = free(10, "steps between rows of metrics")
     save_every: PositiveInt = free(1000, "steps between checkpoints; the last step has one too")
+    save_minutes: PositiveFloat | None = free(None, "between checkpoints, beside save_every")
     keep: PositiveInt = free(3, "newest checkpoints to keep")
+    keep_every: PositiveInt | None = free(None, "keep those of every so many steps too")
     save_in_background: bool = free(True, "training goes on while files are written")
     resume: Literal["strict", "auto"] = free(
         "strict", "auto passes over damaged checkpoints to the newest undamaged one"
     )
     hang_seconds: PositiveFloat = free(900.0, "without progress, before the run ends")
     stop_after: PositiveInt | None = free(None, "leave after this step, as if told to")
+    leave_minutes: PositiveFloat | None = free(
+        5.0, "before Slurm's time limit, to save and leave as if told to; null: not by itself"
+    )
     wandb: str | None = free(None, "wandb project; honours WANDB_MODE=offline")
     tensorboard: bool = free(False, "write TensorBoard's event files")
 

@@ -116,7 +116,8 @@ def _allow_as_many_files_as_possible() -> None:
 
 def heed_no_signal(worker: int) -> None:
     """A cluster's signal reaches every process of a job: the ranks decide, and still need data."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def unchanged(value: T) -> T:

@@ -11,7 +11,11 @@ NAME = "events.jsonl"
 
 
 class Events:
-    """The first rank's record of saves, skipped steps, leavings, failures; others' are silent."""
+    """The first rank's record of saves, skipped steps, leavings; and every rank's of its failure.
+
+    Args:
+        speaks: whether this is the first rank.
+    """
 
     def __init__(self, folder: Path, speaks: bool):
         self.path = folder / NAME
@@ -21,15 +25,27 @@ class Events:
         """Write an event down, and say it on the screen if there are words."""
         if not self.speaks:
             return
+        self._write(kind, step, details)
+        if words:
+            with suppress(OSError):  # a screen that is gone
+                print(f"step {step}: {words}", file=sys.stderr, flush=True)
+
+    def add_failure(self, step: int, rank: int, job: str, error: Exception) -> None:
+        """Write down how this rank failed.
+
+        Args:
+            job: tells this start of the run from others.
+        """
+        why = f"{type(error).__name__}: {error}"
+        self._write("failed", step, {"rank": rank, "job": job, "why": why})
+
+    def _write(self, kind: str, step: int, details: dict[str, Any]) -> None:
         event = {"time": round(time.time(), 3), "event": kind, "step": step, **details}
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
         except OSError as error:  # a full disk must not end what it can't be told about
             print(f"{self.path}: {error.strerror}", file=sys.stderr)
-        if words:
-            with suppress(OSError):  # a screen that is gone
-                print(f"step {step}: {words}", file=sys.stderr, flush=True)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

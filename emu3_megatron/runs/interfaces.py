@@ -29,10 +29,12 @@ class Verdict:
     Attributes:
         trouble: why the step must not move the weights; None if it may.
         leaves: whether some rank was told to leave: this step is the last.
+        saves: whether a checkpoint is due after it by the clock.
     """
 
     trouble: str | None = None
     leaves: bool = False
+    saves: bool = False
 
 
 # Losses and gradient norms of a step to a verdict. A step's one collective vote: every rank asks.

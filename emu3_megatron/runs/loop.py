@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, NoReturn
 
-from emu3_megatron.errors import REQUEUE, InputError, RunEnded
+from emu3_megatron.errors import INTERRUPTED, REQUEUE, InputError, RunEnded
+from emu3_megatron.parallel.votes import any_rank
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.interfaces import Run
 
@@ -42,8 +43,15 @@ def take_steps(run: Run, guard: Guard, first: int, last: int) -> None:
         for hook in hooks:
             hook.after_training(run)
     if left:
-        run.events.add("left", left, "told to leave: saved, and ready to be started again")
-        raise RunEnded(f"{run.folder}: told to leave after step {left}", REQUEUE)
+        _leave(run, left)
+
+
+def _leave(run: Run, step: int) -> NoReturn:
+    (interrupted,) = any_rank(run.stop.was_interrupted)
+    why = "interrupted" if interrupted else "told to leave"
+    run.events.add("left", step, f"{why}: saved, and ready to be started again", why=why)
+    code = INTERRUPTED if interrupted else REQUEUE
+    raise RunEnded(f"{run.folder}: {why} after step {step}", code)
 
 
 def _numbered(steps: Iterable[Any], first: int, last: int) -> Iterator[tuple[int, Any]]:

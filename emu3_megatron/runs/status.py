@@ -47,15 +47,23 @@ def _life(folder: Path, events: list[dict[str, Any]]) -> str:
     if holder is None:
         last = events[-1] if events else {}
         if last.get("event") == "left":
-            return "not running; told to leave, start it again"
+            return f"not running; {last.get('why', 'told to leave')}, start it again"
         if last.get("event") == "failed":
-            return f"not running; failed in step {last['step']:,}: {last['why'].splitlines()[0]}"
+            return f"not running; {_failure(events)}"
         return "not running"
     where = f"process {holder['pid']} on {holder['host']}"
     if holder["alive"]:
         heard = "" if holder["seen"] else f", heard of {max(holder['age'], 0):.0f} seconds ago"
         return f"running, {where}{heard}"
     return f"dead: {where} left without saying so"
+
+
+def _failure(events: list[dict[str, Any]]) -> str:
+    """How the last start of a run failed: others follow the rank that was the first to."""
+    job = events[-1].get("job")
+    first = next(e for e in events if e["event"] == "failed" and e.get("job") == job)
+    rank = f" on rank {first['rank']}" if first.get("rank") else ""
+    return f"failed in step {first['step']:,}{rank}: {first['why'].splitlines()[0]}"
 
 
 def _progress(rows: list[dict[str, Any]], steps: int) -> list[str]:
@@ -100,6 +108,7 @@ def _troubles(events: list[dict[str, Any]]) -> list[str]:
         "replicas differ",
         "gave up",
         "unusable file",
+        "no lower loss",
         "writer failed",
         "not written",
     ):

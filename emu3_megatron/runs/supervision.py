@@ -14,7 +14,7 @@ from emu3_megatron.runs.interfaces import Run
 from emu3_megatron.runs.lock import RunLock
 from emu3_megatron.runs.metrics.log import Log
 from emu3_megatron.runs.metrics.trackers import check_trackers
-from emu3_megatron.runs.signals import StopRequest
+from emu3_megatron.runs.signals import StopRequest, leaving_time, say_on_screen
 from emu3_megatron.runs.watchdog import Watchdog
 
 
@@ -31,13 +31,26 @@ def supervised(config: RunConfig, mesh: Mesh, peak_flops: float | None) -> Itera
     folder = config.dir
     on_first_rank(lambda: check_trackers(config))
     locks: list[RunLock] = []  # the first rank's
-    on_first_rank(lambda: locks.append(RunLock(folder)))
+
+    def take_the_lock() -> str:
+        locks.append(RunLock(folder))
+        return locks[0].job
+
+    job = on_first_rank(take_the_lock)
     beat = locks[0].beat if locks else lambda: None
     clock = StreamClock() if mesh.device.type == "cuda" else HostClock()
     events = Events(folder, mesh.is_first)
     watchdog = Watchdog(folder, mesh, config.hang_seconds, beat)
+
+    def leave_at_once() -> None:
+        events.add("left", watchdog.step, why="interrupted, not saved")
+        for lock in locks:
+            lock.release()
+
+    say = say_on_screen if mesh.is_first else lambda words: None
+    stop = StopRequest(leaving_time(config.leave_minutes), say, leave_at_once)
     try:
-        with watchdog, StopRequest() as stop, Communication(clock) as communication:
+        with watchdog, stop, Communication(clock) as communication:
             peak = peak_flops * mesh.size if peak_flops else None
             yield Run(
                 folder=folder,
@@ -53,7 +66,7 @@ def supervised(config: RunConfig, mesh: Mesh, peak_flops: float | None) -> Itera
     except (InputError, RunEnded):
         raise
     except Exception as error:  # who looks at the run's status will not have seen its traceback
-        events.add("failed", watchdog.step, why=f"{type(error).__name__}: {error}")
+        events.add_failure(watchdog.step, mesh.rank, job, error)
         raise
     finally:
         for lock in locks:

@@ -14,6 +14,7 @@ from emu3_megatron.config.base import Component
 from emu3_megatron.config.changes import changes
 from emu3_megatron.config.engines import DeepSpeedConfig
 from emu3_megatron.config.load import saved_recipe
+from emu3_megatron.config.schedule import ScheduleConfig
 from emu3_megatron.config.training import BatchConfig, DecoderRunConfig
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
@@ -23,6 +24,7 @@ from emu3_megatron.model.opening import check_model, find_weights
 from emu3_megatron.model.tensors import named_tensors
 from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.mesh import UNDER_WATCH
+from emu3_megatron.runs.hooks.divergence import WatchLoss
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
@@ -193,6 +195,7 @@ def _assemble(
         LogMetrics(recipe.run, recipe.validation),
         guard,
         CompareReplicas(recipe.guard, partial(_live_weights, engine)),
+        *_watching(recipe.optimizer.schedule, recipe.run, objective),
         saves,
         *([ExportFolder(recipe.run, engine)] if recipe.run.export else []),
         *hooks,
@@ -203,6 +206,13 @@ def _assemble(
         evaluator = HeldOutLoss(trainer, engine.decoder, held_out, run)
         run.hooks.append(Validate(recipe.validation, evaluator))
     return guard
+
+
+def _watching(schedule: ScheduleConfig, run: DecoderRunConfig, objective: Objective) -> list[Hook]:
+    """What says that nothing is learned. A loss of preferences has a hook of its own."""
+    if objective.group is not None:
+        return []
+    return [WatchLoss(schedule.warmup_steps, is_new=run.init_from is None)]
 
 
 @contextmanager

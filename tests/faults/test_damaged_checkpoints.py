@@ -119,7 +119,7 @@ def test_retention_never_removes_the_last_durable_checkpoint(stopped, recipe):
 def test_a_checkpoint_that_is_being_removed_is_not_half_there_under_its_name(stopped, monkeypatch):
     checkpoints = stopped.run.dir / "checkpoints"
     monkeypatch.setattr(folders, "remove_folder", lambda folder: None)  # killed before
-    folders._prune(checkpoints, 1, lambda: True)
+    folders._prune(checkpoints, 1, None, lambda: True)
 
     assert steps_of(stopped.run.dir) == [6]
     assert all((gone / "manifest.json").is_file() for gone in checkpoints.glob(".step-*.tmp"))

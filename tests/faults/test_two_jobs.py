@@ -164,7 +164,7 @@ def test_a_job_whose_folder_was_taken_over_neither_removes_nor_keeps_alive_what_
     with pytest.raises(InputError, match="another job has taken this folder over"):
         saving._prepare(tmp_path / "step-00000002", {}, mine.is_ours)
     with pytest.raises(InputError, match="another job has taken this folder over"):
-        folders._prune(kept.parent, 1, mine.is_ours)
+        folders._prune(kept.parent, 1, None, mine.is_ours)
     mine.beat()
 
     assert unfinished.is_dir()

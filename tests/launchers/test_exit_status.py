@@ -42,6 +42,20 @@ def test_a_run_that_is_told_to_leave_saves_and_its_launcher_ends_with_75(recipe,
     assert latest(folder) == events(folder, "left")[0]["step"]
 
 
+def test_ctrl_c_saves_and_says_so_in_a_few_lines(recipe, tmp_path):
+    folder = tmp_path / "run"
+    launcher = launch(2, recipe)
+    wait_for(lambda: (folder / "metrics.jsonl").exists(), launcher)
+    launcher.send_signal(signal.SIGINT)
+    _, said = launcher.communicate(timeout=120)
+
+    assert launcher.returncode == 130, said
+    assert latest(folder) == events(folder, "left")[0]["step"]
+    after = said.partition("Ctrl-C")[2]
+    assert "Traceback" not in after
+    assert len(after.splitlines()) < 10, after
+
+
 def test_a_mistake_ends_with_2(recipe):
     launcher = launch(1, recipe, "run.step=3")
     _, said = launcher.communicate(timeout=120)

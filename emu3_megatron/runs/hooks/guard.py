@@ -60,12 +60,13 @@ class Guard(Hook):
         """
         is_finite = all(math.isfinite(value) for value in values.values())
         is_spike = is_finite and self._is_spike(values)
-        not_finite, spike, leaves = any_rank(not is_finite, is_spike, told)
+        saves = self.saves.is_due_by_the_clock()
+        not_finite, spike, leaves, saves = any_rank(not is_finite, is_spike, told, saves)
         if not_finite or spike:
-            return Verdict(NOT_FINITE if not_finite else SPIKE, leaves)
+            return Verdict(NOT_FINITE if not_finite else SPIKE, leaves, saves)
         for name, value in values.items():
             self._past(name).append(value)
-        return Verdict(None, leaves)
+        return Verdict(None, leaves, saves)
 
     def _past(self, name: str) -> deque[float]:
         return self.past.setdefault(name, deque(maxlen=self.config.window))

@@ -1,5 +1,7 @@
 """A hook that saves checkpoints at regular steps and after the last."""
 
+import time
+
 from emu3_megatron.checkpoints.folders import prune
 from emu3_megatron.checkpoints.saving import PendingSave, SaveError, request_checkpoint
 from emu3_megatron.config.runs import RunConfig
@@ -20,11 +22,18 @@ class SaveCheckpoints(Hook):
         self.config = config
         self.pending: PendingSave | None = None
         self.retry_at: int | None = None
+        self._requested_at = time.monotonic()
+
+    def is_due_by_the_clock(self) -> bool:
+        """Whether the last save was longer ago than `save_minutes`, as this rank counts."""
+        minutes = self.config.save_minutes
+        return minutes is not None and time.monotonic() - self._requested_at > 60 * minutes
 
     def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:
         if self.pending and self.pending.is_written():
             self.finish(run, step)
-        if not (is_last or step % self.config.save_every == 0 or step == self.retry_at):
+        by_step = step % self.config.save_every == 0 or step == self.retry_at
+        if not (is_last or by_step or result.verdict.saves):
             return
         self.finish(run, step)
         self._request(run, step, is_last)
@@ -43,10 +52,11 @@ class SaveCheckpoints(Hook):
             return
         self.retry_at = None
         run.events.add("durable", pending.step)
-        prune(pending.target.parent, self.config.keep, run.still_ours)
+        prune(pending.target.parent, self.config.keep, self.config.keep_every, run.still_ours)
 
     def _request(self, run: Run, step: int, must_succeed: bool) -> None:
         folder = run.folder / "checkpoints"
+        self._requested_at = time.monotonic()
         try:
             self.pending = request_checkpoint(folder, step, run.owners(), run.about, run.still_ours)
         except SaveError as error:
