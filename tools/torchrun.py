@@ -5,6 +5,7 @@ SIGTERM, SIGUSR1 and Ctrl-C go on to the ranks, which save and leave; the status
 first rank that left. Options are torchrun's.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -33,6 +34,9 @@ def run(arguments: list[str], status: list[int]) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, tell_the_ranks)
+    # Without this a node that joins later never hears where the ranks meet: torch 2.13 tells it in
+    # the first round alone.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     status: list[int] = []
     # torchrun takes signals for itself only in a main thread.
     launcher = threading.Thread(target=run, args=(sys.argv[1:], status))
