@@ -44,6 +44,7 @@ from emu3_megatron.prepare.scores.duplicates import (
     SIGNED,
     content_hash,
     near_pairs,
+    reduced,
     signature,
     signatures,
 )
@@ -97,7 +98,7 @@ class ScoreImages:
         return self._scores(decode_image(data, str(path)))
 
     def _scores(self, decoded: DecodedImage) -> Row:
-        image = decoded.image
+        image, small = decoded.image, reduced(decoded.image)
         has_ocr = self._config.ocr and _shape_fault(*image.size, self._config) is None
         return {
             "width": image.width,
@@ -105,10 +106,10 @@ class ScoreImages:
             "notes": ", ".join(decoded.notes),
             "quality": self._quality([image])[0],
             "quality_by": self._quality_by,
-            "colour": colourfulness(image),
+            "colour": colourfulness(small),
             "text_area": self._text_area(np.asarray(image)) if has_ocr else None,
             **self._classifiers([image]),
-            "near": signature(image),
+            "near": signature(small),
         }
 
 

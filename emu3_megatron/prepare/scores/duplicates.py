@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,10 @@ PARTS = (
     (0.05, 0.05, 0.05, 0.05),
 )
 SIGNATURE = np.dtype([("hashes", ">u8", len(PARTS)), ("colours", "u1", (len(PARTS), CELLS**2, 3))])
-SIGNED = "looks/1"  # changes where signatures do
+# How those begin and end between left and right, and between top and bottom.
+_SIDES = [sorted({(part[axis], part[axis + 2]) for part in PARTS}) for axis in range(2)]
+_WAYS = [[sides.index((p[axis], p[axis + 2])) for p in PARTS] for axis, sides in enumerate(_SIDES)]
+SIGNED = "looks/2"  # changes where signatures do
 NO_PAIRS = np.empty((0, 2), np.int64)
 _LARGEST = 256  # pixels of a side that a signature is made of; larger pictures are reduced before
 _FLAT = 3  # of 255: neighbours that differ less are flat, so that noise decides no bit
@@ -74,14 +77,22 @@ def signature(image: Image.Image) -> bytes:
     A bit says whether one of 8 x 8 patches is brighter than the one to its right. Colours are means
     of 8 x 8 cells in OKLab, of 8 bits. Scaling and recompression change both a little at most.
     """
+    pixels_h3w = np.asarray(reduced(image), np.float32).transpose(0, 2, 1).copy()
+    grey_phw = _means(pixels_h3w, CELLS + 1, CELLS) @ _LUMA
     found = np.zeros(1, SIGNATURE)
-    areas = _Areas(image)
-    for number, part in enumerate(PARTS):
-        grey = areas.means(CELLS + 1, CELLS, part) @ _LUMA
-        bits = (grey[:, :-1] > grey[:, 1:] + _FLAT).reshape(-1)
-        found["hashes"][0, number] = np.packbits(bits).view(">u8")[0]
-        found["colours"][0, number] = _oklab(areas.means(CELLS, CELLS, part)).reshape(-1, 3)
+    bits = (grey_phw[..., :-1] > grey_phw[..., 1:] + _FLAT).reshape(len(PARTS), BITS)
+    found["hashes"][0] = np.packbits(bits, 1).view(">u8")[:, 0]
+    found["colours"][0] = _oklab(_means(pixels_h3w, CELLS, CELLS)).reshape(len(PARTS), -1, 3)
     return found.tobytes()
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """What a signature is made of: RGB, at most 256 pixels a side, its aspect not kept."""
+    image = image.convert("RGB")
+    if max(image.size) <= _LARGEST:
+        return image
+    size = (min(image.width, _LARGEST), min(image.height, _LARGEST))
+    return image.resize(size, Image.Resampling.BOX)
 
 
 def signatures(values: Sequence[bytes]) -> np.ndarray:
@@ -89,34 +100,28 @@ def signatures(values: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(values), SIGNATURE)
 
 
-class _Areas:
-    """Means over rectangles of a picture, whose edges may lie between its pixels."""
-
-    def __init__(self, image: Image.Image):
-        image = image.convert("RGB")
-        if max(image.size) > _LARGEST:
-            size = (min(image.width, _LARGEST), min(image.height, _LARGEST))
-            image = image.resize(size, Image.Resampling.BOX)
-        pixels = np.asarray(image, np.float64)
-        self._sums = np.zeros((image.height + 1, image.width + 1, 3))
-        self._sums[1:, 1:] = pixels.cumsum(0).cumsum(1)
-
-    def means(self, columns: int, rows: int, part: tuple[float, ...]) -> np.ndarray:
-        """Of a grid over a part of the picture, [rows, columns, 3]."""
-        left, top, right, bottom = part
-        height, width = (size - 1 for size in self._sums.shape[:2])
-        x = np.linspace(left * width, (1 - right) * width, columns + 1)
-        y = np.linspace(top * height, (1 - bottom) * height, rows + 1)
-        sums = _between(_between(self._sums, y).swapaxes(0, 1), x).swapaxes(0, 1)
-        cells = np.diff(np.diff(sums, axis=0), axis=1)
-        return cells / ((x[1] - x[0]) * (y[1] - y[0]))
+def _means(pixels_h3w: np.ndarray, columns: int, rows: int) -> np.ndarray:
+    """Means over the cells of a grid over each part of a picture, [part, rows, columns, 3]."""
+    height, _, width = pixels_h3w.shape
+    across, down = _shares(width, columns, 0), _shares(height, rows, 1)
+    # One product for all ways in which parts begin and end between left and right.
+    sums = pixels_h3w.reshape(-1, width) @ across.reshape(-1, width).T
+    sums_wh3c = sums.reshape(height, 3, -1, columns).transpose(2, 0, 1, 3)
+    sums_ph_3c = sums_wh3c[_WAYS[0]].reshape(len(PARTS), height, -1)
+    means_pr3c = (down[_WAYS[1]] @ sums_ph_3c).reshape(len(PARTS), rows, 3, columns)
+    return means_pr3c.transpose(0, 1, 3, 2)
 
 
-def _between(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Values along the first axis at places between its indices, by linear interpolation."""
-    below = np.minimum(places.astype(int), len(values) - 2)
-    share = (places - below)[:, None, None]
-    return values[below] * (1 - share) + values[below + 1] * share
+@lru_cache(64)
+def _shares(size: int, cells: int, axis: int) -> np.ndarray:
+    """Weights [ways, cells, size] of pixels in the mean over a cell, whose edges may cut them."""
+    pixels = np.arange(size)
+    ways = []
+    for begin, end in _SIDES[axis]:
+        edges = np.linspace(begin * size, (1 - end) * size, cells + 1)
+        inside = np.clip(edges[1:, None] - pixels, 0, 1) - np.clip(edges[:-1, None] - pixels, 0, 1)
+        ways.append(inside / (edges[1] - edges[0]))
+    return np.stack(ways).astype(np.float32)
 
 
 def _oklab(srgb: np.ndarray) -> np.ndarray:
