@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _WIDEST_PIXEL = 4
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS
-_THREADS = 4  # of a decoder: each holds frames of its own, and there is a worker for each core
+_THREADS = 2  # of a decoder: each holds frames of its own, and there is a worker for each core
 ROUNDING = 1e-3  # seconds to which containers round the time of a frame, at worst
 
 
@@ -213,6 +213,13 @@ def clip_bytes(images: Iterable[Image.Image], area: int) -> Tensor:
     values = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
     frames = len(data) // max(1, 3 * width * height)
     return torch.from_numpy(values.reshape(frames, 3, height, width))
+
+
+def clip_pieces(images: Iterable[Image.Image], area: int, at_once: int) -> Iterator[Tensor]:
+    """The same, `at_once` frames at a time."""
+    images = iter(images)
+    while len(piece_tchw := clip_bytes(itertools.islice(images, at_once), area)):
+        yield piece_tchw
 
 
 def frames_at_rate(

@@ -18,13 +18,13 @@ from emu3_megatron.config.prepare import ClipsConfig
 from emu3_megatron.grammar import Vision
 from emu3_megatron.media.files import UnreadableError, path_of
 from emu3_megatron.media.images import size_for_area
-from emu3_megatron.media.videos import Frame, clip_bytes, frames_at_rate
+from emu3_megatron.media.videos import Frame, clip_pieces, frames_at_rate
 from emu3_megatron.prepare.captions.endpoint import as_sent
 from emu3_megatron.prepare.clip_frames import ClipFrames
 from emu3_megatron.prepare.codes import Coder
 from emu3_megatron.prepare.codes_files import Coded, CodesFile, read_errors, write_codes
 from emu3_megatron.prepare.images import item_name
-from emu3_megatron.prepare.items import Failed, attempt
+from emu3_megatron.prepare.items import Failed, attempt, timed
 from emu3_megatron.prepare.stores.folders import on_this_machine
 from emu3_megatron.prepare.tables import Row
 from emu3_megatron.prepare.workspace import Workspace, digest, folder_of
@@ -33,6 +33,7 @@ from emu3_megatron.vocabulary import Vocabulary
 
 VARIABLE = "variable frame rate"  # a note of a clip
 CAPTION_FRAMES = 12
+_AT_ONCE = 16  # frames that are encoded
 # What decides the codes of a clip, besides the settings.
 _COLUMNS = ("content", "start_frame", "end_frame", "fps", "width", "height", "notes")
 
@@ -50,7 +51,7 @@ class VideoTask:
 
 
 class EncodeVideo:
-    """Encodes the clips of a video, one in memory at a time."""
+    """Encodes the clips of a video, some frames in memory at a time."""
 
     def __init__(self, config: ClipsConfig, tokenizer: Path, vocabulary: Vocabulary, device: str):
         self._config, self._vocabulary = config, vocabulary
@@ -73,27 +74,30 @@ class EncodeVideo:
     ) -> Iterator[tuple[int, Coded | str]]:
         for place, row in enumerate(rows):
             name = item_name(row)
-            found: Coded | Failed
-            read = attempt(name, partial(self._read, frames, row))
-            if isinstance(read, Failed):
-                found = read
-            else:
-                found = attempt(name, partial(self._encode, row, *read), timed=False)
+            found = attempt(name, partial(self._encode, frames, row), timed=False)
             yield place, found.reason if isinstance(found, Failed) else found
 
-    def _read(self, frames: ClipFrames, row: Row) -> tuple[Tensor, tuple[bytes, ...]]:
-        """Pixels uint8 [t, 3, h, w] of the frames that are coded, and the caption's pictures."""
+    def _encode(self, frames: ClipFrames, row: Row) -> Coded:
         pictures: list[bytes] = []
+        codes_fhw = self._coder.clip(timed(self._pixels(frames, row, pictures)))
+        fps = row["fps"] / stride_of(row, self._config)
+        seconds = round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3)
+        return Coded(Vision.clip(codes_fhw, round(fps, 3), seconds), tuple(pictures))
+
+    def _pixels(self, frames: ClipFrames, row: Row, pictures: list[bytes]) -> Iterator[Tensor]:
+        """Pixels uint8 [t, 3, h, w] of the frames that are coded, some at a time."""
         shown = self._with_pictures(
             frames.clip(row["start_frame"], row["end_frame"]), row, pictures
         )
         images = (frame.image() for frame in even_frames(shown, row, stride_of(row, self._config)))
-        pixels_tchw = clip_bytes(images, self._config.area)
-        if len(pixels_tchw) < TEMPORAL_FACTOR:
+        count = 0
+        for piece_tchw in clip_pieces(images, self._config.area, _AT_ONCE):
+            count += len(piece_tchw)
+            yield piece_tchw
+        if count < TEMPORAL_FACTOR:
             raise UnreadableError(
                 row["source"], "changed while it was prepared; run the command again"
             )
-        return pixels_tchw, tuple(pictures)
 
     def _with_pictures(
         self, frames: Iterable[Frame], row: Row, pictures: list[bytes]
@@ -105,12 +109,6 @@ class EncodeVideo:
             if frame.number in wanted:
                 pictures.append(as_sent(frame.image(), side))
             yield frame
-
-    def _encode(self, row: Row, pixels_tchw: Tensor, pictures: tuple[bytes, ...]) -> Coded:
-        codes_fhw = self._coder.clip(pixels_tchw)
-        fps = row["fps"] / stride_of(row, self._config)
-        seconds = round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3)
-        return Coded(Vision.clip(codes_fhw, round(fps, 3), seconds), pictures)
 
 
 def encode_videos(

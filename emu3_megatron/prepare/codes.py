@@ -1,7 +1,7 @@
 """Encodes images and clips with the vision tokenizer, in batches of one size."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.media.files import reason_of
 from emu3_megatron.media.images import to_pixels
 from emu3_megatron.prepare.items import RunFault
+from emu3_megatron.vision.tiling import encode_pieces
 from emu3_megatron.vision.tokenizer import VisionTokenizer
 from emu3_megatron.vocabulary import Vocabulary
 
@@ -58,11 +59,15 @@ class Coder:
                     codes[number] = codes_hw
         return codes
 
-    def clip(self, pixels_tchw: Tensor) -> np.ndarray:
-        """Codes [t // 4, h / 8, w / 8] of a clip; what follows the last four frames is left out."""
+    def clip(self, pieces: Iterable[Tensor]) -> np.ndarray:
+        """Codes [t // 4, h / 8, w / 8] of a clip; what follows the last four frames is left out.
+
+        Args:
+            pieces: pixels [t, 3, h, w]; no more than one is held.
+        """
         with _device_faults():
-            encoded = self._tokenizer.encode_clips(pixels_tchw.unsqueeze(0).to(self._device))
-            return encoded.squeeze(0).cpu().numpy()
+            encoded = [codes.cpu() for codes in encode_pieces(self._tokenizer, pieces)]
+            return torch.cat(encoded).numpy()
 
 
 @contextmanager

@@ -52,6 +52,11 @@ class Board:
         self._timed.value = timed
         self.beat()
 
+    def time(self, on: bool) -> None:
+        """Has the item at work to show progress from now on?"""
+        self._timed.value = on
+        self.beat()
+
     def leave(self) -> None:
         self._name.value = b""
         self._timed.value = False
@@ -133,6 +138,23 @@ def with_progress(steps: Iterable[T]) -> Iterator[T]:
         if _board is not None:
             _board.beat()
         yield step
+
+
+def timed(steps: Iterable[T]) -> Iterator[T]:
+    """The same, inside work that is not timed: each step is a decoder's, which can hang."""
+    take = partial(next, iter(steps), _END)
+    while (step := _timed(take)) is not _END:
+        yield step
+
+
+def _timed(work: Callable[[], T]) -> T:
+    if _board is None:
+        return work()
+    _board.time(True)
+    try:
+        return work()
+    finally:
+        _board.time(False)
 
 
 def _reason(error: Exception) -> str:

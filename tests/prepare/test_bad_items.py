@@ -119,7 +119,7 @@ def test_a_photo_that_fails_at_any_stage_is_a_row(recipe, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(
     ("module", "stage"),
-    [(clips, "find_shots"), (clip_codes, "clip_bytes"), (clips, "captioned_clip")],
+    [(clips, "find_shots"), (clip_codes, "clip_pieces"), (clips, "captioned_clip")],
 )
 def test_a_video_that_fails_at_any_stage_is_a_row(recipe, tmp_path, monkeypatch, module, stage):
     for i in range(3):

@@ -1,6 +1,7 @@
 """A video is decoded once for the codes of its kept clips and the pictures of their captions."""
 
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.media import videos
 from emu3_megatron.media.videos import clip_bytes, clip_pixels, read_frames
-from emu3_megatron.prepare import clip_codes
+from emu3_megatron.prepare import clip_codes, items
 from emu3_megatron.prepare.captions import captioning
 from emu3_megatron.prepare.captions.endpoint import as_sent
 from emu3_megatron.prepare.clip_codes import EncodeVideo, VideoTask
 from emu3_megatron.prepare.clip_frames import ClipFrames
 from emu3_megatron.prepare.clips import score_clips
 from emu3_megatron.prepare.codes_files import CodesFile, read_errors
-from emu3_megatron.prepare.items import start_task
+from emu3_megatron.prepare.items import Board, start_task
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.prepare.workspace import Workspace
@@ -228,3 +229,23 @@ def test_where_reading_ends_every_clip_behind_it_is_named(recipe, asked, monkeyp
     assert [row["reason"] for row in rows] == [None] * 6 + [reason] * 2
     (shard,) = manifest["kinds"]["clips"]["shards"]
     assert len(TokenStore(recipe.out / "shards" / shard["name"], vocabulary)) == 6
+
+
+def test_only_the_decoding_of_a_clip_has_to_show_progress(monkeypatch):
+    """Between the steps of a decoder frames are encoded, which may take long."""
+    board = Board(multiprocessing)
+    monkeypatch.setattr(items, "_board", board)
+    seen = []
+
+    def decode():
+        for step in range(2):
+            seen.append(("decodes", board.timed))
+            yield step
+
+    def encode():
+        for _ in items.timed(decode()):
+            seen.append(("encodes", board.timed))
+
+    items.attempt("a.mp4", encode, timed=False)
+
+    assert seen == [("decodes", True), ("encodes", False)] * 2

@@ -123,7 +123,7 @@ class EncodeShown:
         return pixels_tchw, fps
 
     def _encoded(self, pixels_tchw: Tensor, fps: float) -> Vision:
-        codes_fhw = self._coder.clip(pixels_tchw)
+        codes_fhw = self._coder.clip([pixels_tchw])
         return Vision.clip(codes_fhw, fps, round(len(codes_fhw) * TEMPORAL_FACTOR / fps, 3))
 
 
