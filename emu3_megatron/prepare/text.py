@@ -59,7 +59,7 @@ Decode = Callable[[Any], str]
 
 @dataclass(frozen=True)
 class Range:
-    """A stretch of a file: bytes, or row groups of Parquet; none where its footer is damaged."""
+    """A stretch of a file: bytes, or row groups of Parquet; none where they hold no texts."""
 
     source: str
     start: int
@@ -256,7 +256,8 @@ def lines_between(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, b
 def _row_groups(path: File, column: str, part: Range) -> Iterator[tuple[str, str]]:
     file = _open_parquet(path)
     if column not in file.schema_arrow.names:
-        raise UnreadableError(str(path), f"no column {column!r}")
+        names = ", ".join(file.schema_arrow.names)
+        raise UnreadableError(str(path), f"no column {column!r}; it has {names}")
     for group in range(part.start, part.end):
         try:
             values = file.read_row_group(group, columns=[column]).column(column).to_pylist()
@@ -284,7 +285,11 @@ def _open_parquet(path: File) -> Any:
 
 
 def refuse_missing_column(config: TextConfig) -> None:
-    """Raises InputError when a file of Parquet, or all first lines of a .jsonl, lack the column."""
+    """Raises InputError when no file of Parquet, and no .jsonl in its first lines, has the column.
+
+    Where some have it, the others are set aside as they are read.
+    """
+    lacking: dict[File, set[str]] = {}
     for path in search_texts(folder_of(config)).paths:
         found: set[str] = set()
         if suffix_of(path) == ".parquet":
@@ -292,11 +297,15 @@ def refuse_missing_column(config: TextConfig) -> None:
                 found = set(_open_parquet(path).schema_arrow.names)
         elif suffix_of(path) in LINES_SUFFIXES:
             found = _columns_of_lines(path)
-        if found and config.column not in found:
-            raise InputError(
-                f"{path}: no column {config.column!r}; it has {', '.join(sorted(found))}: name "
-                "yours in text.column"
-            )
+        if config.column in found:
+            return
+        if found:
+            lacking[path] = found
+    for path, found in lacking.items():
+        raise InputError(
+            f"{path}: no column {config.column!r}; it has {', '.join(sorted(found))}: name "
+            "yours in text.column"
+        )
 
 
 def _columns_of_lines(path: File) -> set[str]:
@@ -385,7 +394,7 @@ def _ranges(
 ) -> Iterator[tuple[Range, int]]:
     size = path.stat().st_size
     if suffix_of(path) == ".parquet":
-        yield from _parquet_ranges(path, source)
+        yield from _parquet_ranges(path, source, config.column)
     elif suffix_of(path) in LINES_SUFFIXES:
         edges = cuts.get(path) or [*range(0, size, config.range_bytes), size]
         for start, end in itertools.pairwise(edges):
@@ -394,12 +403,16 @@ def _ranges(
         yield Range(source, 0, size), size
 
 
-def _parquet_ranges(path: File, source: str) -> Iterator[tuple[Range, int]]:
+def _parquet_ranges(path: File, source: str, column: str) -> Iterator[tuple[Range, int]]:
     try:
-        metadata = _open_parquet(path).metadata
+        file = _open_parquet(path)
+        is_readable = column in file.schema_arrow.names
     except UnreadableError:
+        is_readable = False
+    if not is_readable:
         yield Range(source, 0, 0), path.stat().st_size  # reading it says why
         return
+    metadata = file.metadata
     for group in range(metadata.num_row_groups):
         yield Range(source, group, group + 1), metadata.row_group(group).total_byte_size
 
