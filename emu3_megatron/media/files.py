@@ -48,7 +48,7 @@ _ESCAPED = re.compile(rb"\\(x[0-9a-f]{2})")
 _LONGEST_REASON = 120  # characters
 # Of the pixels that a file gives. What was computed of them is computed anew where it changes, so
 # raise it with every change of decoding, colours or geometry.
-READER_VERSION = 1
+READER_VERSION = 2
 
 
 class StoredFile(Protocol):

@@ -52,7 +52,7 @@ from emu3_megatron.prepare.stores.opening import open_sources
 from emu3_megatron.prepare.stores.uploading import upload
 from emu3_megatron.prepare.tables import Row, write_table
 from emu3_megatron.prepare.text import TextTask, refuse_missing_column, text_tasks, tokenise
-from emu3_megatron.prepare.text_filters import write_text_scores
+from emu3_megatron.prepare.text_filters import line_of_masked, write_text_scores
 from emu3_megatron.prepare.text_scores import ScoreText
 from emu3_megatron.prepare.workspace import (
     FORMAT,
@@ -372,6 +372,8 @@ def summary(manifest: dict[str, Any]) -> list[str]:
         )
         if left_out := line_of_left_out(entry.get("left_out", {})):
             lines.append(f"{kind}: files left out by their suffix: {left_out}")
+        if masked := line_of_masked(entry.get("masked", {})):
+            lines.append(f"{kind}: masked: {masked}")
     lines += [
         f"{pack['path']}: {pack['packs']:,} packs, {pack['fill']:.2%} full"
         for pack in (*manifest["packs"], *manifest.get("held_out_packs", ()))

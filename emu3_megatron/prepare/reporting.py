@@ -11,6 +11,7 @@ from emu3_megatron.media.files import line_of_left_out
 from emu3_megatron.prepare.origins import Counts, origins_of
 from emu3_megatron.prepare.progress import Progress
 from emu3_megatron.prepare.tables import read_table
+from emu3_megatron.prepare.text_filters import line_of_masked
 from emu3_megatron.prepare.workspace import MANIFEST, read_manifest
 
 REPORT = "report.json"
@@ -56,6 +57,7 @@ def _kind(out: Path, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
         **({"held_out": entry["held_out"]["kept"]} if "held_out" in entry else {}),
         "set_aside": {why: number for why, number in entry["set_aside"].items() if number},
         "left_out": entry.get("left_out", {}),
+        **({"masked": entry["masked"]} if "masked" in entry else {}),
         "documents": sum(shard["documents"] for shard in entry["shards"]),
         "tokens": sum(shard["tokens"] for shard in entry["shards"]),
         **(origins or {"by_suffix": {}, "by_source": {}}),
@@ -95,6 +97,8 @@ def _lines_of_kind(kind: str, about: dict[str, Any]) -> list[str]:
         lines += _table(["set aside", "items"], rows)
     if left_out := line_of_left_out(about["left_out"]):
         lines.append(f"  files left out by their suffix: {left_out}")
+    if masked := line_of_masked(about.get("masked", {})):
+        lines.append(f"  masked: {masked}")
     for title, counts in (("suffix", about["by_suffix"]), ("source", about["by_source"])):
         lines += _table([title, "found", "kept"], _ranked(counts)) if counts else []
     return lines

@@ -1,7 +1,7 @@
 """Decides which texts are left out by their scores, and counts what is masked."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ def score_settings(config: TextConfig) -> list[Any]:
         IDENTIFIED_BY if config.languages else None,
         [MASKED_BY, *config.mask] if config.mask else None,
     ]
+
+
+def line_of_masked(counts: Mapping[str, int]) -> str:
+    """How much of each kind of personal data is masked; empty where nothing is."""
+    return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
 
 
 def filter_settings(config: TextConfig) -> list[Any]:

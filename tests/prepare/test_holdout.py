@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 from PIL import Image
+from support.running import emu3
 
 from emu3_megatron.config.prepare import ClipsConfig, ImagesConfig, PrepareRecipe
 from emu3_megatron.data.shards.store import TokenStore
@@ -229,3 +230,32 @@ def test_clips_are_held_out_with_their_video_and_its_copies():
         sides.setdefault(row["source"][4:], set()).add(row["held_out"])
     assert all(len(found) == 1 for found in sides.values())
     assert 0 < sum(found == {True} for found in sides.values()) < 20
+
+
+# In training
+
+
+def test_a_run_validates_on_what_was_held_out(run, tmp_path):
+    recipe, _ = run([text(i) for i in range(60)], holdout=0.3)
+    held = recipe.out / "held-out" / "packs" / "text-2048.pack"
+    train = {
+        "model": {"preset": "emu3-tiny", "hidden": 32, "ffn": 64, "layers": 1, "heads": 2},
+        "run": {"dir": str(tmp_path / "run"), "steps": 1, "log_every": 1},
+        "data": {
+            "context": 2048,
+            "sources": [{"pack": str(recipe.out / "packs" / "text-2048.pack")}],
+            "workers": 0,
+        },
+        "batch": {"size": 1, "micro_size": 1},
+        "optimizer": {"lr": 1e-3},
+        "validation": {"every": 1, "batches": 1, "sources": [{"pack": str(held)}]},
+        "precision": "fp32",
+    }
+    (tmp_path / "train.yaml").write_text(json.dumps(train))
+
+    ended = emu3("train", tmp_path / "train.yaml", cwd=tmp_path)
+
+    assert ended.code == 0, ended.said
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    (measured,) = [row for row in rows if "validation/loss" in row]
+    assert measured["validation/tokens_text"] > 0

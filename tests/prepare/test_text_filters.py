@@ -10,6 +10,7 @@ from emu3_megatron.data.shards.store import TokenStore
 from emu3_megatron.errors import InputError
 from emu3_megatron.prepare.checking import check_prepared
 from emu3_megatron.prepare.pipeline import prepare, summary
+from emu3_megatron.prepare.reporting import lines_of, report
 from emu3_megatron.prepare.tables import read_table
 from emu3_megatron.prepare.text_scores import ScoreText
 
@@ -74,6 +75,8 @@ def test_texts_are_chosen_by_language_and_masked(run, vocabulary):
     assert entry["set_aside"] == {"duplicate": 1, "unreadable": 1, "other language": 1}
     assert entry["masked"] == {"emails": 2, "ips": 2, "phones": 1}
     assert "1 other language" in summary(manifest)[0]
+    assert summary(manifest)[1] == "text: masked: 2 emails, 2 ips, 1 phones"
+    assert "  masked: 2 emails, 2 ips, 1 phones" in lines_of(out, report(out))
     check_prepared(out, deep=True)
 
 
