@@ -236,6 +236,23 @@ def test_a_bad_folder_is_refused(spoil, folder, tmp_path, mesh):
     assert set(tmp_path.iterdir()) <= {folder}
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        with_two_bases_of_positions,
+        with_vision_heads,
+        with_codes_in_reverse,
+        with_another_image_id,
+        with_a_field_that_nobody_reads,
+    ],
+)
+def test_a_folder_that_contradicts_itself_is_not_verified(spoil, folder, checkpoints):
+    message = spoil(folder)
+
+    with pytest.raises(InputError, match=message):
+        verify(folder, checkpoints["transformers", torch.float32])
+
+
 def test_a_target_that_exists_is_left_alone(folder, checkpoints, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("kept", encoding="utf-8")

@@ -21,6 +21,7 @@ from emu3_megatron.checkpoints.folders import find_checkpoint, read_checkpoint
 from emu3_megatron.errors import InputError
 from emu3_megatron.interchange.exporting import export_folder
 from emu3_megatron.interchange.importing import import_folder
+from emu3_megatron.interchange.megatron_lm.arguments import model_of
 from emu3_megatron.interchange.megatron_lm.names import fused
 from emu3_megatron.interchange.megatron_lm.reading import load_file
 from emu3_megatron.model.opening import open_decoder
@@ -144,6 +145,16 @@ def test_another_architecture_is_refused_by_name(changed, message, written, tmp_
 
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "ours").exists()
+
+
+def test_arguments_of_newer_versions_are_read(written, tmp_path, mesh):
+    given = arguments(1)
+    given.layernorm_epsilon = 3e-6
+    del given.norm_epsilon
+
+    model = model_of(given, 1024, tmp_path, preset=None, ranks_file=None)
+
+    assert (model.norm_epsilon, model.codes) == (3e-6, 512)
 
 
 def test_the_vocabulary_can_be_named(written, tmp_path, mesh):

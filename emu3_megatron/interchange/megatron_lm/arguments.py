@@ -39,6 +39,7 @@ _MATHEMATICS: dict[str, tuple[Any, Any]] = {
     "add_qkv_bias": (False, False),
     "qk_layernorm": (False, False),
     "apply_layernorm_1p": (False, False),
+    "layernorm_zero_centered_gamma": (False, False),
     "squared_relu": (False, False),
     "window_size": (None, None),
     "num_experts": (None, None),
@@ -63,6 +64,7 @@ def model_of(
         InputError: an argument that our decoder does not have, by name.
     """
     given = dict(vars(arguments))
+    given.setdefault("norm_epsilon", given.get("layernorm_epsilon"))  # its name since 2026
     if given.get("use_rotary_position_embeddings"):
         given["position_embedding_type"] = "rope"
     for name, (usual, needed) in _MATHEMATICS.items():
@@ -122,15 +124,18 @@ def arguments_of(
 ) -> Namespace:
     """What Megatron-LM's `--use-checkpoint-args` reads."""
     sizes = {theirs: getattr(model, ours) for ours, theirs in _SIZES.items()}
+    if float(model.rope_base).is_integer():
+        sizes["rotary_base"] = int(model.rope_base)
     return Namespace(
         **sizes,
+        layernorm_epsilon=model.norm_epsilon,
         **{name: needed for name, (_, needed) in _MATHEMATICS.items()},
         attention_dropout=model.dropout,
         group_query_attention=model.kv_heads != model.heads,
         kv_channels=model.head_dim,
         max_position_embeddings=max_positions,
         seq_length=max_positions,
-        add_position_embedding=False,
+        add_position_embedding=True,  # Megatron-LM's default, which it compares; rope has none
         use_rotary_position_embeddings=False,
         padded_vocab_size=rows,
         make_vocab_size_divisible_by=128,
