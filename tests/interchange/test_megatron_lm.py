@@ -48,7 +48,9 @@ def test_a_distributed_checkpoint_goes_there_and_back(tensor, written, tmp_path,
     import_folder(written["torch_dist", tensor], tmp_path / "ours")
     export_folder(tmp_path / "ours", tmp_path / "back", "megatron", tensor=tensor)
 
-    assert (tmp_path / "back" / "latest_checkpointed_iteration.txt").read_text() == "release"
+    assert (tmp_path / "back" / "latest_checkpointed_iteration.txt").read_text(
+        encoding="utf-8"
+    ) == "release"
     before = whole_state(written["torch_dist", tensor] / "iter_0000007")
     assert same_bits(before, whole_state(tmp_path / "back" / "release"))
 

@@ -108,7 +108,7 @@ def save_distributed(folder: Path, tensor: int = 1, **metadata: bool) -> None:
     """As Megatron-LM's `--ckpt-format torch_dist`; on each rank."""
     iteration = folder / "iter_0000007"
     iteration.mkdir(parents=True, exist_ok=True)
-    (folder / "latest_checkpointed_iteration.txt").write_text("7")
+    (folder / "latest_checkpointed_iteration.txt").write_text("7", encoding="utf-8")
     common = {"args": arguments(tensor), "checkpoint_version": 3.0, "iteration": 7}
     model = sharded(build_gpt(tensor), **metadata)
     dist_checkpointing.save({**common, "model": model}, str(iteration))
@@ -119,7 +119,7 @@ def save_files(folder: Path, tensor: int = 1) -> None:
     rank = int(os.environ.get("RANK", 0))
     path = folder / "iter_0000007" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
     path.parent.mkdir(parents=True)
-    (folder / "latest_checkpointed_iteration.txt").write_text("7")
+    (folder / "latest_checkpointed_iteration.txt").write_text("7", encoding="utf-8")
     content = {"args": arguments(tensor), "checkpoint_version": 3.0, "iteration": 7}
     torch.save({**content, "model": build_gpt(tensor).state_dict_for_save_checkpoint()}, path)
 

@@ -214,7 +214,9 @@ class FileCheckpoint:
 
 def _require_torch_dist(path: Path) -> None:
     try:
-        backend = json.loads((path / "metadata.json").read_text())["sharded_backend"]
+        backend = json.loads((path / "metadata.json").read_text(encoding="utf-8"))[
+            "sharded_backend"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path / 'metadata.json'}: does not name its format") from None
     if backend != "torch_dist":
