@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,15 +31,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(beside, path)
         sync(path.parent)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk names no file
-            error.filename = str(path)
+    except Exception as error:
+        if failed := failed_write(error, path):
+            raise failed from error
         raise
     finally:
         if beside.is_dir():
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+
+
+def failed_write(error: Exception, path: Path) -> OSError | None:
+    """What stands for an error where it says that `path` could not be written; else None.
+
+    A full disk names no file, and safetensors, torch and FFmpeg have errors of their own for it.
+    """
+    text = str(error)
+    if isinstance(error, OSError):
+        if error.errno is None or error.filename is not None:
+            return None
+        return OSError(error.errno, error.strerror or os.strerror(error.errno), str(path))
+    if number := re.search(r"\(os error (\d+)\)", text):  # safetensors
+        return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+    if re.search(r"unexpected pos \d+ vs|file write failed|PytorchStreamWriter failed", text):
+        return OSError(
+            errno.ENOSPC, "could not be written to its end; is the disk full?", str(path)
+        )
+    return None
 
 
 def sync(path: Path) -> None:

@@ -62,6 +62,10 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
 UsageError: Any = typer.BadParameter.__base__
 
 
+# Errors that no file is named in, and that are nobody's mistake in the program.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE)
+
+
 @dataclass
 class _Settings:
     debug: bool = False
@@ -160,7 +164,9 @@ def _usage_line(error: Any) -> str:
 
 def _says_enough(error: InputError | OSError) -> bool:
     """Whether one line on an error says what to do; otherwise a traceback helps more."""
-    return isinstance(error, InputError) or error.filename is not None or _is_too_many_files(error)
+    if isinstance(error, InputError) or error.filename is not None:
+        return True
+    return error.errno in _OF_THE_MACHINE
 
 
 def _is_too_many_files(error: Exception) -> bool:
@@ -173,7 +179,8 @@ def _line_of(error: InputError | OSError) -> str:
         way_out = f"ulimit -n {most}" if limit < most else "LimitNOFILE, or docker run --ulimit"
         return f"more than {limit:,} open files, the limit of this process; raise it: {way_out}"
     if isinstance(error, OSError):  # a disk that is full, a folder that may not be written
-        return f"{error.filename2 or error.filename}: {error.strerror}"
+        place = error.filename2 or error.filename
+        return f"{place}: {error.strerror}" if place is not None else str(error.strerror)
     return str(error)
 
 

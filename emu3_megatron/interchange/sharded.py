@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -84,7 +85,11 @@ class Frame:
         write_common(folder, common or {})
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, thread_count=1)
         planner = _OneByOne(self, parameter)
-        dcp.save({}, storage_writer=writer, planner=planner)
+        try:
+            dcp.save({}, storage_writer=writer, planner=planner)
+        except CheckpointException as failed:  # no Exception; of whatever failed on each rank
+            error, _ = next(iter(failed.failures.values()))
+            raise error from None
 
     def read(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         """Every parameter of a checkpoint, of any tensor parallel size, one after the other."""
