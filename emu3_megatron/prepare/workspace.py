@@ -15,9 +15,10 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -140,7 +141,7 @@ class Workspace:
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Hold the output folder.
+    """Hold the output folder. What is refused before it has made anything leaves nothing there.
 
     Raises:
         InputError: another run holds it, or it is a run of training or a tokenizer, which a
@@ -149,8 +150,27 @@ def only_run(out: Path) -> Iterator[None]:
     for name in _OF_OTHERS:
         if (out / name).exists():
             raise InputError(f"{out}: no folder of prepared data, it holds {name}; choose another")
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w", encoding="utf-8") as file:
+    try:
+        with _locked(out):
+            _remove_unfinished(out)
+            try:
+                yield
+            except InputError:
+                _remove_if_nothing_was_made(out)
+                raise
+    finally:
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                out.rmdir()
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock's file, which is there only while it is held."""
+    path = out / ".lock"
+    with path.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -158,8 +178,20 @@ def only_run(out: Path) -> Iterator[None]:
         except OSError as error:  # Lustre without -o flock, say
             reason = f"cannot be locked ({error.strerror}); choose a file system that has flock"
             raise InputError(f"{out}: {reason}") from None
-        _remove_unfinished(out)
-        yield
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            raise InputError(f"{out}: another run has just ended there; start it again")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_if_nothing_was_made(out: Path) -> None:
+    """The record and the report of a run that came to no work."""
+    found = {path.name for folder in (out, out / ".work") for path in folder.glob("*")}
+    if found <= {".lock", ".work", "progress.json", "report.json"}:
+        shutil.rmtree(out / ".work", ignore_errors=True)
+        (out / "report.json").unlink(missing_ok=True)
 
 
 def _remove_unfinished(out: Path) -> None:

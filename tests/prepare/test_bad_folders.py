@@ -5,9 +5,11 @@ import shutil
 import subprocess
 
 import pytest
+from PIL import Image
 
 from emu3_megatron.config.prepare import PrepareRecipe
 from emu3_megatron.errors import InputError
+from emu3_megatron.prepare.checking import check_prepared
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.workspace import only_run
 
@@ -115,3 +117,34 @@ def test_unfinished_files_of_other_commands_stay(tmp_path):
     with only_run(tmp_path):
         assert theirs.exists()
         assert not ours.exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_run_that_is_refused_before_it_made_anything_leaves_nothing(recipe, tmp_path, is_there):
+    if is_there:
+        (tmp_path / "out").mkdir()
+
+    for kind in ("clips", "images", "text"):
+        with pytest.raises(InputError, match=str(tmp_path / "source")):
+            prepare(recipe(kind), [kind])
+
+        assert (tmp_path / "out").is_dir() == is_there
+        assert not [*tmp_path.glob("out/*")]
+
+
+def test_after_clips_were_refused_the_folder_takes_images(recipe, tmp_path):
+    """Whatever was refused: all that is said of the folder afterwards is of the images."""
+    (tmp_path / "source" / "a.mp4").write_bytes(b"no video")
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
+    image.save(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / "a.txt").write_text("noise", encoding="utf-8")
+    images = {"area": 4096, "min_side": 8, "min_quality": 0, "source": tmp_path / "source"}
+
+    with pytest.raises(InputError, match="every item was set aside"):
+        prepare(recipe("clips"), ["clips"])
+    manifest = prepare(recipe("images", images=images), ["images"])
+
+    assert list(manifest["kinds"]) == ["images"]
+    assert manifest["kinds"]["images"]["kept"] == 1
+    assert check_prepared(tmp_path / "out", deep=True).startswith(f"{tmp_path / 'out'}: 1 shards")
+    assert not (tmp_path / "out" / ".lock").exists()

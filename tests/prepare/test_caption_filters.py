@@ -21,7 +21,8 @@ def left(tmp_path):
     )
 
     def left(*items, **config):
-        rows = [{"kept": True, "reason": None, "captions": list(captions)} for captions in items]
+        nothing = {"kept": True, "reason": None, "captions_left_out": None}  # as tables give it
+        rows = [{**nothing, "captions": list(captions)} for captions in items]
         filter_captions(workspace, "images", rows, CaptionConfig(**config))
         return rows
 

@@ -70,7 +70,7 @@ def _leave_out(row: Row, faults: Sequence[str | None]) -> None:
     pairs = list(zip(row["captions"], faults, strict=True))
     left_out = [f"{fault}: {caption}" for caption, fault in pairs if fault]
     row["captions"] = [caption for caption, fault in pairs if not fault]
-    row["captions_left_out"] = [*row.get("captions_left_out", []), *left_out]
+    row["captions_left_out"] = [*(row.get("captions_left_out") or []), *left_out]
     if not row["captions"]:
         row["kept"], row["reason"] = False, faults[0]
 
