@@ -46,7 +46,7 @@ def main() -> None:
             print(*rows[-len(runs) :], sep="\n", flush=True)
             if parsed.json:
                 text = json.dumps({**describe_machine(), "rows": rows}, indent=2)
-                parsed.json.write_text(text + "\n")
+                parsed.json.write_text(text + "\n", encoding="utf-8")
 
 
 def _row(case: str, name: str, times: dict[str, list[float]]) -> dict[str, Any]:
@@ -82,6 +82,7 @@ def _measure(tree: Path, case: str) -> float:
             stdout=subprocess.PIPE,
             text=True,
             check=True,
+            encoding="utf-8",
         )
     return float(done.stdout.splitlines()[-1])
 

@@ -30,7 +30,7 @@ def make_shards(folder: Path, count: int) -> list[Path]:
         about["content"] = hashlib.sha256(tokens.tobytes() + index).hexdigest()
         os.link(shard_file(first, "idx"), folder / f"{number}.idx")
         (folder / f"{number}.bin").write_bytes(tokens.tobytes())
-        (folder / f"{number}.json").write_text(json.dumps(about))
+        (folder / f"{number}.json").write_text(json.dumps(about), encoding="utf-8")
     return [folder / f"{number}" for number in range(count)]
 
 

@@ -251,11 +251,13 @@ def test_a_run_validates_on_what_was_held_out(run, tmp_path):
         "validation": {"every": 1, "batches": 1, "sources": [{"pack": str(held)}]},
         "precision": "fp32",
     }
-    (tmp_path / "train.yaml").write_text(json.dumps(train))
+    (tmp_path / "train.yaml").write_text(json.dumps(train), encoding="utf-8")
 
     ended = emu3("train", tmp_path / "train.yaml", cwd=tmp_path)
 
     assert ended.code == 0, ended.said
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open(encoding="utf-8")
+    ]
     (measured,) = [row for row in rows if "validation/loss" in row]
     assert measured["validation/tokens_text"] > 0
