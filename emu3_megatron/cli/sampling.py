@@ -189,11 +189,14 @@ class Checkpoint:
 
     def _own_tokenizer(self) -> Path:
         """The one that the recipe names, else the one that was imported with the decoder."""
+        from emu3_megatron.checkpoints.folders import find_checkpoint
+
         if self.recipe.sample is not None:
             return self.recipe.sample.tokenizer
-        imported = self.path / "tokenizer"
-        if (imported / "config.json").is_file():
-            return imported
+        run = find_checkpoint(self.path).parent.parent  # whichever of its folders is named
+        for imported in (self.path / "tokenizer", run / "tokenizer"):
+            if (imported / "config.json").is_file():
+                return imported
         raise InputError(f"{self.path}: its recipe names no vision tokenizer; give --tokenizer")
 
     def tokenizer(self, folder: Path | None) -> "VisionTokenizer":

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from emu3_megatron.config.base import Config
 from emu3_megatron.config.schemas import SCHEMAS, schema_of
 from emu3_megatron.config.sections import schema_at
+from emu3_megatron.config.yaml_text import read_yaml
 from emu3_megatron.errors import InputError
 
 Schema = TypeVar("Schema", bound=Config)
@@ -81,7 +82,10 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     """The keys and values of a recipe, as they are written. Raises InputError."""
     path = find_recipe(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except yaml.constructor.ConstructorError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise InputError(f"{path}: line {line}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -134,9 +138,10 @@ def set_dotted(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise InputError(f"{override}: an override is written dotted.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{override}: the value is not YAML") from None
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        why = f" ({error.problem})" if isinstance(error, yaml.constructor.ConstructorError) else ""
+        raise InputError(f"{override}: the value is not YAML{why}") from None
     section: Any = values
     for depth, part in enumerate(parts[:-1], start=1):
         place = _place(section, part, parts[: depth - 1], override)
@@ -175,8 +180,12 @@ def _mistake(schema: type[Config], error: ValidationError, values: dict[str, Any
 
 
 def _describe(schema: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    # A key that nothing reads says more than those that are missing then.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     field = ".".join(str(part) for part in first["loc"])
+    if field == "defaults":
+        return "defaults: a recipe builds on no others; emu3 recipe NAME prints a whole one"
     if first["type"] == "extra_forbidden":
         return f"{field}: no such key{_suggest(schema, first['loc'], values)}"
     if first["type"] == "missing":

@@ -110,6 +110,7 @@ def _troubles(events: list[dict[str, Any]]) -> list[str]:
         "unusable file",
         "no lower loss",
         "writer failed",
+        "nothing trained",
         "not written",
     ):
         steps = [str(event["step"]) for event in events if event["event"] == kind]

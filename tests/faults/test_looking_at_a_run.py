@@ -134,3 +134,16 @@ def test_another_layout_and_micro_batch_go_on_with_the_same_samples(recipe, untr
     for name in ("tokens_text", "tokens_code", "tokens_structure"):
         assert [row[name] for row in mine] == [row[name] for row in other]
     assert [row["loss"] for row in mine] == pytest.approx([row["loss"] for row in other], rel=1e-5)
+
+
+def test_a_run_whose_data_trains_nothing_says_so_once(recipe, capsys):
+    recipe = recipe(
+        run={"steps": 3},
+        objective={"kind": "next_token", "weights": {"text": 0, "structure": 0, "code": 0}},
+    )
+
+    (end,) = run_job(recipe)
+
+    assert end.code == 0
+    assert end.said.count("trains nothing: ") == 1
+    assert "nothing trained: 1 times, last at step 1" in say(capsys, "status", recipe.run.dir)

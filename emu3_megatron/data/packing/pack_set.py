@@ -12,6 +12,7 @@ from emu3_megatron.config.prepare import Select
 from emu3_megatron.data.groups import check_prompts
 from emu3_megatron.data.mapping import map_array
 from emu3_megatron.data.packing.selection import selected
+from emu3_megatron.data.shards.sidecar import shard_file
 from emu3_megatron.data.shards.store import CONTEXT, TokenStore
 from emu3_megatron.data.source import Piece
 from emu3_megatron.errors import InputError
@@ -177,7 +178,8 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads((path / "pack.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no packs there; make them with emu3 pack") from None
+        seen_from = "" if path.is_absolute() else f", seen from {Path.cwd()}"
+        raise InputError(f"{path}: no packs there{seen_from}; make them with emu3 pack") from None
     except (OSError, ValueError):
         raise InputError(f"{path}/pack.json: damaged; run emu3 pack again") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -197,6 +199,11 @@ def _open_shards(
     stores = []
     for shard in shards:
         prefix = Path(os.path.normpath(path.resolve() / shard["path"]))
+        if not shard_file(prefix, "idx").is_file():
+            raise InputError(
+                f"{path}: its shard is missing: expected at {prefix}, which is {shard['path']} "
+                "from the packs; move both together, or run emu3 pack again"
+            )
         store = TokenStore(prefix, vocabulary, _SCAN // len(shards))
         made_from = (shard["content"], shard.get("group"))
         if store.sidecar is None or (store.sidecar.content, store.group) != made_from:

@@ -16,6 +16,7 @@ class LogMetrics(Hook):
     def __init__(self, config: RunConfig, validation: EvaluationConfig | None):
         self.config, self.validation = config, validation
         self.skipped = 0
+        self.said_nothing_is_trained = False
 
     def before_training(self, run: Run, step: int) -> None:
         def open_all() -> None:
@@ -27,6 +28,7 @@ class LogMetrics(Hook):
 
     def after_step(self, run: Run, step: int, result: StepResult, is_last: bool) -> None:
         self.skipped += result.verdict.trouble is not None
+        self._say_if_nothing_is_trained(run, step, result)
         run.log.add(result.work)
         if is_last or self._is_due(run, step):
             measured = run.log.measure(step)
@@ -34,6 +36,17 @@ class LogMetrics(Hook):
                 {"step": step, **result.metrics, **measured, "skipped_steps": self.skipped}
             )
         run.communication.is_on = self._is_due(run, step + 1)
+
+    def _say_if_nothing_is_trained(self, run: Run, step: int, result: StepResult) -> None:
+        """Once a start: zero loss with zero gradient is not learnt, it is weights of zero."""
+        loss, grad_norm = (result.metrics.get(name) for name in ("loss", "grad_norm"))
+        if loss == grad_norm == 0 and not self.said_nothing_is_trained:
+            self.said_nothing_is_trained = True
+            words = (
+                "trains nothing: loss and gradient are 0; no label of its documents has a weight"
+            )
+            words += " (objective.weights of their classes, or all of them are context)"
+            run.events.add("nothing trained", step, words)
 
     def _is_due(self, run: Run, step: int) -> bool:
         return step % self.config.log_every == 0 or validates(self.validation, step, run.steps)
