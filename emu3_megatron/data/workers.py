@@ -1,15 +1,16 @@
 """Processes that read batches ahead, step by step."""
 
 import resource
-import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from emu3_megatron.config.training import BatchConfig
 from emu3_megatron.data.batches import Batch
+from emu3_megatron.data.reading_ahead import read_ahead
 from emu3_megatron.data.transfer import Parcel, too_small
 from emu3_megatron.errors import InputError
 
@@ -46,33 +47,41 @@ def steps_of(
             f"times {data_size} data-parallel ranks"
         )
     share = batch.size // data_size
-    begins = (step * batch.size + data_rank * share for step in range(first, last))
-    requests = (
-        range(begin, begin + batch.micro_size)
-        for of_step in begins
-        for begin in range(of_step, of_step + share, batch.micro_size)
-    )
+    begins = range(first * batch.size, last * batch.size, batch.size)
+    requests = _Orders(begins, data_rank * share, share, batch.micro_size)
     return _read_ahead(make, requests, share // batch.micro_size, workers)
 
 
+@dataclass(frozen=True)
+class _Orders(Iterable[range]):
+    """The sequences of each micro-batch; from the first again, each time that they are asked for.
+
+    Attributes:
+        steps: the first sequence of each step.
+        skipped: sequences of a step before those of this rank.
+        share: sequences of a step that are this rank's.
+    """
+
+    steps: range
+    skipped: int
+    share: int
+    micro_size: int
+
+    def __iter__(self) -> Iterator[range]:
+        for step in self.steps:
+            first = step + self.skipped
+            for begin in range(first, first + self.share, self.micro_size):
+                yield range(begin, begin + self.micro_size)
+
+
 def _read_ahead(
-    make: Callable[[range], Batch], requests: Iterator[range], per_step: int, workers: int
+    make: Callable[[range], Batch], requests: Iterable[range], per_step: int, workers: int
 ) -> Iterator[list[Batch]]:
     if workers:
         _allow_as_many_files_as_possible()
-    loader = DataLoader(
-        _Requests(make),
-        batch_size=None,
-        sampler=requests,
-        num_workers=workers,
-        # A fork server between us and them would heed the signals that they do not.
-        multiprocessing_context="fork" if workers else None,
-        collate_fn=unchanged,
-        worker_init_fn=heed_no_signal,
-        pin_memory=torch.cuda.is_available(),
-    )
+    read = read_ahead(_Requests(make), requests, workers, torch.cuda.is_available())
     step: list[Batch] = []
-    for batch in _received(loader):
+    for batch in _received(read):
         if isinstance(batch, InputError):
             raise batch
         step.append(batch.value() if isinstance(batch, Parcel) else batch)
@@ -81,10 +90,10 @@ def _read_ahead(
             step = []
 
 
-def _received(loader: Iterable[T]) -> Iterator[T]:
-    """What a loader gives. A worker that shared memory was too small for may die of it."""
+def _received(read: Iterable[T]) -> Iterator[T]:
+    """What is read. A worker that shared memory was too small for may die of it."""
     try:
-        yield from loader
+        yield from read
     except RuntimeError as error:
         if "shared memory" not in str(error):
             raise
@@ -112,13 +121,3 @@ def _allow_as_many_files_as_possible() -> None:
     """Each batch that a worker sends holds a file open here."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def heed_no_signal(worker: int) -> None:
-    """A cluster's signal reaches every process of a job: the ranks decide, and still need data."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def unchanged(value: T) -> T:
-    return value

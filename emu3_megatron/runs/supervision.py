@@ -15,6 +15,7 @@ from emu3_megatron.runs.lock import RunLock
 from emu3_megatron.runs.metrics.log import Log
 from emu3_megatron.runs.metrics.trackers import check_trackers
 from emu3_megatron.runs.signals import StopRequest, leaving_time, say_on_screen
+from emu3_megatron.runs.starting import watched_start
 from emu3_megatron.runs.watchdog import Watchdog
 
 
@@ -29,14 +30,15 @@ def supervised(config: RunConfig, mesh: Mesh, peak_flops: float | None) -> Itera
         InputError: on all ranks, another job has the folder, or a tracker lacks its package or key.
     """
     folder = config.dir
-    on_first_rank(lambda: check_trackers(config))
     locks: list[RunLock] = []  # the first rank's
 
     def take_the_lock() -> str:
+        check_trackers(config)
         locks.append(RunLock(folder))
         return locks[0].job
 
-    job = on_first_rank(take_the_lock)
+    with watched_start(config.hang_seconds):
+        job = on_first_rank(take_the_lock)
     beat = locks[0].beat if locks else lambda: None
     clock = StreamClock() if mesh.device.type == "cuda" else HostClock()
     events = Events(folder, mesh.is_first)

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.config.tokenizer_training import TokenizerBatchConfig, TokenizerData
-from emu3_megatron.data.workers import heed_no_signal, unchanged
+from emu3_megatron.data.reading_ahead import read_ahead
 from emu3_megatron.runs.interfaces import Run
 from emu3_megatron.tokenizer_training.samples import Sample, Samples
 
@@ -35,15 +35,7 @@ class TokenizerFiles:
         """See `runs.interfaces.Data`."""
         workers = self.section.workers
         steps = _Steps(self.samples, self.batch.size, run.mesh.rank, run.mesh.size)
-        yield from DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(first, last),
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,
-            collate_fn=unchanged,
-            worker_init_fn=heed_no_signal,
-        )
+        yield from read_ahead(steps, range(first, last), workers)
 
     def state_dict(self, saved: Saved | None = None) -> State:
         """Nothing: samples follow from the seed and their number."""

@@ -27,6 +27,7 @@ from emu3_megatron.runs.resuming import (
     last_step,
     say_where_the_schedule_ends,
 )
+from emu3_megatron.runs.starting import watched_start
 from emu3_megatron.runs.supervision import supervised
 from emu3_megatron.tokenizer_training.building import build_trainer
 from emu3_megatron.tokenizer_training.data import TokenizerFiles
@@ -48,7 +49,8 @@ def train_tokenizer(recipe: TokenizerRecipe, accept: bool = False) -> None:
         InputError: files, checkpoint or weights to start from do not fit the recipe.
         RunEnded: the run was told to leave, or gave up.
     """
-    mesh = parallel.start(timeout=UNDER_WATCH)
+    with watched_start(recipe.run.hang_seconds):
+        mesh = parallel.start(timeout=UNDER_WATCH)
     with supervised(recipe.run, mesh, peak_flops=None) as run:
         checkpoint, about = checkpoint_to_resume(recipe.run)
         least_side = recipe.loss.perceptual.least_side

@@ -40,6 +40,7 @@ from emu3_megatron.runs.resuming import (
     say_where_the_schedule_ends,
 )
 from emu3_megatron.runs.schedule import build_schedule
+from emu3_megatron.runs.starting import watched_start
 from emu3_megatron.runs.supervision import supervised
 from emu3_megatron.training.engines import build_engine
 from emu3_megatron.training.engines.hub_weights import check_hub_folder, is_hub_folder
@@ -68,7 +69,8 @@ def train(
         InputError: data, layout or checkpoint do not fit the recipe.
         RunEnded: the run was told to leave, or gave up.
     """
-    mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context, UNDER_WATCH)
+    with watched_start(recipe.run.hang_seconds):
+        mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context, UNDER_WATCH)
     _check_layout(recipe.batch, mesh)
     with supervised(recipe.run, mesh, peak_flops()) as run:
         checkpoint, about = checkpoint_to_resume(recipe.run)
