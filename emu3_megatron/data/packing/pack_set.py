@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from emu3_megatron import progress
 from emu3_megatron.config.prepare import Select
 from emu3_megatron.data.groups import check_prompts
 from emu3_megatron.data.mapping import map_array
@@ -198,6 +199,7 @@ def _open_shards(
 ) -> list[TokenStore]:
     stores = []
     for shard in shards:
+        progress.mark()
         prefix = Path(os.path.normpath(path.resolve() / shard["path"]))
         if not shard_file(prefix, "idx").is_file():
             raise InputError(
