@@ -1,4 +1,4 @@
-"""`emu3 inspect`: the documents of a step, and a page on prepared data."""
+"""`emu3 inspect`: the documents of a step, a profile, and a page on prepared data."""
 
 import json
 from pathlib import Path
@@ -43,6 +43,23 @@ def _documents(folder: Path, step: int) -> list[str]:
     data = MixtureData(recipe.data, setting)
     data.load_state_dict(description["data"])
     return list(documents_of_step(data, step))
+
+
+@group.command()
+def profile(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="RUN/profiles/step-…: .json.gz, or .pickle")
+    ],
+) -> None:
+    """Open a profile that `run.profile` wrote: a trace in Perfetto, a memory snapshot as a page."""
+    from emu3_megatron.cli.profile import show, write_memory_page
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such profile; a run with run.profile writes profiles/step-…")
+    if file.suffix == ".pickle":
+        print(f"open {write_memory_page(file)}")
+    else:
+        show(file)
 
 
 @group.command()

@@ -8,6 +8,13 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from emu3_megatron.config.base import REQUIRED, Config, fixed, free
 
 
+class ProfileConfig(Config):
+    """Steps whose trace is written into `profiles/` of the run, and on a GPU their memory."""
+
+    steps: list[PositiveInt] = free(REQUIRED, "numbers of the steps", min_length=1)
+    ranks: list[NonNegativeInt] = free([0], "ranks that write one", min_length=1)
+
+
 class RunConfig(Config):
     """Where a run lives, how long it is, what it leaves."""
 
@@ -29,6 +36,7 @@ class RunConfig(Config):
         5.0, "before Slurm's time limit, to save and leave as if told to; null: not by itself"
     )
     wandb: str | None = free(None, "wandb project; honours WANDB_MODE=offline")
+    profile: ProfileConfig | None = free(None, ProfileConfig.__doc__ or "")
     tensorboard: bool = free(False, "write TensorBoard's event files")
 
 

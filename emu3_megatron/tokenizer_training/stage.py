@@ -16,6 +16,7 @@ from emu3_megatron.parallel.mesh import UNDER_WATCH
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
+from emu3_megatron.runs.hooks.profiling import Profile
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
 from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Run
@@ -105,6 +106,7 @@ def _assemble(run: Run, recipe: TokenizerRecipe, data: TokenizerFiles, is_new: b
         CompareReplicas(recipe.guard, weights),
         saves,
         WriteTokenizer(trainer, data.samples.images[:_MEASURED], recipe.data.area),
+        *([Profile(recipe.run.profile)] if recipe.run.profile else []),
     ]
     if recipe.validation:
         held_out = HeldOutFiles(recipe.validation, trainer.with_codes, run.mesh)

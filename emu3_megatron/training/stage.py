@@ -27,6 +27,7 @@ from emu3_megatron.parallel.mesh import UNDER_WATCH
 from emu3_megatron.runs.hooks.divergence import WatchLoss
 from emu3_megatron.runs.hooks.guard import Guard
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
+from emu3_megatron.runs.hooks.profiling import Profile
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
 from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Data, Hook, Run
@@ -200,6 +201,7 @@ def _assemble(
         *_watching(recipe.optimizer.schedule, recipe.run, objective),
         saves,
         *([ExportFolder(recipe.run, engine)] if recipe.run.export else []),
+        *([Profile(recipe.run.profile)] if recipe.run.profile else []),
         *hooks,
     ]
     if recipe.validation:
