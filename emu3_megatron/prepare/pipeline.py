@@ -51,9 +51,11 @@ from emu3_megatron.prepare.sharding import (
 from emu3_megatron.prepare.stores.opening import open_sources
 from emu3_megatron.prepare.stores.uploading import upload
 from emu3_megatron.prepare.tables import Row, write_table
-from emu3_megatron.prepare.text import TextTask, refuse_missing_column, text_tasks, tokenise
+from emu3_megatron.prepare.text import tokenise
+from emu3_megatron.prepare.text_files import refuse_missing_column
 from emu3_megatron.prepare.text_filters import line_of_masked, write_text_scores
 from emu3_megatron.prepare.text_scores import ScoreText
+from emu3_megatron.prepare.text_tasks import TextTask, text_tasks
 from emu3_megatron.prepare.workspace import (
     FORMAT,
     MANIFEST,

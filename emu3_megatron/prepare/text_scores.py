@@ -8,8 +8,9 @@ from emu3_megatron.config.prepare import TextConfig
 from emu3_megatron.prepare.items import Failed, attempt, attempt_each
 from emu3_megatron.prepare.streams import Stream
 from emu3_megatron.prepare.tables import Row, write_table
-from emu3_megatron.prepare.text import Decode, TextTask, read_texts, text_of
+from emu3_megatron.prepare.text_files import Decode, read_texts, text_of
 from emu3_megatron.prepare.text_filters import text_scores
+from emu3_megatron.prepare.text_tasks import TextTask
 
 
 class ScoreText:

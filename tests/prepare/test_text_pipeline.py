@@ -16,7 +16,7 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.grammar import plain_text
 from emu3_megatron.prepare.pipeline import prepare
 from emu3_megatron.prepare.tables import read_table
-from emu3_megatron.prepare.text import lines_between
+from emu3_megatron.prepare.text_files import lines_between
 from emu3_megatron.vocabulary import Vocabulary
 
 needs_ranks = pytest.mark.skipif(
