@@ -25,6 +25,14 @@ def greatest_of_ranks(*values: float) -> list[float]:
     return greatest.tolist()
 
 
+def of_all_ranks(value: float) -> list[float]:
+    """The value of every rank, in their order. One small all-reduce."""
+    values = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=_device())
+    values[dist.get_rank()] = value
+    dist.all_reduce(values)
+    return values.tolist()
+
+
 def first_of_ranks(value: T | None) -> tuple[int, T] | None:
     """The lowest rank that has a value, and the value; None if no rank has one."""
     values: list[T | None] = [None] * dist.get_world_size()

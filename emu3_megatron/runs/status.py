@@ -28,6 +28,7 @@ def status(folder: Path) -> list[str]:
         *([f"loss terms: {', '.join(about['terms'])}"] if "terms" in about else []),
         _checkpoints(folder, events),
         *_troubles(events),
+        *_machines(events),
         *_ranks(folder),
     ]
 
@@ -118,6 +119,19 @@ def _troubles(events: list[dict[str, Any]]) -> list[str]:
             shown = ", ".join(steps[-5:])
             lines.append(f"{kind}: {len(steps)} times, last at step {shown}")
     return lines
+
+
+def _machines(events: list[dict[str, Any]]) -> list[str]:
+    """What the last start found of its GPUs, and the last rank that the others waited for."""
+    starts = [i for i, event in enumerate(events) if event["event"] == "health"]
+    since = events[max(starts, default=0) :]
+    lines = [
+        f"unhealthy: GPU of rank {event['rank']} on {event['host']}: {event['why']}"
+        for event in since
+        if event["event"] == "unhealthy"
+    ]
+    slow = [event for event in since if event["event"] == "slow rank"]
+    return lines + [f"slow {event['why']}, since step {event['step']:,}" for event in slow[-1:]]
 
 
 def _ranks(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from emu3_megatron.media.overlap import refuse_overlap
 from emu3_megatron.parallel.mesh import UNDER_WATCH
 from emu3_megatron.parallel.votes import on_first_rank
 from emu3_megatron.runs.hooks.guard import Guard
+from emu3_megatron.runs.hooks.health import CheckHealth
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
 from emu3_megatron.runs.hooks.profiling import Profile
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
@@ -101,6 +102,7 @@ def _assemble(run: Run, recipe: TokenizerRecipe, data: TokenizerFiles, is_new: b
         yield trainer.named_tensors()
 
     run.hooks = [
+        CheckHealth(),
         LogMetrics(recipe.run, recipe.validation),
         guard,
         CompareReplicas(recipe.guard, weights),

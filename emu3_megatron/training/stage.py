@@ -26,6 +26,7 @@ from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.mesh import UNDER_WATCH
 from emu3_megatron.runs.hooks.divergence import WatchLoss
 from emu3_megatron.runs.hooks.guard import Guard
+from emu3_megatron.runs.hooks.health import CheckHealth
 from emu3_megatron.runs.hooks.logging import LogMetrics, Validate
 from emu3_megatron.runs.hooks.profiling import Profile
 from emu3_megatron.runs.hooks.replicas import CompareReplicas, Named
@@ -195,6 +196,7 @@ def _assemble(
     guard = Guard(recipe.guard, saves)
     run.trainer, run.data = trainer, data
     run.hooks = [
+        CheckHealth(),
         LogMetrics(recipe.run, recipe.validation),
         guard,
         CompareReplicas(recipe.guard, partial(_live_weights, engine)),

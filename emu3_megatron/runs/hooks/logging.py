@@ -3,8 +3,10 @@
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.config.runs import EvaluationConfig, RunConfig
 from emu3_megatron.parallel.votes import on_first_rank
+from emu3_megatron.runs.heartbeats import read_heartbeats
 from emu3_megatron.runs.interfaces import Evaluator, Hook, Run, StepResult
 from emu3_megatron.runs.metrics.opening import open_writers
+from emu3_megatron.runs.slow_ranks import SlowRank
 
 
 class LogMetrics(Hook):
@@ -17,6 +19,7 @@ class LogMetrics(Hook):
         self.config, self.validation = config, validation
         self.skipped = 0
         self.said_nothing_is_trained = False
+        self.slow = SlowRank()
 
     def before_training(self, run: Run, step: int) -> None:
         def open_all() -> None:
@@ -32,10 +35,20 @@ class LogMetrics(Hook):
         run.log.add(result.work)
         if is_last or self._is_due(run, step):
             measured = run.log.measure(step)
+            self._say_if_one_is_slow(run, step, measured["step_seconds"])
             run.log.write(
                 {"step": step, **result.metrics, **measured, "skipped_steps": self.skipped}
             )
         run.communication.is_on = self._is_due(run, step + 1)
+
+    def _say_if_one_is_slow(self, run: Run, step: int, step_seconds: float) -> None:
+        if not (found := self.slow.see(run.log.waits, step_seconds)):
+            return
+        rank, share = found
+        beats = read_heartbeats(run.folder) if run.mesh.is_first else []
+        host = next((beat["host"] for beat in beats if beat["rank"] == rank), "an unknown host")
+        why = f"rank {rank} on {host}: the others wait {share:.0%} of a step for it"
+        run.events.add("slow rank", step, why, rank=rank, host=host, why=why)
 
     def _say_if_nothing_is_trained(self, run: Run, step: int, result: StepResult) -> None:
         """Once a start: zero loss with zero gradient is not learnt, it is weights of zero."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from emu3_megatron.parallel.votes import greatest_of_ranks
+from emu3_megatron.parallel.votes import greatest_of_ranks, of_all_ranks
 from emu3_megatron.runs.communication import Communication
 from emu3_megatron.runs.metrics.writers import Writer
 
@@ -66,12 +66,14 @@ class Log:
 
     Attributes:
         writers: of the first rank; others have none.
+        waits: seconds of each rank in collectives, in the step of the last row.
     """
 
     def __init__(self, communication: Communication, peak_flops: float | None = None):
         self.communication = communication
         self.peak_flops = peak_flops
         self.writers: list[Writer] = []
+        self.waits: list[float] = []
         self._waited: Waited[Any] = Waited([])
         self._restart(0)
 
@@ -107,15 +109,13 @@ class Log:
     def measure(self, step: int) -> dict[str, float]:
         """Rates, and of all ranks the greatest times and memory; times are those of one step."""
         data = self._waited.take_seconds() / (step - self._step)
-        communication = self.communication.take_seconds()
-        data, most, least, memory = greatest_of_ranks(
-            data, communication, -communication, peak_memory() / 1e9
-        )
+        self.waits = of_all_ranks(self.communication.take_seconds())
+        data, memory = greatest_of_ranks(data, peak_memory() / 1e9)
         return {
             **self._rates(step),
             "data_seconds": data,
-            "communication_seconds": most,
-            "communication_seconds_least": -least,
+            "communication_seconds": max(self.waits),
+            "communication_seconds_least": min(self.waits),
             "memory_gb": memory,
         }
 
