@@ -1,14 +1,12 @@
 """Runs that take longer than `run.hang_seconds` over one thing, and get on all the while."""
 
-import functools
 import os
 import shutil
 import signal
-import threading
 import time
 
 import pytest
-from support.faults import Job, losses, run_job, steps_of
+from support.faults import Job, losses, run_job, slowed, steps_of
 
 from emu3_megatron import manifest
 from emu3_megatron.runs.heartbeats import read_heartbeats
@@ -16,19 +14,6 @@ from emu3_megatron.runs.hooks.saving import SaveCheckpoints
 from emu3_megatron.runs.interfaces import Hook
 
 LIMIT = 2.0  # seconds without progress
-
-
-def slowed(owner, name, seconds):
-    """Let a function take longer, and one call wait for the other, as a disk does."""
-    function, one_by_one = getattr(owner, name), threading.Lock()
-
-    @functools.wraps(function)  # Megatron looks at its signature
-    def slow(*arguments, **settings):
-        with one_by_one:
-            time.sleep(seconds)
-        return function(*arguments, **settings)
-
-    setattr(owner, name, slow)
 
 
 def the_checkpoint_lies_on_a_slow_disk():

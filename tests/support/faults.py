@@ -1,10 +1,12 @@
 """Training jobs that are meant to go wrong: processes whose ends are results, not failures."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -42,6 +44,19 @@ def spoil(steps: Container[int], factor: float, on_rank: int = 0) -> None:
         return loss, sums
 
     DecoderTrainer.forward, DecoderTrainer.step = spoilt, stepping
+
+
+def slowed(owner: Any, name: str, seconds: float) -> None:
+    """Let a function take longer, and one call wait for the other, as a disk does."""
+    function, one_by_one = getattr(owner, name), threading.Lock()
+
+    @functools.wraps(function)  # Megatron looks at its signature
+    def slow(*arguments: Any, **settings: Any) -> Any:
+        with one_by_one:
+            time.sleep(seconds)
+        return function(*arguments, **settings)
+
+    setattr(owner, name, slow)
 
 
 @dataclass
