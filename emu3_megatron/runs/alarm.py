@@ -49,7 +49,9 @@ class Alarm:
         call = ctypes.cast(self._library.alarm, ctypes.c_void_p)
         event = _Event(math.ceil(grace) + 1, 0, _SIGEV_THREAD, call)
         self._timer = ctypes.c_void_p()
-        self._library.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer))
+        timer = ctypes.byref(self._timer)
+        if self._library.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), timer):
+            self._library = None  # the system has no timer left
 
     def set(self, seconds: float) -> None:
         """Go off after so many seconds, and the grace."""
