@@ -6,7 +6,6 @@ What each package refuses, in all its variants, is tested beside the package.
 import contextlib
 import io
 import json
-import os
 import re
 
 import numpy as np
@@ -167,7 +166,8 @@ def stopped(tmp_path, capsys):
     def run(*arguments):
         with pytest.raises(SystemExit):
             main(list(map(str, arguments)))
-        assert not {"shards", "packs", "manifest.json"} & set(os.listdir(tmp_path / "data"))
+        left = {path.name for path in tmp_path.glob("data/*")}
+        assert not {"shards", "packs", "manifest.json"} & left
         return the_line(capsys.readouterr().err)
 
     return run
@@ -185,6 +185,7 @@ def test_an_empty_folder_is_named(tokenizer, tmp_path, stopped):
     (tmp_path / "nothing").mkdir()
 
     line = stopped(*prepare_images(tmp_path / "nothing", tokenizer, tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
 
     assert re.search(r"nothing: no file ends in one of \.apng, .*\.png", line)
 
