@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from support.faults import run_job
+from support.faults import losses, run_job
 
 from emu3_megatron import manifest
 from emu3_megatron.config import Recipe
@@ -194,3 +194,19 @@ def test_packs_that_moved_are_the_same_source(resumed, packs, recipe, tmp_path):
         "phases"
     ]
     assert phase["sources"][0]["section"]["pack"] == moved
+
+
+def test_moved_packs_are_not_read_again(untroubled, packs, recipe, tmp_path):
+    """Though something else was accepted along with the move."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(packs.parent, here)
+    of = lambda folder: {"sources": [{"pack": str(folder / packs.name)}]}
+    (end,) = run_job(recipe(run={"stop_after": 4}, data=of(here)))
+    assert end.code == 0, end.said
+    here.rename(there)
+    (end,) = run_job(recipe(data=of(there), optimizer={"epsilon": 1.1e-8}), accept=True)
+
+    assert end.code == 0, end.said
+    assert losses(recipe().run.dir) == pytest.approx(losses(untroubled), rel=1e-4)
+    phases = json.loads((recipe().run.dir / "run.json").read_text(encoding="utf-8"))["data"]
+    assert len(phases["phases"]) == 1
