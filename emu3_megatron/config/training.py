@@ -64,6 +64,19 @@ class BackendConfig(Config):
     )
 
 
+class MultiplierConfig(Config):
+    """Parameters that learn faster or more slowly than the others."""
+
+    parameters: str = semantic(REQUIRED, "pattern of their names, such as embedding.*")
+    lr: PositiveFloat = semantic(REQUIRED, "factor on the learning rate")
+
+
+class AverageConfig(Config):
+    """An exponential moving average of the weights, kept beside them."""
+
+    decay: PositiveFloat = semantic(0.999, "what stays of the average in a step", lt=1)
+
+
 class OptimizerConfig(Config):
     """AdamW, and the schedule of its learning rate."""
 
@@ -76,6 +89,11 @@ class OptimizerConfig(Config):
     epsilon: PositiveFloat = semantic(1e-8, "of Adam")
     weight_decay: NonNegativeFloat = semantic(0.1, "of matrices; norms have none")
     clip: NonNegativeFloat = semantic(1.0, "largest gradient norm; 0 never clips")
+    freeze: list[str] = semantic(
+        [], "parameters that stay as they are: patterns of names, such as block.layers.[0-3].*"
+    )
+    multipliers: list[MultiplierConfig] = semantic([], MultiplierConfig.__doc__ or "")
+    average: AverageConfig | None = semantic(None, AverageConfig.__doc__ or "")
 
 
 class PromptConfig(Config):
@@ -229,12 +247,15 @@ class Recipe(Config):
             ("parallel.distributed_optimizer", parallel.distributed_optimizer, False),
             ("backend.layers", backend.layers, "native"),
             ("backend.attention", backend.attention, "auto"),
+            ("optimizer.freeze", self.optimizer.freeze, []),
+            ("optimizer.multipliers", self.optimizer.multipliers, []),
+            ("optimizer.average", self.optimizer.average, None),
         ):
             if given != wanted:
                 raise ValueError(
                     f"{name}={_as_yaml(given)}: the engine deepspeed has data parallel ranks of "
-                    f"transformers' layers alone; set it to {_as_yaml(wanted)}, or engine.kind to "
-                    "megatron"
+                    f"transformers' layers alone, all trained alike; set it to {_as_yaml(wanted)}, "
+                    "or engine.kind to megatron"
                 )
         if self.sample:
             raise ValueError(

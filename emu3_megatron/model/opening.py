@@ -19,6 +19,9 @@ from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.groups import token_group
 from emu3_megatron.parallel.votes import on_first_rank
 
+# Under which a checkpoint holds the moving average of its weights, where the run keeps one.
+AVERAGE = "average."
+
 _ARCHITECTURE = ("layers", "hidden", "heads", "kv_heads", "ffn", "rope_base", "norm_epsilon")
 
 

@@ -22,12 +22,14 @@ from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.model.decoder import view_for_inference
 from emu3_megatron.model.opening import load_decoder
 from emu3_megatron.training.engines import states
+from emu3_megatron.training.engines.average import WeightAverage
 from emu3_megatron.training.engines.optimizer import (
     build_optimizer,
     gradient_norm,
     set_rate,
     take_step,
 )
+from emu3_megatron.training.engines.parameters import freeze
 from emu3_megatron.training.interfaces import EngineSetting, Sums
 
 
@@ -42,6 +44,7 @@ class MegatronEngine:
     def __init__(self, section: MegatronConfig, setting: EngineSetting):
         self.setting = setting
         self.live = _build(setting, setting.seed, recompute=setting.recompute)
+        freeze(self.live, setting.optimizer.freeze, setting.recompute != "none")
         self.model = DistributedDataParallel(
             self.live.config,
             DistributedDataParallelConfig(
@@ -51,6 +54,10 @@ class MegatronEngine:
             self.live,
         )
         self.optimizer = build_optimizer(setting, self.model)
+        self.average: WeightAverage | None = None
+        if average := setting.optimizer.average:
+            divided = setting.parallel.distributed_optimizer
+            self.average = WeightAverage(self.live, self.optimizer, average.decay, divided)
         self.live.config.grad_scale_func = self.optimizer.scale_loss
         self.live.config.no_sync_func = self.model.no_sync
         self.live.config.finalize_model_grads_func = _finalize_gradients
@@ -89,6 +96,8 @@ class MegatronEngine:
         """See `Engine`."""
         set_rate(self.optimizer, lr)
         take_step(self.optimizer, grad_norm)
+        if self.average:
+            self.average.update()
 
     @cached_property
     def _view(self) -> Decoder:
@@ -109,15 +118,25 @@ class MegatronEngine:
         """See `Engine`."""
         load_decoder(checkpoint, self.live)
         self.optimizer.reload_model_params()
+        if self.average:
+            self.average.restart()
 
     def state_dict(self, saved: Saved | None = None) -> State:
         """Weights and optimizer states, as Megatron describes them."""
-        if saved:
-            return states.template(self.live, self.optimizer, saved.path)
-        return states.saved_state(self.live, self.optimizer)
+        if saved is None:
+            average = {"average": self.average.state_dict()} if self.average else {}
+            return states.saved_state(self.live, self.optimizer) | average
+        state = states.template(self.live, self.optimizer, saved.path)
+        if self.average and states.has_average(saved.path):
+            state["average"] = self.average.template()
+        return state
 
     def load_state_dict(self, state: State) -> None:
         states.load(self.live, self.optimizer, state)
+        if self.average and "average" in state:
+            self.average.load_state_dict(state["average"])
+        elif self.average:  # it is kept from here on
+            self.average.restart()
 
 
 def frozen_decoder(setting: EngineSetting, checkpoint: Path) -> Decoder:

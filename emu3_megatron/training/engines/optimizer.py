@@ -12,6 +12,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import FP32Optimizer
 
 from emu3_megatron import upstream
+from emu3_megatron.training.engines.parameters import overrides
 from emu3_megatron.training.interfaces import EngineSetting
 
 upstream.copy_saved_states_only()
@@ -36,7 +37,8 @@ def build_optimizer(setting: EngineSetting, model: DistributedDataParallel) -> M
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=setting.parallel.distributed_optimizer,
     )
-    optimizer = get_megatron_optimizer(config, [model])
+    groups = overrides(model.module, settings.multipliers, config)
+    optimizer = get_megatron_optimizer(config, [model], config_overrides=groups)
     # Megatron leaves it to its schedule to give each group its share of the decay.
     for group in optimizer.param_groups:
         group["weight_decay"] = settings.weight_decay * group.get("wd_mult", 1.0)
