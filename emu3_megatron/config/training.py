@@ -36,9 +36,35 @@ from emu3_megatron.errors import InputError
 AnyHook = Annotated[SerializeAsAny[Component], chosen_by_kind({})]
 
 
+class RampConfig(Config):
+    """Smaller batches at the start of a run."""
+
+    start: PositiveInt = fixed(REQUIRED, "sequences of the first step")
+    increment: PositiveInt = fixed(REQUIRED, "sequences by which a step grows, until batch.size")
+    sequences: PositiveInt = fixed(REQUIRED, "that the ramp takes in all")
+
+
 class BatchConfig(Config):
     size: PositiveInt = fixed(REQUIRED, "sequences an optimizer step, over all ranks")
     micro_size: PositiveInt = free(1, "sequences a rank computes at once")
+    ramp: RampConfig | None = fixed(None, RampConfig.__doc__ or "")
+
+    @validator(mode="after")
+    def _ramp_ends_at_the_size(self) -> "BatchConfig":
+        ramp = self.ramp
+        if ramp and (ramp.start >= self.size or (self.size - ramp.start) % ramp.increment):
+            raise ValueError(
+                f"ramp: from start={ramp.start} steps of increment={ramp.increment} do not lead to "
+                f"batch.size={self.size}; choose a smaller start, and an increment that divides "
+                "what is between"
+            )
+        return self
+
+    def sizes(self) -> dict[str, int]:
+        """By key, what all sizes of steps are sums of."""
+        ramp = self.ramp
+        of_ramp = {"ramp.start": ramp.start, "ramp.increment": ramp.increment} if ramp else {}
+        return {f"batch.{name}": size for name, size in {"size": self.size, **of_ramp}.items()}
 
 
 class ParallelConfig(Config):
@@ -291,11 +317,13 @@ class Recipe(Config):
         pieces = context * (tensor if self.parallel.sequence else 1)
         if self.context % pieces:
             raise ValueError(f"data.context={self.context} must be a multiple of {pieces}")
-        if self.batch.size % self.batch.micro_size:
-            raise ValueError(
-                f"batch.size={self.batch.size} must be a multiple of "
-                f"batch.micro_size={self.batch.micro_size}"
-            )
+        if self.batch.ramp and not isinstance(self.data, MixtureConfig):
+            raise ValueError("batch.ramp: data of kind mixture alone has it; leave it out")
+        for name, size in self.batch.sizes().items():
+            if size % self.batch.micro_size:
+                raise ValueError(
+                    f"{name}={size} must be a multiple of batch.micro_size={self.batch.micro_size}"
+                )
         return self
 
 

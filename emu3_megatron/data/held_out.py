@@ -65,6 +65,7 @@ class HeldOut:
     def batches(self, run: Reader) -> Iterator[list[Batch]]:
         """This data parallel rank's micro-batches of one evaluation, batch by batch."""
         setting, mesh, place = self._setting, run.mesh, run.trainer.place
+        size = setting.batch.size
         builder = RowBuilder(
             setting.vocabulary,
             self._context,
@@ -83,9 +84,8 @@ class HeldOut:
 
         return steps_of(
             make,
-            setting.batch,
+            (range(n * size, (n + 1) * size) for n in range(self.section.batches)),
+            setting.batch.micro_size,
             data_rank=mesh.data_rank,
             data_size=mesh.data_size,
-            first=0,
-            last=self.section.batches,
         )

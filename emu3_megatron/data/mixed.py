@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from emu3_megatron.config.data import AnySource, MixtureConfig
+from emu3_megatron.data.batch_sizes import BatchSizes
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.data.columns import Columns
 from emu3_megatron.data.null_prompt import NullPrompt
@@ -58,7 +59,7 @@ class MixtureData:
     """
 
     def __init__(self, section: MixtureConfig, setting: Setting):
-        self._setting = setting
+        self._setting, self._sizes = setting, BatchSizes(setting.batch)
         sources, filled = open_sources(
             "data.sources", section.sources, setting.vocabulary, section.context, setting.group
         )
@@ -105,7 +106,7 @@ class MixtureData:
             InputError: the batch does not divide; or, while it goes on, the data cannot be read.
         """
         setting, mesh, place = self._setting, run.mesh, run.trainer.place
-        begin = first * setting.batch.size
+        begin = self._sizes.taken(first)
         self._phases = phases_of(self._phases, self.section.sources, begin)
         mixture = self._mixture(since=begin)
         builder = RowBuilder(
@@ -124,11 +125,10 @@ class MixtureData:
 
         return steps_of(
             make,
-            setting.batch,
+            map(self._sizes.sequences, range(first + 1, last + 1)),
+            setting.batch.micro_size,
             data_rank=mesh.data_rank,
             data_size=mesh.data_size,
-            first=first,
-            last=last,
             workers=self.section.workers,
         )
 
@@ -138,8 +138,7 @@ class MixtureData:
         Raises:
             InputError: a source of that time cannot be opened.
         """
-        size = self._setting.batch.size
-        numbers = range((step - 1) * size, step * size)
+        numbers = self._sizes.sequences(step)
         mixture = self._mixture(since=numbers.start)
         return (self._sequence(mixture, number) for number in numbers)
 

@@ -3,12 +3,12 @@
 import resource
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from emu3_megatron.config.training import BatchConfig
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.data.reading_ahead import read_ahead
 from emu3_megatron.data.transfer import Parcel, too_small
@@ -19,75 +19,74 @@ T = TypeVar("T")
 
 def steps_of(
     make: Callable[[range], Batch],
-    batch: BatchConfig,
+    steps: Iterable[range],
+    micro_size: int,
     *,
     data_rank: int,
     data_size: int,
-    first: int,
-    last: int,
     workers: int = 0,
 ) -> Iterator[list[Batch]]:
     """The micro-batches of one data parallel rank, step by step.
 
-    Step n, counted from 0, takes sequences n * batch.size up to (n + 1) * batch.size, whatever the
-    number of ranks; rank r gets the r-th of equal, contiguous parts.
+    Whatever the number of ranks, rank r gets the r-th of equal, contiguous parts of each step.
 
     Args:
         make: the batch of some sequences, by their numbers; called in the workers.
+        steps: the sequences of each step, from the first again each time that they are asked for.
+        micro_size: sequences a batch.
         data_rank, data_size: this rank, and how many there are.
-        first, last: steps from `first` up to, not including, `last`.
         workers: processes that read ahead; 0 reads in this one.
 
     Raises:
-        InputError: the batch does not divide; or, while it goes on, the data cannot be read.
+        InputError: while it goes on, the data cannot be read.
     """
-    if batch.size % (data_size * batch.micro_size):
-        raise InputError(
-            f"batch.size={batch.size} must be a multiple of batch.micro_size={batch.micro_size} "
-            f"times {data_size} data-parallel ranks"
-        )
-    share = batch.size // data_size
-    begins = range(first * batch.size, last * batch.size, batch.size)
-    requests = _Orders(begins, data_rank * share, share, batch.micro_size)
-    return _read_ahead(make, requests, share // batch.micro_size, workers)
+    if workers:
+        _allow_as_many_files_as_possible()
+    shares = _Shares(steps, micro_size, data_rank, data_size)
+    read = read_ahead(_Requests(make), _Orders(shares), workers, torch.cuda.is_available())
+    return _by_step(_received(read), shares)
+
+
+@dataclass(frozen=True)
+class _Shares(Iterable[range]):
+    """The sequences of each step that are this rank's."""
+
+    steps: Iterable[range]
+    micro_size: int
+    data_rank: int
+    data_size: int
+
+    def __iter__(self) -> Iterator[range]:
+        for step in self.steps:
+            share, rest = divmod(len(step), self.data_size)
+            assert rest == share % self.micro_size == 0, "checked: BatchConfig.check"
+            yield step[self.data_rank * share : (self.data_rank + 1) * share]
 
 
 @dataclass(frozen=True)
 class _Orders(Iterable[range]):
-    """The sequences of each micro-batch; from the first again, each time that they are asked for.
+    """The sequences of each micro-batch; from the first again, each time that they are asked for."""
 
-    Attributes:
-        steps: the first sequence of each step.
-        skipped: sequences of a step before those of this rank.
-        share: sequences of a step that are this rank's.
-    """
-
-    steps: range
-    skipped: int
-    share: int
-    micro_size: int
+    shares: _Shares
 
     def __iter__(self) -> Iterator[range]:
-        for step in self.steps:
-            first = step + self.skipped
-            for begin in range(first, first + self.share, self.micro_size):
-                yield range(begin, begin + self.micro_size)
+        size = self.shares.micro_size
+        for share in self.shares:
+            for begin in range(share.start, share.stop, size):
+                yield range(begin, begin + size)
 
 
-def _read_ahead(
-    make: Callable[[range], Batch], requests: Iterable[range], per_step: int, workers: int
+def _by_step(
+    received: Iterator[Batch | Parcel | InputError], shares: _Shares
 ) -> Iterator[list[Batch]]:
-    if workers:
-        _allow_as_many_files_as_possible()
-    read = read_ahead(_Requests(make), requests, workers, torch.cuda.is_available())
-    step: list[Batch] = []
-    for batch in _received(read):
-        if isinstance(batch, InputError):
-            raise batch
-        step.append(batch.value() if isinstance(batch, Parcel) else batch)
-        if len(step) == per_step:
-            yield step
-            step = []
+    for share in shares:
+        yield [_opened(batch) for batch in islice(received, len(share) // shares.micro_size)]
+
+
+def _opened(batch: Batch | Parcel | InputError) -> Batch:
+    if isinstance(batch, InputError):
+        raise batch
+    return batch.value() if isinstance(batch, Parcel) else batch
 
 
 def _received(read: Iterable[T]) -> Iterator[T]:

@@ -1,6 +1,6 @@
 """Trains a decoder as a recipe says: what a run starts from, its hooks, its checkpoints."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from emu3_megatron.config.engines import DeepSpeedConfig
 from emu3_megatron.config.load import saved_recipe
 from emu3_megatron.config.schedule import ScheduleConfig
 from emu3_megatron.config.training import BatchConfig, DecoderRunConfig
+from emu3_megatron.data.batch_sizes import BatchSizes
 from emu3_megatron.data.held_out import HeldOut
 from emu3_megatron.data.setting import Setting
 from emu3_megatron.errors import InputError
@@ -127,11 +128,12 @@ def _check_precision(engine: Component, before: str, now: str) -> None:
 
 def _check_layout(batch: BatchConfig, mesh: Mesh) -> None:
     step = batch.micro_size * mesh.data_size
-    if batch.size % step:
-        raise InputError(
-            f"batch.size={batch.size} must be a multiple of batch.micro_size x data "
-            f"parallel ranks = {batch.micro_size} x {mesh.data_size} = {step}"
-        )
+    for name, size in batch.sizes().items():
+        if size % step:
+            raise InputError(
+                f"{name}={size} must be a multiple of batch.micro_size x data "
+                f"parallel ranks = {batch.micro_size} x {mesh.data_size} = {step}"
+            )
 
 
 def _to_start_from(
@@ -180,7 +182,6 @@ def _assemble(
     vocabulary, mesh = recipe.model.vocabulary(), run.mesh
     mesh.seed(recipe.run.seed, 0)
     engine = build_engine(recipe.engine, EngineSetting.of(recipe))
-    tokens = recipe.batch.size * recipe.context
     adapters = getattr(recipe.engine, "lora", None) is not None
     trainer = DecoderTrainer(
         engine,
@@ -189,7 +190,7 @@ def _assemble(
         mesh=mesh,
         place=Placer(vocabulary, mesh.context_rank),
         seed=recipe.run.seed,
-        work=Work(tokens, tokens * flops_per_token(recipe.model, recipe.context, frozen=adapters)),
+        work=_work(recipe.model, recipe.context, recipe.batch, frozen=adapters),
     )
     objective.prepare(engine)
     saves = SaveCheckpoints(recipe.run)
@@ -219,6 +220,19 @@ def _watching(schedule: ScheduleConfig, run: DecoderRunConfig, objective: Object
     if objective.group is not None:
         return []
     return [WatchLoss(schedule.warmup_steps, is_new=run.init_from is None)]
+
+
+def _work(
+    model: ModelConfig, context: int, batch: BatchConfig, frozen: bool
+) -> Callable[[int], Work]:
+    """What each step comes to."""
+    sizes, flops = BatchSizes(batch), flops_per_token(model, context, frozen=frozen)
+
+    def work(step: int) -> Work:
+        tokens = len(sizes.sequences(step)) * context
+        return Work(tokens, tokens * flops)
+
+    return work
 
 
 @contextmanager

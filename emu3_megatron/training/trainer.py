@@ -30,7 +30,7 @@ class DecoderTrainer(ObjectiveSums):
     Args:
         rate: the learning rate of each step.
         seed: of dropout.
-        work: what a step comes to.
+        work: what each step comes to.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class DecoderTrainer(ObjectiveSums):
         mesh: Mesh,
         place: Placer,
         seed: int,
-        work: Work,
+        work: Callable[[int], Work],
     ):
         super().__init__(objective, mesh, place)
         self.engine, self.rate = engine, rate
@@ -65,7 +65,7 @@ class DecoderTrainer(ObjectiveSums):
             self.engine.update(grad_norm, lr)
         metrics |= {"grad_norm": grad_norm, "lr": lr}
         details = self._describe(batches, parts) if verdict.trouble else []
-        return StepResult(metrics, verdict, self.work, details)
+        return StepResult(metrics, verdict, self.work(number), details)
 
     def _denominators(self, batches: Sequence[Batch]) -> Tensor:
         """The objective's counts over the global batch, known before the first forward."""

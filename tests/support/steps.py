@@ -79,7 +79,7 @@ def start(recipe: Recipe, engine: Callable[[Any, EngineSetting], Engine] | None 
         mesh=mesh,
         place=Placer(vocabulary, mesh.context_rank),
         seed=recipe.run.seed,
-        work=Work(),
+        work=lambda step: Work(),
     )
     objective.prepare(trainer.engine)
     setting = Setting.of(vocabulary, recipe.batch, recipe.run.seed, objective)
