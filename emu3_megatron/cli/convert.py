@@ -78,6 +78,18 @@ def export(
 
 
 @group.command()
+def average(
+    source: Annotated[Path, typer.Option("--from", metavar="FOLDER", help="run or checkpoint")],
+    target: Target,
+) -> None:
+    """The moving average that a run keeps of its weights to a checkpoint of its own."""
+    from emu3_megatron.interchange.averaging import write_average
+
+    _start_alone()
+    print(write_average(source, target))
+
+
+@group.command()
 def verify(
     hf: Annotated[Path, typer.Option(metavar="FOLDER", help="folder of Hugging Face")],
     checkpoint: Annotated[

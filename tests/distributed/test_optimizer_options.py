@@ -13,6 +13,8 @@ from emu3_megatron import parallel
 from emu3_megatron.checkpoints.state import load_state
 from emu3_megatron.config import Recipe
 from emu3_megatron.errors import InputError
+from emu3_megatron.interchange.averaging import write_average
+from emu3_megatron.model.opening import open_decoder
 from emu3_megatron.model.tensors import EMBEDDING, HEAD, named_tensors
 
 FROZEN = ["embedding.*", "block.layers.0.*"]
@@ -160,6 +162,26 @@ def thawed(folder: Path, checkpoints: Path) -> list[bool]:
 
 def test_what_was_frozen_may_be_trained_from_a_checkpoint_on(folder: Path, tmp_path: Path) -> None:
     assert run_processes(thawed, 1, folder, tmp_path)[0] == [True, True]
+
+
+def averaged(recipe: Recipe, folder: Path) -> bool:
+    """Whether the checkpoint that is made of the average opens with the average as its weights."""
+    steps = start(recipe)
+    steps.take(0, 2)
+    steps.save(folder / "checkpoints", 2)
+    places = steps.engine.average.state_dict()
+    parallel.stop(keep_processes=True)
+    mesh = parallel.start()
+    write_average(folder / "checkpoints", folder / "average")
+    decoder, _ = open_decoder(folder / "average", mesh)
+    found = dict(named_tensors(decoder))
+    return all(torch.equal(found[n], p.data.to(found[n].dtype)) for n, p in places.items())
+
+
+def test_the_average_becomes_a_checkpoint_that_opens(folder: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(folder, optimizer=OPTIONS, precision="bf16")
+
+    assert run_processes(averaged, 1, recipe, tmp_path) == [True]
 
 
 @pytest.mark.parametrize(
