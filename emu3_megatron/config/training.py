@@ -66,6 +66,16 @@ class BatchConfig(Config):
         of_ramp = {"ramp.start": ramp.start, "ramp.increment": ramp.increment} if ramp else {}
         return {f"batch.{name}": size for name, size in {"size": self.size, **of_ramp}.items()}
 
+    def check(self, data_size: int) -> None:
+        """Raise InputError unless the sequences of every step divide over data parallel ranks."""
+        step = self.micro_size * data_size
+        for name, size in self.sizes().items():
+            if size % step:
+                raise InputError(
+                    f"{name}={size} must be a multiple of batch.micro_size x data "
+                    f"parallel ranks = {self.micro_size} x {data_size} = {step}"
+                )
+
 
 class ParallelConfig(Config):
     """Data parallelism takes the ranks that tensor x context leave over."""

@@ -65,6 +65,7 @@ class HeldOut:
     def batches(self, run: Reader) -> Iterator[list[Batch]]:
         """This data parallel rank's micro-batches of one evaluation, batch by batch."""
         setting, mesh, place = self._setting, run.mesh, run.trainer.place
+        setting.batch.check(mesh.data_size)
         size = setting.batch.size
         builder = RowBuilder(
             setting.vocabulary,

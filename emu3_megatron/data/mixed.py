@@ -106,6 +106,7 @@ class MixtureData:
             InputError: the batch does not divide; or, while it goes on, the data cannot be read.
         """
         setting, mesh, place = self._setting, run.mesh, run.trainer.place
+        setting.batch.check(mesh.data_size)
         begin = self._sizes.taken(first)
         self._phases = phases_of(self._phases, self.section.sources, begin)
         mixture = self._mixture(since=begin)

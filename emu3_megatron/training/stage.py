@@ -23,7 +23,6 @@ from emu3_megatron.errors import InputError
 from emu3_megatron.model.flops import flops_per_token, peak_flops
 from emu3_megatron.model.opening import check_model, find_weights
 from emu3_megatron.model.tensors import named_tensors
-from emu3_megatron.parallel import Mesh
 from emu3_megatron.parallel.mesh import UNDER_WATCH
 from emu3_megatron.runs.hooks.divergence import WatchLoss
 from emu3_megatron.runs.hooks.guard import Guard
@@ -74,7 +73,7 @@ def train(
     """
     with watched_start(recipe.run.hang_seconds):
         mesh = parallel.start(recipe.parallel.tensor, recipe.parallel.context, UNDER_WATCH)
-    _check_layout(recipe.batch, mesh)
+    recipe.batch.check(mesh.data_size)
     with supervised(recipe.run, mesh, peak_flops()) as run:
         checkpoint, about = checkpoint_to_resume(recipe.run)
         before = None
@@ -124,16 +123,6 @@ def _check_precision(engine: Component, before: str, now: str) -> None:
             f"precision: {before} → {now}: engine {engine.kind} cannot change it within a run; set "
             "it back, or choose another run.dir"
         )
-
-
-def _check_layout(batch: BatchConfig, mesh: Mesh) -> None:
-    step = batch.micro_size * mesh.data_size
-    for name, size in batch.sizes().items():
-        if size % step:
-            raise InputError(
-                f"{name}={size} must be a multiple of batch.micro_size x data "
-                f"parallel ranks = {batch.micro_size} x {mesh.data_size} = {step}"
-            )
 
 
 def _to_start_from(

@@ -125,7 +125,7 @@ def test_what_the_trainer_gives_is_applied_where_batches_are_made(open_data, pac
 
 
 def test_a_batch_that_does_not_divide_is_refused(open_data, packs):
-    with pytest.raises(InputError, match=r"batch\.size=8 must be a multiple of .*3 times 1"):
+    with pytest.raises(InputError, match=r"batch\.size=8 must be a multiple of .*3 x 1"):
         open_data(packs, micro_size=3).batches(reader(), 0, 1)
 
 
