@@ -1,6 +1,21 @@
 """How many sequences a step takes, and which: a function of the step alone."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 from emu3_megatron.config.training import BatchConfig
+
+
+@dataclass(frozen=True)
+class Steps(Iterable[range]):
+    """The sequences of the steps after `first` up to `last`, from the first again each time."""
+
+    sizes: "BatchSizes"
+    first: int
+    last: int
+
+    def __iter__(self) -> Iterator[range]:
+        return map(self.sizes.sequences, range(self.first + 1, self.last + 1))
 
 
 class BatchSizes:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from emu3_megatron.config.data import DataSection, MixtureConfig, ValidationConfig
+from emu3_megatron.data.batch_sizes import BatchSizes, Steps
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.data.columns import Columns
 from emu3_megatron.data.mixture import Mixture
@@ -66,7 +67,7 @@ class HeldOut:
         """This data parallel rank's micro-batches of one evaluation, batch by batch."""
         setting, mesh, place = self._setting, run.mesh, run.trainer.place
         setting.batch.check(mesh.data_size)
-        size = setting.batch.size
+        evaluated = setting.batch.model_copy(update={"ramp": None})
         builder = RowBuilder(
             setting.vocabulary,
             self._context,
@@ -85,7 +86,7 @@ class HeldOut:
 
         return steps_of(
             make,
-            (range(n * size, (n + 1) * size) for n in range(self.section.batches)),
+            Steps(BatchSizes(evaluated), 0, self.section.batches),
             setting.batch.micro_size,
             data_rank=mesh.data_rank,
             data_size=mesh.data_size,

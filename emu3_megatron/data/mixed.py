@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from emu3_megatron.config.data import AnySource, MixtureConfig
-from emu3_megatron.data.batch_sizes import BatchSizes
+from emu3_megatron.data.batch_sizes import BatchSizes, Steps
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.data.columns import Columns
 from emu3_megatron.data.null_prompt import NullPrompt
@@ -126,7 +126,7 @@ class MixtureData:
 
         return steps_of(
             make,
-            map(self._sizes.sequences, range(first + 1, last + 1)),
+            Steps(self._sizes, first, last),
             setting.batch.micro_size,
             data_rank=mesh.data_rank,
             data_size=mesh.data_size,

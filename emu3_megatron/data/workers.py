@@ -65,7 +65,7 @@ class _Shares(Iterable[range]):
 
 @dataclass(frozen=True)
 class _Orders(Iterable[range]):
-    """The sequences of each micro-batch; from the first again, each time that they are asked for."""
+    """The sequences of each micro-batch, from the first again each time that they are asked for."""
 
     shares: _Shares
 
