@@ -27,11 +27,13 @@ SIGNATURES = {
 
 def available() -> bool:
     """Whether the library is built and the current CUDA device can run it (capability 9.x)."""
-    return (
-        LIBRARY.exists()
-        and torch.cuda.is_available()
-        and torch.cuda.get_device_capability()[0] == 9
-    )
+    return torch.cuda.is_available() and _runs_on(torch.cuda.current_device())
+
+
+@cache
+def _runs_on(device: int) -> bool:
+    """Asked once a device: every call of a kernel needs the answer, and must not read the disk."""
+    return LIBRARY.exists() and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def cross_entropy_rows(

@@ -1,16 +1,15 @@
 """The decoder's inputs: one rank's part of a batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
+from emu3_kernels.movable import Movable, Move
 from torch import Tensor
 
 from emu3_megatron.model.layout import SequenceLayout
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Movable):
     """This context parallel rank's tokens of a batch, in ascending order within each row.
 
     Attributes:
@@ -38,26 +37,17 @@ class Inputs:
     kept: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str) -> "Inputs":
-        """A copy on a device; copies from pinned memory do not block."""
-        return self._map(
-            lambda tensor: tensor.to(device, non_blocking=True), self.layout.to(device)
-        )
-
-    def pin_memory(self) -> "Inputs":
-        return self._map(Tensor.pin_memory, self.layout.pin_memory())
-
-    def _map(self, function: Callable[[Tensor], Tensor], layout: SequenceLayout) -> "Inputs":
-        optional = lambda tensor: None if tensor is None else function(tensor)
+    def map_tensors(self, move: Move) -> "Inputs":
+        optional = lambda tensor: None if tensor is None else move(tensor)
         return replace(
             self,
-            tokens_bs=function(self.tokens_bs),
-            positions_bs=function(self.positions_bs),
-            layout=layout,
+            tokens_bs=move(self.tokens_bs),
+            positions_bs=move(self.positions_bs),
+            layout=self.layout.map_tensors(move),
             labels_bs=optional(self.labels_bs),
             weights_bs=optional(self.weights_bs),
             classes_bs=optional(self.classes_bs),
-            starts=tuple(function(row) for row in self.starts),
+            starts=tuple(move(row) for row in self.starts),
             kept=optional(self.kept),
-            columns={name: function(column) for name, column in self.columns.items()},
+            columns={name: move(column) for name, column in self.columns.items()},
         )

@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import torch
 from emu3_kernels.exchange import Exchange, NoExchange
+from emu3_kernels.movable import Move
 from emu3_kernels.ring_attention import RingPlan
 from megatron.core.packed_seq_params import PackedSeqParams
 
@@ -38,13 +39,9 @@ class SequenceLayout(PackedSeqParams):
     exchange: Exchange = field(default_factory=NoExchange)
     dropout: DropoutPlace = DropoutPlace()
 
-    def to(self, device: torch.device | str) -> "SequenceLayout":
-        """A copy whose plan is on a device; copies from pinned memory do not block."""
-        plan = self.plan and self.plan.to(device, non_blocking=True)
-        return replace(self, plan=plan)
-
-    def pin_memory(self) -> "SequenceLayout":
-        return replace(self, plan=self.plan and self.plan.pin_memory())
+    def map_tensors(self, move: Move) -> "SequenceLayout":
+        """A copy that holds `move(tensor)` in the place of each tensor of the plan."""
+        return replace(self, plan=self.plan and self.plan.map_tensors(move))
 
     @classmethod
     def of_documents(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from emu3_kernels.movable import to_device
 from torch import Tensor
 
 from emu3_megatron.checkpoints.state import Saved, State
@@ -70,7 +71,7 @@ class DecoderTrainer(ObjectiveSums):
     def _denominators(self, batches: Sequence[Batch]) -> Tensor:
         """The objective's counts over the global batch, known before the first forward."""
         counts = torch.stack([self.objective.counts(batch) for batch in batches]).sum(0)
-        counts = counts.to(self.mesh.device, non_blocking=True)
+        (counts,) = to_device([counts], self.mesh.device)
         dist.all_reduce(counts, group=data_group())
         return counts
 

@@ -5,7 +5,8 @@ from emu3_kernels.attention_tile import backends
 from emu3_kernels.attention_tile.backends import Backend
 from emu3_kernels.attention_tile.delta import attention_delta
 from emu3_kernels.attention_tile.dropout import Dropout
-from emu3_kernels.attention_tile.ranges import KeyRanges, Segment
+from emu3_kernels.attention_tile.ranges import KeyRanges
+from emu3_kernels.attention_tile.segments import Segment
 from emu3_kernels.attention_tile.tile import Tile
 
 __all__ = [

@@ -11,7 +11,8 @@ from emu3_kernels.attention_tile import reference
 from emu3_kernels.attention_tile.delta import attention_delta
 from emu3_kernels.attention_tile.implementation import unsupported_by_gpu_kernels
 from emu3_kernels.attention_tile.parts import by_parts
-from emu3_kernels.attention_tile.ranges import KeyRanges, Piece
+from emu3_kernels.attention_tile.ranges import KeyRanges
+from emu3_kernels.attention_tile.segments import Piece
 from emu3_kernels.attention_tile.tile import Tile, from_bhtd, to_bhtd
 
 aten = torch.ops.aten

@@ -1,11 +1,10 @@
 """Segments of a mask grouped into calls of a packed ("varlen") kernel."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from emu3_kernels.attention_tile.ranges import KeyRanges, Segment
+from emu3_kernels.attention_tile.ranges import KeyRanges
 
 
 class Call(NamedTuple):
@@ -31,31 +30,15 @@ def nothing_is_negative(lse_ht: torch.Tensor) -> torch.Tensor:
 
 
 def calls(ranges: KeyRanges) -> Iterator[Call]:
-    """All segments; neighbours of one kind that share no key go into one call."""
-    run: list[Segment] = []
-    for segment in ranges.segments:
-        if run and (segment.causal != run[-1].causal or segment.k_start < run[-1].k_end):
-            yield _call(run, ranges.first_q.device)
-            run = []
-        run.append(segment)
-    if run:
-        yield _call(run, ranges.first_q.device)
-
-
-def _call(run: list[Segment], device: torch.device) -> Call:
-    """A call; gaps between segments become sequences of queries without keys, and the reverse."""
-    q, k = [run[0].q_start], [run[0].k_start]
-    for segment in run:
-        q += [segment.q_start, segment.q_start, segment.q_end]
-        k += [k[-1], segment.k_start, segment.k_end]
-    longest = lambda borders: max(end - start for start, end in pairwise(borders))
-    tensor = lambda b: torch.tensor([x - b[0] for x in b], dtype=torch.int32, device=device)
-    return Call(
-        queries=slice(q[0], q[-1]),
-        keys=slice(k[0], k[-1]),
-        q_borders=tensor(q),
-        k_borders=tensor(k),
-        q_longest=longest(q),
-        k_longest=longest(k),
-        causal=run[0].causal,
-    )
+    """A call for each packed run; its borders came to the device with the ranges."""
+    sizes = [len(run.q_borders) for run in ranges.packed for _ in range(2)]
+    borders = iter(ranges.borders.split(sizes))
+    for run in ranges.packed:
+        yield Call(
+            slice(run.q_borders[0], run.q_borders[-1]),
+            slice(run.k_borders[0], run.k_borders[-1]),
+            next(borders),
+            next(borders),
+            *run.longest,
+            run.causal,
+        )

@@ -3,45 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 import torch
+from emu3_kernels.attention_tile.segments import PackedRun, Piece, Segment, packed_runs
 from emu3_kernels.movable import Movable, Move
-
-
-class Piece(NamedTuple):
-    """Some queries against some keys: all see all, or a causal square."""
-
-    queries: slice
-    keys: slice
-    causal: bool
-
-
-class Segment(NamedTuple):
-    """Queries [q_start, q_end) see keys [k_start, k_end).
-
-    Fully, or causally with the ends aligned: query q_end - 1 sees up to key k_end - 1, the query
-    before it one key less, and so on.
-    """
-
-    q_start: int
-    q_end: int
-    k_start: int
-    k_end: int
-    causal: bool
-
-    def pieces(self) -> Iterator[Piece]:
-        """The segment as full rectangles and causal squares, for kernels that know only those."""
-        if not self.causal:
-            if self.q_start < self.q_end and self.k_start < self.k_end:
-                yield Piece(slice(self.q_start, self.q_end), slice(self.k_start, self.k_end), False)
-            return
-        side = min(self.q_end - self.q_start, self.k_end - self.k_start)
-        corner = self.k_end - side
-        if side and self.k_start < corner:
-            yield Piece(slice(self.q_start, self.q_end), slice(self.k_start, corner), False)
-        if side:
-            yield Piece(slice(self.q_end - side, self.q_end), slice(corner, self.k_end), True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +23,15 @@ class KeyRanges(Movable):
         first_q: int32 [queries].
         last_q: int32 [queries]; at or below first_q where nothing is visible.
         keys: number of keys.
+        borders: int32, of each packed run its borders of queries, then of keys, counted from the
+            first: kernels want them on the device.
     """
 
     segments: tuple[Segment, ...]
     first_q: torch.Tensor
     last_q: torch.Tensor
     keys: int
+    borders: torch.Tensor
     _orders: dict[tuple[int, bool], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -87,11 +57,16 @@ class KeyRanges(Movable):
         rows_m5 = torch.as_tensor(segments, dtype=torch.int64).reshape(-1, 5)
         first_q, last_q = _ranges(rows_m5, queries, keys)
         rows = tuple(Segment(a, b, c, d, bool(causal)) for a, b, c, d, causal in rows_m5.tolist())
-        return cls(rows, first_q, last_q, keys).to(device)
+        return cls(rows, first_q, last_q, keys, _borders(rows)).to(device)
 
     def map_tensors(self, move: Move) -> "KeyRanges":
-        first_q, last_q = move(self.first_q), move(self.last_q)
-        return KeyRanges(self.segments, first_q, last_q, self.keys)
+        first_q, last_q, borders = map(move, (self.first_q, self.last_q, self.borders))
+        return KeyRanges(self.segments, first_q, last_q, self.keys, borders)
+
+    @cached_property
+    def packed(self) -> list[PackedRun]:
+        """The segments for kernels that take many at once."""
+        return packed_runs(self.segments)
 
     @property
     def queries(self) -> int:
@@ -127,6 +102,15 @@ class KeyRanges(Movable):
         """All segments as full rectangles and causal squares."""
         for segment in self.segments:
             yield from segment.pieces()
+
+
+def _borders(segments: Sequence[Segment]) -> torch.Tensor:
+    borders = [
+        [border - part[0] for border in part]
+        for run in packed_runs(segments)
+        for part in (run.q_borders, run.k_borders)
+    ]
+    return torch.tensor([*chain.from_iterable(borders)], dtype=torch.int32)
 
 
 def _ranges(rows_m5: torch.Tensor, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,8 @@
 import torch
 from emu3_kernels.attention_tile.implementation import dropout_unsupported
 from emu3_kernels.attention_tile.parts import by_parts
-from emu3_kernels.attention_tile.ranges import KeyRanges, Piece
+from emu3_kernels.attention_tile.ranges import KeyRanges
+from emu3_kernels.attention_tile.segments import Piece
 from emu3_kernels.attention_tile.tile import Tile, from_bhtd, to_bhtd
 
 aten = torch.ops.aten

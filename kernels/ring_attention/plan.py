@@ -5,8 +5,7 @@ communication: in a data worker, too.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 
 import torch
 from emu3_kernels.attention_tile import KeyRanges
@@ -54,6 +53,7 @@ class RingPlan(Movable):
     rank: int
     queries_t: torch.Tensor
     steps: tuple[RingStep, ...]
+    _numbers: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -84,7 +84,6 @@ class RingPlan(Movable):
         return cls(rank, own, (first, *others)).to(device)
 
     def map_tensors(self, move: Move) -> "RingPlan":
-        move = cache(move)  # the queries are the keys of the first step
         steps = tuple(step.map_tensors(move) for step in self.steps)
         return RingPlan(self.rank, move(self.queries_t), steps)
 
@@ -92,6 +91,13 @@ class RingPlan(Movable):
     def size(self) -> int:
         """Ranks of the ring."""
         return len(self.steps)
+
+    def numbers(self, tokens: torch.Tensor, first: int) -> torch.Tensor:
+        """`queries_t` or a step's `keys_k`, counted from `first`; computed once for all layers."""
+        key = id(tokens), first
+        if first and key not in self._numbers:
+            self._numbers[key] = tokens + first
+        return self._numbers.get(key, tokens)
 
     @property
     def received_rows(self) -> int:

@@ -38,8 +38,8 @@ class RingDropout:
         return Dropout(
             p=self.p,
             seed=self.seed,
-            query_index_t=plan.queries_t + self.first_token,
-            key_index_t=step.keys_k + self.first_token,
+            query_index_t=plan.numbers(plan.queries_t, self.first_token),
+            key_index_t=plan.numbers(step.keys_k, self.first_token),
             first_head=self.first_head,
         )
 

@@ -1,5 +1,7 @@
 """The binding refuses what the kernels cannot take; nothing here reaches a device."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from emu3_kernels import cuda
@@ -58,3 +60,14 @@ def test_without_a_gpu_nothing_is_available() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert not cuda.available()
+
+
+def test_the_disk_is_asked_once_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(cuda, "LIBRARY", SimpleNamespace(exists=lambda: asked.append(1) or True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 97)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    assert [cuda.available() for _ in range(3)] == [True] * 3
+    assert len(asked) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from emu3_kernels.attention_tile import KeyRanges
-from emu3_kernels.attention_tile.ranges import Piece
+from emu3_kernels.attention_tile.segments import Piece
 
 SEGMENTS = [(0, 2, 0, 2, 1), (3, 6, 2, 4, 1), (6, 7, 4, 6, 0)]
 

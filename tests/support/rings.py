@@ -116,7 +116,7 @@ def tensors_of(plan: RingPlan) -> list[torch.Tensor]:
     return [
         plan.queries_t,
         *(tensor for step in plan.steps for tensor in (step.keys_k, step.sent_rows)),
-        *(tensor for one in ranges for tensor in (one.first_q, one.last_q)),
+        *(tensor for one in ranges for tensor in (one.first_q, one.last_q, one.borders)),
     ]
 
 
