@@ -103,7 +103,7 @@ def _one(case: str, tree: str) -> None:
 def _text(cases: Any, folder: Path, loop: bool = False) -> Any:
     source = folder / "texts" / "a.jsonl"
     source.parent.mkdir()
-    cases.write_texts(source, 6 * 10**7)
+    cases.write_texts(source, 12 * 10**7)
     if loop:
         return partial(cases._megatron_loop, source, folder / "loop")
     return partial(cases._our_text, source, folder / "ours")
