@@ -33,6 +33,17 @@ from emu3_megatron.config.runs import GuardConfig, RunConfig
 from emu3_megatron.config.schedule import AnySchedule
 from emu3_megatron.errors import InputError
 
+# "selective" is all that costs little to compute again: norms and activation.
+Recompute = Literal["none", "selective", "full"] | list[Literal["norms", "activation", "attention"]]
+
+
+def recomputed_parts(recompute: Recompute) -> frozenset[str]:
+    """The parts of a layer that are computed again; none where it is whole layers."""
+    if isinstance(recompute, str):
+        return frozenset(("norms", "activation") if recompute == "selective" else ())
+    return frozenset(recompute)
+
+
 AnyHook = Annotated[SerializeAsAny[Component], chosen_by_kind({})]
 
 
@@ -215,8 +226,10 @@ class Recipe(Config):
     parallel: ParallelConfig = free(ParallelConfig(), ParallelConfig.__doc__ or "")
     backend: BackendConfig = free(BackendConfig(), BackendConfig.__doc__ or "")
     precision: Literal["fp32", "bf16"] = semantic("bf16", "of weights and activations")
-    recompute: Literal["none", "selective", "full"] = free(
-        "none", "activations computed again in the backward pass"
+    recompute: Recompute = free(
+        "none",
+        "what the backward pass computes again: selective is [norms, activation]; "
+        "attention only where a list has it; full is whole layers",
     )
     guard: GuardConfig = free(GuardConfig(), GuardConfig.__doc__ or "")
     validation: ValidationConfig | None = free(None, ValidationConfig.__doc__ or "")
@@ -248,6 +261,16 @@ class Recipe(Config):
     def _objective_fits(self) -> "Recipe":
         for line in unfit(self.objective, self.model, self.data, self.run.init_from):
             raise ValueError(line)
+        return self
+
+    @validator(mode="after")
+    def _recompute_fits(self) -> "Recipe":
+        if recomputed_parts(self.recompute) and self.backend.layers == "transformer_engine":
+            raise ValueError(
+                f"recompute={_as_yaml(self.recompute)}: TransformerEngine's layers are computed "
+                "again as a whole, or not at all; set recompute=full or none, or "
+                "backend.layers=native"
+            )
         return self
 
     @validator(mode="after")
@@ -298,10 +321,10 @@ class Recipe(Config):
                 "sample: the engine deepspeed draws no images; leave it out, and draw from the "
                 "checkpoints with emu3 generate image"
             )
-        if self.recompute == "selective":
+        if recomputed_parts(self.recompute):
             raise ValueError(
-                "recompute=selective: the engine deepspeed computes whole layers again, or none; "
-                "set recompute=full"
+                f"recompute={_as_yaml(self.recompute)}: the engine deepspeed computes whole "
+                "layers again, or none; set recompute=full"
             )
         if self.engine.stage == 0 and self.precision == "bf16":
             raise ValueError(
@@ -338,4 +361,6 @@ class Recipe(Config):
 
 
 def _as_yaml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(value)}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -16,44 +16,49 @@ from emu3_megatron import upstream
 from emu3_megatron.config.training import BackendConfig
 from emu3_megatron.errors import InputError
 from emu3_megatron.model.attention import DocumentAttention
-from emu3_megatron.model.norm import RMSNorm
+from emu3_megatron.model.layer import Layer
+from emu3_megatron.model.norm import AddNorm, RMSNorm
 from emu3_megatron.model.tensors import FUSED_NORMS
 
 
-def block_spec(num_layers: int, backend: BackendConfig) -> TransformerBlockSubmodules:
+def block_spec(
+    num_layers: int, backend: BackendConfig, recompute: frozenset[str] = frozenset()
+) -> TransformerBlockSubmodules:
     """The spec of all layers and of the norm behind them.
 
     Checkpoints name tensors alike under every backend.
+
+    Args:
+        recompute: see `Layer`; TransformerEngine's layers take nothing from it.
 
     Raises:
         InputError: the backend needs TransformerEngine, which does not import here.
     """
     if backend.layers == "native":
-        layer = _layer(ColumnParallelLinear, RowParallelLinear, RMSNorm, _attention(backend))
-        return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
-    _require_transformer_engine("backend.layers")
-    layer = _layer(
-        upstream.without_data_on_meta(transformer_engine.TELayerNormColumnParallelLinear),
-        upstream.without_data_on_meta(transformer_engine.TERowParallelLinear),
-        IdentityOp,  # fused with the linear layers that follow
-        _attention(backend),
-        FUSED_NORMS,
-    )
+        submodules = _submodules(
+            ColumnParallelLinear, RowParallelLinear, AddNorm, _attention(backend)
+        )
+        layer = ModuleSpec(Layer, params={"recompute": recompute}, submodules=submodules)
+    else:
+        _require_transformer_engine("backend.layers")
+        submodules = _submodules(
+            upstream.without_data_on_meta(transformer_engine.TELayerNormColumnParallelLinear),
+            upstream.without_data_on_meta(transformer_engine.TERowParallelLinear),
+            IdentityOp,  # fused with the linear layers that follow
+            _attention(backend),
+        )
+        submodules.self_attn_bda = submodules.mlp_bda = get_bias_dropout_add
+        submodules.sharded_state_dict_keys_map = FUSED_NORMS
+        layer = ModuleSpec(TransformerLayer, submodules=submodules)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
-def _layer(
+def _submodules(
     column: type[torch.nn.Module],
     row: type[torch.nn.Module],
     norm: type[torch.nn.Module],
     attention: type[torch.nn.Module],
-    names: dict[str, str] | None = None,
-) -> ModuleSpec:
-    """One layer.
-
-    Args:
-        names: prefixes of its tensors, each with the prefix that checkpoints have instead.
-    """
+) -> TransformerLayerSubmodules:
     self_attention = ModuleSpec(
         SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -65,17 +70,11 @@ def _layer(
             k_layernorm=IdentityOp,
         ),
     )
-    return ModuleSpec(
-        TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
-            self_attention=self_attention,
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
-            mlp=upstream.mlp_spec(MLPSubmodules(linear_fc1=column, linear_fc2=row)),
-            mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map=names or {},
-        ),
+    return TransformerLayerSubmodules(
+        input_layernorm=norm,
+        self_attention=self_attention,
+        pre_mlp_layernorm=norm,
+        mlp=upstream.mlp_spec(MLPSubmodules(linear_fc1=column, linear_fc2=row)),
     )
 
 

@@ -12,7 +12,12 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.training import BackendConfig, ParallelConfig
+from emu3_megatron.config.training import (
+    BackendConfig,
+    ParallelConfig,
+    Recompute,
+    recomputed_parts,
+)
 from emu3_megatron.model.backends import block_spec
 from emu3_megatron.model.head import OutputHead
 from emu3_megatron.model.initialization import initialize
@@ -31,6 +36,7 @@ class Decoder(MegatronModule):
         vocabulary: decides the rows of embedding and head.
         rope_base: base of the rotary frequencies.
         backend: who computes what.
+        recompute: parts of a layer to be computed again in the backward pass, see `Layer`.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Decoder(MegatronModule):
         vocabulary: Vocabulary,
         rope_base: float,
         backend: BackendConfig | None = None,
+        recompute: frozenset[str] = frozenset(),
     ):
         super().__init__(config)
         backend = backend or BackendConfig()
@@ -48,7 +55,8 @@ class Decoder(MegatronModule):
         self.embedding = LanguageModelEmbedding(
             config, padded_size, max_sequence_length=0, position_embedding_type="rope"
         )
-        self.block = TransformerBlock(config, block_spec(config.num_layers, backend))
+        self.block = TransformerBlock(config, block_spec(config.num_layers, backend, recompute))
+        self.turned_by_layers = backend.layers == "native"
         self.head = OutputHead(config, vocabulary.size, padded_size, backend.loss)
 
     def forward(
@@ -87,11 +95,14 @@ class Decoder(MegatronModule):
         )
 
     def _rotary(self, positions_bs: Tensor) -> Tensor:
-        """Angles in fp32, rotate-half layout: [s, b, 1, d]."""
+        """Of our layers [2, s, b, 1, d], cosines and sines; of Megatron's [s, b, 1, d], angles."""
         dim = self.config.kv_channels
         exponents = torch.arange(0, dim, 2, device=positions_bs.device, dtype=torch.float32) / dim
         angles_sbd = positions_bs.T[..., None] * self.rope_base**-exponents
-        return torch.cat([angles_sbd, angles_sbd], dim=-1)[:, :, None]
+        angles_sb1d = torch.cat([angles_sbd, angles_sbd], dim=-1)[:, :, None]
+        if not self.turned_by_layers:
+            return angles_sb1d
+        return torch.stack([angles_sb1d.cos(), angles_sb1d.sin()]).to(self.config.params_dtype)
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Megatron's schedules hand every model its pipeline input; there is no pipeline here."""
@@ -103,16 +114,19 @@ def build_decoder(
     *,
     seed: int | None = 0,
     bf16: bool = False,
-    recompute: str = "none",
+    recompute: Recompute = "none",
     backend: BackendConfig | None = None,
 ) -> Decoder:
     """Build this rank's share of a decoder and draw its weights.
 
     Args:
+        recompute: of the recipe.
         seed: of the weights; None leaves them undrawn, for a checkpoint to fill.
     """
     config = transformer_config(model, parallel, bf16=bf16, recompute=recompute)
-    decoder = Decoder(config, model.vocabulary(), model.rope_base, backend)
+    decoder = Decoder(
+        config, model.vocabulary(), model.rope_base, backend, recomputed_parts(recompute)
+    )
     if seed is not None:
         initialize(decoder, model.vocabulary(), std=model.init_std, seed=seed)
     return decoder

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from emu3_kernels.layer_elementwise import add_norm
 from megatron.core.transformer import TransformerConfig
 
 
@@ -21,6 +22,14 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(hidden.dtype)
+        return add_norm(hidden, None, self.weight, self.eps)[1]
+
+
+class AddNorm(RMSNorm):
+    """The residual stream with a branch added to it, and the RMSNorm of the sum."""
+
+    def forward(  # type: ignore[override]
+        self, residual: torch.Tensor, branch: torch.Tensor | None = None, dropout: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum and its norm; the sum is the residual stream itself without a branch."""
+        return add_norm(residual, branch, self.weight, self.eps, dropout)

@@ -4,7 +4,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from emu3_megatron.config import ModelConfig
-from emu3_megatron.config.training import ParallelConfig
+from emu3_megatron.config.training import ParallelConfig, Recompute
 
 
 def transformer_config(
@@ -12,7 +12,7 @@ def transformer_config(
     parallel: ParallelConfig | None = None,
     *,
     bf16: bool = False,
-    recompute: str = "none",
+    recompute: Recompute = "none",
     on_ambient_device: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of an Emu3 decoder.
@@ -51,7 +51,8 @@ def transformer_config(
         sequence_parallel=parallel.sequence,
         # The loss is divided by the global batch's weight; Megatron must not average again.
         calculate_per_token_loss=True,
-        recompute_granularity=None if recompute == "none" else recompute,
+        # Parts of a layer are our own layer's, see `Layer`.
+        recompute_granularity="full" if recompute == "full" else None,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from emu3_megatron.checkpoints.state import Stateful
 from emu3_megatron.config import ModelConfig, Recipe
-from emu3_megatron.config.training import BackendConfig, OptimizerConfig, ParallelConfig
+from emu3_megatron.config.training import (
+    BackendConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Recompute,
+)
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import Inputs
 
@@ -115,7 +120,7 @@ class EngineSetting:
     backend: BackendConfig
     optimizer: OptimizerConfig
     precision: str
-    recompute: str
+    recompute: Recompute
     seed: int
 
     @classmethod

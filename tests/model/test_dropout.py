@@ -32,15 +32,32 @@ def test_of_the_embedding(decoder):
     assert_a_share_is_dropped(decoder.embedding.embedding_dropout(torch.ones(200, 2, 128)))
 
 
-@pytest.mark.parametrize("branch", ["self_attn_bda", "mlp_bda"])
-def test_of_the_residual_branches(decoder, branch):
-    for layer in decoder.block.layers:
-        add = getattr(layer, branch)(layer.training, layer.config.bias_dropout_fusion)
-        residual = torch.full((200, 2, 128), 5.0)
+class Ones(torch.nn.Module):
+    """In the place of a branch's last product, as Megatron's linear layers answer."""
 
-        added = add((torch.ones(200, 2, 128), None), residual, layer.hidden_dropout)
+    def forward(self, hidden):
+        return torch.ones(*hidden.shape[:-1], 128), None
 
-        assert_a_share_is_dropped((added - residual).round(decimals=4))
+
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
+def test_of_the_residual_branches(mesh, branch):
+    """Without the other branch, a layer adds dropout of ones to what it is given."""
+    decoder = build_decoder(MODEL).train()
+    layer = decoder.block.layers[1]
+    ones, zeros = Ones(), torch.nn.Module()
+    zeros.forward = lambda hidden: (torch.zeros(*hidden.shape[:-1], 128), None)
+    layer.self_attention.linear_proj = ones if branch == "attention" else zeros
+    layer.mlp.linear_fc2 = ones if branch == "mlp" else zeros
+    residual = torch.full((200, 1, 128), 5.0)
+    rotary = decoder._rotary(torch.arange(200)[None])
+
+    added, _ = layer(
+        residual,
+        rotary_pos_emb=rotary,
+        packed_seq_params=SequenceLayout.of_documents([[0, 200]]),
+    )
+
+    assert_a_share_is_dropped((added - residual).round(decimals=4))
 
 
 def test_of_attention_probabilities():

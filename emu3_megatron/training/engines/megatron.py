@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emu3_megatron.checkpoints.state import Saved, State
 from emu3_megatron.config.engines import MegatronConfig
+from emu3_megatron.config.training import Recompute
 from emu3_megatron.data.batches import Batch
 from emu3_megatron.model import Decoder, build_decoder
 from emu3_megatron.model.decoder import view_for_inference
@@ -150,7 +151,7 @@ def frozen_decoder(setting: EngineSetting, checkpoint: Path) -> Decoder:
     return decoder.eval().requires_grad_(False)
 
 
-def _build(setting: EngineSetting, seed: int | None, recompute: str = "none") -> Decoder:
+def _build(setting: EngineSetting, seed: int | None, recompute: Recompute = "none") -> Decoder:
     return build_decoder(
         setting.model,
         setting.parallel,
