@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
-from emu3_kernels.layer_elementwise import dropout_add, rotate_qkv, swiglu
+from emu3_kernels.layer_elementwise import dropout_add, fill_swiglu, rotate_qkv, swiglu
 from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
 from emu3_megatron.model.layout import SequenceLayout
+from emu3_megatron.model.norm import AddNorm
 from emu3_megatron.model.recompute import free_until_backward
 
 
@@ -89,12 +90,10 @@ class Layer(TransformerLayer):
         out, _ = self.mlp.linear_fc2(activation)
         if "activation" in self.recompute:
             kept = gate_up.detach()
-            free_until_backward(activation, lambda: swiglu(kept), out)
+            free_until_backward(activation, lambda freed: fill_swiglu(freed, kept), out)
         return out
 
-    def _free_norm(
-        self, norm: torch.nn.Module, residual: Tensor, normed: Tensor, used_by: Tensor
-    ) -> None:
+    def _free_norm(self, norm: AddNorm, residual: Tensor, normed: Tensor, used_by: Tensor) -> None:
         if "norms" in self.recompute:
             kept = residual.detach()
-            free_until_backward(normed, lambda: norm(kept)[1], used_by)
+            free_until_backward(normed, lambda freed: norm.fill(freed, kept), used_by)

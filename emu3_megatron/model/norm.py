@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from emu3_kernels.layer_elementwise import add_norm
+from emu3_kernels.layer_elementwise import add_norm, fill_norm
 from megatron.core.transformer import TransformerConfig
 
 
@@ -33,3 +33,7 @@ class AddNorm(RMSNorm):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum and its norm; the sum is the residual stream itself without a branch."""
         return add_norm(residual, branch, self.weight, self.eps, dropout)
+
+    def fill(self, normed: torch.Tensor, total: torch.Tensor) -> None:
+        """Write the norm of a sum once more, without recording."""
+        fill_norm(normed, total, self.weight, self.eps)

@@ -6,7 +6,16 @@ Each is one pass over memory on a GPU: residual, dropout and RMSNorm; rotary emb
 import torch
 from emu3_kernels.layer_elementwise.backends import BACKENDS, Backend, choose
 
-__all__ = ["BACKENDS", "Backend", "add_norm", "dropout_add", "rotate_qkv", "swiglu"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "add_norm",
+    "dropout_add",
+    "fill_norm",
+    "fill_swiglu",
+    "rotate_qkv",
+    "swiglu",
+]
 
 
 def add_norm(
@@ -103,3 +112,25 @@ def swiglu(gate_up: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
     if gate_up.shape[-1] % 2:
         raise ValueError(f"{[*gate_up.shape]} does not divide into gates and what they scale")
     return choose(backend, gate_up).swiglu(gate_up)
+
+
+@torch.no_grad()
+def fill_norm(
+    out: torch.Tensor,
+    total: torch.Tensor,
+    weight_h: torch.Tensor,
+    eps: float,
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Write into a tensor the norm that `add_norm` returned beside this sum, the same to the bit.
+
+    Nothing is recorded: this is for a backward pass that needs the numbers again.
+    """
+    choose(backend, total).fill_norm(out, total, weight_h, eps)
+
+
+@torch.no_grad()
+def fill_swiglu(out: torch.Tensor, gate_up: torch.Tensor, *, backend: Backend = "auto") -> None:
+    """Write into a tensor what `swiglu` returned, the same to the bit; see `fill_norm`."""
+    choose(backend, gate_up).fill_swiglu(out, gate_up)

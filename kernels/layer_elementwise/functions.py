@@ -137,5 +137,15 @@ class _SwiGlu(torch.autograd.Function):
         return launches.swiglu_backward(_rows(dout), _rows(gate_up)).view_as(gate_up)
 
 
+def fill_norm(out: torch.Tensor, total: torch.Tensor, weight_h: torch.Tensor, eps: float) -> None:
+    """See `emu3_kernels.layer_elementwise.fill_norm`."""
+    launches.add_norm(_rows(total), None, weight_h, eps, Drop(0.0, None), out.flatten(0, -2))
+
+
+def fill_swiglu(out: torch.Tensor, gate_up: torch.Tensor) -> None:
+    """See `emu3_kernels.layer_elementwise.fill_swiglu`."""
+    launches.swiglu(_rows(gate_up), out.flatten(0, -2))
+
+
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().flatten(0, -2)

@@ -42,11 +42,12 @@ def add_norm(
     weight_h: torch.Tensor,
     eps: float,
     drop: Drop,
+    normed_rh: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum, its norm, and 1 / rms of each row."""
+    """The sum, its norm (in the tensor that is given for it, if any), and 1 / rms of each row."""
     rows, columns = residual_rh.shape
     total = residual_rh if branch_rh is None else torch.empty_like(residual_rh)
-    normed = torch.empty_like(residual_rh)
+    normed = torch.empty_like(residual_rh) if normed_rh is None else normed_rh
     rstd_r = residual_rh.new_empty(rows, dtype=torch.float32)
     if rows:
         with torch.cuda.device_of(residual_rh):
@@ -137,10 +138,10 @@ def rotate(
         )
 
 
-def swiglu(gate_up_rc: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up."""
+def swiglu(gate_up_rc: torch.Tensor, out_rf: torch.Tensor | None = None) -> torch.Tensor:
+    """silu(gate) * up, in the tensor that is given for it, if any."""
     rows, columns = gate_up_rc.shape[0], gate_up_rc.shape[1] // 2
-    out = gate_up_rc.new_empty(rows, columns)
+    out = gate_up_rc.new_empty(rows, columns) if out_rf is None else out_rf
     if out.numel():
         with torch.cuda.device_of(gate_up_rc):
             kernels.swiglu_kernel[(rows, triton.cdiv(columns, BLOCK))](

@@ -46,3 +46,13 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """See `emu3_kernels.layer_elementwise.swiglu`."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def fill_norm(out: torch.Tensor, total: torch.Tensor, weight_h: torch.Tensor, eps: float) -> None:
+    """See `emu3_kernels.layer_elementwise.fill_norm`."""
+    out.copy_(add_norm(total, None, weight_h, eps, 0.0)[1])
+
+
+def fill_swiglu(out: torch.Tensor, gate_up: torch.Tensor) -> None:
+    """See `emu3_kernels.layer_elementwise.fill_swiglu`."""
+    out.copy_(swiglu(gate_up))
