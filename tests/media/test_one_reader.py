@@ -66,25 +66,22 @@ def variable(path):
 
 @pytest.fixture
 def encoded_pixels(tmp_path, monkeypatch):
-    """A function: the pixels that prepare hands to the tokenizer, of one item of a folder."""
+    """A function: the pixels [n, 3, h, w] that prepare hands to the tokenizer, of one item."""
     VisionTokenizer(TokenizerNetwork(preset="tiny")).save(tmp_path / "tokenizer")
     seen = []
 
-    def look(name, tokenizer, pixels):
-        seen.append(scaled(pixels[0]))
-        return original[name](tokenizer, pixels)
+    original = VisionTokenizer.frame_latents
 
-    original = {name: getattr(VisionTokenizer, name) for name in ("encode_images", "encode_clips")}
-    for name in original:
-        monkeypatch.setattr(
-            VisionTokenizer, name, lambda *arguments, name=name: look(name, *arguments)
-        )
+    def look(tokenizer, pixels_nchw):
+        seen.append(scaled(pixels_nchw))
+        return original(tokenizer, pixels_nchw)
+
+    monkeypatch.setattr(VisionTokenizer, "frame_latents", look)
 
     def encode(stage, make_task, config, row):
         task = make_task(tmp_path / "part.npz", [{**row, "captions": ["a caption"]}])
         stage(config, tmp_path / "tokenizer", Vocabulary.tiny(), "cpu")(task)
-        (pixels,) = seen
-        return pixels
+        return torch.cat(seen)
 
     return encode
 
@@ -100,7 +97,7 @@ def test_an_image_is_the_same_to_the_tokenizer_and_to_prepare(tmp_path, encoded_
 
     trained_on = Samples(data, seed=0).read(0).pixels
     row = ScoreImages(config, "cpu").score(path.name)
-    encoded = encoded_pixels(EncodeImages, EncodeTask, config, row)
+    (encoded,) = encoded_pixels(EncodeImages, EncodeTask, config, row)
 
     assert torch.equal(trained_on, encoded)
 
