@@ -8,17 +8,17 @@
 extern "C" {
 #endif
 
-typedef uint16_t emu3_bf16;  // the bits
+typedef uint16_t emu3_half;  // the bits of an fp16; of a bf16 in its place, once it is a gradient
 
-int emu3_cross_entropy_rows(emu3_bf16* logits, int64_t stride, const int64_t* labels,
+int emu3_cross_entropy_rows(emu3_half* logits, int64_t stride, const int64_t* labels,
                             const float* weights, float z_loss, float* max, float* lse,
                             float* target, int64_t rows, int64_t columns, void* stream);
 
-int emu3_cross_entropy_statistics(const emu3_bf16* logits, int64_t stride, const int64_t* labels,
+int emu3_cross_entropy_statistics(const emu3_half* logits, int64_t stride, const int64_t* labels,
                                   float* max, float* sumexp, float* target, int64_t rows,
                                   int64_t columns, void* stream);
 
-int emu3_cross_entropy_gradient(emu3_bf16* logits, int64_t stride, const int64_t* labels,
+int emu3_cross_entropy_gradient(emu3_half* logits, int64_t stride, const int64_t* labels,
                                 const float* weights, const float* lse, float z_loss, int64_t rows,
                                 int64_t columns, void* stream);
 

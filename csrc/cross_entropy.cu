@@ -16,7 +16,7 @@ cudaError_t allow(const Plan& plan) {
 
 }  // namespace
 
-extern "C" int emu3_cross_entropy_rows(emu3_bf16* logits, int64_t stride, const int64_t* labels,
+extern "C" int emu3_cross_entropy_rows(emu3_half* logits, int64_t stride, const int64_t* labels,
                                        const float* weights, float z_loss, float* max, float* lse,
                                        float* target, int64_t rows, int64_t columns,
                                        void* stream) {
@@ -47,17 +47,17 @@ extern "C" int emu3_cross_entropy_rows(emu3_bf16* logits, int64_t stride, const 
                             weights, z_loss, RowsOutputs{max, lse, target}, plan.slice);
 }
 
-extern "C" int emu3_cross_entropy_statistics(const emu3_bf16* logits, int64_t stride,
+extern "C" int emu3_cross_entropy_statistics(const emu3_half* logits, int64_t stride,
                                              const int64_t* labels, float* max, float* sumexp,
                                              float* target, int64_t rows, int64_t columns,
                                              void* stream) {
   if (rows == 0) return cudaSuccess;
-  const Rows all{const_cast<emu3_bf16*>(logits), stride, labels, rows, columns};
+  const Rows all{const_cast<emu3_half*>(logits), stride, labels, rows, columns};
   return launch(statistics_kernel, rows, kThreads, kWarps * sizeof(Statistics), stream, all, max,
                 sumexp, target);
 }
 
-extern "C" int emu3_cross_entropy_gradient(emu3_bf16* logits, int64_t stride,
+extern "C" int emu3_cross_entropy_gradient(emu3_half* logits, int64_t stride,
                                            const int64_t* labels, const float* weights,
                                            const float* lse, float z_loss, int64_t rows,
                                            int64_t columns, void* stream) {

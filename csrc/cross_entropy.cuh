@@ -1,4 +1,5 @@
-// Cross-entropy of rows of logits and their gradient in place.
+// Cross-entropy of rows of logits in fp16, and their gradient in place of them in bf16: logits take
+// the bits that fp16 has more, and small gradients the exponents that bf16 has.
 //
 // `rows_kernel` reads a row once: a cluster of blocks holds it in shared memory. The statistics of
 // its slices meet through distributed shared memory, and while a row is worked on, the copy engine
@@ -15,7 +16,7 @@ constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 
 struct Rows {
-  uint16_t* logits;  // bf16
+  uint16_t* logits;  // fp16; then their gradient, bf16
   int64_t stride;    // from row to row, a multiple of kVector
   const int64_t* labels;
   int64_t rows;
@@ -136,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int64_t at = label - slice.begin;
       const bool here = at >= 0 && at < slice.count;
       const uint16_t* values = reinterpret_cast<const uint16_t*>(logits);
-      tell(shared, stage, mine, here ? low_bf16(values[at]) : 0.0f);
+      tell(shared, stage, mine, here ? value_of_half(values[at]) : 0.0f);
     }
     // Two sets of messages are enough. A block sends those of row i + 2 when it has all of row
     // i + 1, and this block sent its own of row i + 1 after it had read those of row i.
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t label = rows.labels[row];
   max[row] = statistics.max;
   sumexp[row] = statistics.sum;
-  target[row] = rows.is_column(label) ? low_bf16(*rows.at(row, label)) : 0.0f;
+  target[row] = rows.is_column(label) ? value_of_half(*rows.at(row, label)) : 0.0f;
 }
 
 HOST_DEVICE int64_t gradient_blocks_per_row(int64_t columns) {

@@ -1,5 +1,6 @@
 // The arithmetic of a softmax in pieces: statistics of some columns of a row, merged in any
-// grouping, and the gradient of a row whose log-sum-exp is known. Exponentials are powers of two.
+// grouping, and the gradient of a row whose log-sum-exp is known. Logits are fp16. Exponentials are
+// powers of two.
 #pragma once
 #include <math.h>
 
@@ -22,7 +23,7 @@ HOST_DEVICE float sum_below(const Statistics& statistics, float max) {
 // Take in the first `count` logits of a vector.
 HOST_DEVICE void add(Statistics& statistics, const Vector& vector, int count) {
   float x[kVector];
-  unpack(vector, x);
+  unpack_half(vector, x);
   if (count < kVector) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) x[i] = i < count ? x[i] : -INFINITY;
@@ -51,10 +52,10 @@ struct Gradient {
         label(label) {}
 };
 
-// Of the eight logits from `column` on.
+// Of the eight logits from `column` on, in bf16.
 DEVICE Vector gradient_of(const Vector& logits, int64_t column, const Gradient& row) {
   float x[kVector];
-  unpack(logits, x);
+  unpack_half(logits, x);
 #pragma unroll
   for (int i = 0; i < kVector; ++i)
     x[i] = row.softmax * exp2_fast(fmaf(x[i], kLog2E, -row.lse_log2));

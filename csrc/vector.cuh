@@ -1,4 +1,4 @@
-// Reads and writes sixteen bytes at a time: eight bf16 or four fp32.
+// Reads and writes sixteen bytes at a time: eight fp16 or bf16, or four fp32.
 #pragma once
 #include "machine.cuh"
 
@@ -6,7 +6,7 @@ struct alignas(16) Vector {
   uint32_t words[4];
 };
 
-constexpr int kVector = 8;  // bf16 in a Vector
+constexpr int kVector = 8;  // 16-bit numbers in a Vector
 
 union FloatBits {
   float value;
@@ -29,11 +29,25 @@ HOST_DEVICE uint32_t bits_of(float value) {
 HOST_DEVICE float low_bf16(uint32_t word) { return float_of(word << 16); }
 HOST_DEVICE float high_bf16(uint32_t word) { return float_of(word & 0xffff0000u); }
 
-HOST_DEVICE void unpack(const Vector& vector, float (&values)[kVector]) {
+// An fp16, from its bits.
+HOST_DEVICE float value_of_half(uint16_t bits) {
+#ifdef __CUDA_ARCH__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+#else
+  const uint32_t sign = (bits & 0x8000u) << 16, rest = (bits & 0x7fffu) << 13;
+  if (rest >= 0x7c00u << 13) return float_of(sign | 0x7f800000u | rest);  // infinity or NaN
+  // The exponent of fp32 counts from 127 and that of fp16 from 15; small numbers, too.
+  return float_of(sign | bits_of(float_of(rest) * 0x1p112f));
+#endif
+}
+
+HOST_DEVICE void unpack_half(const Vector& vector, float (&values)[kVector]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    values[2 * i] = low_bf16(vector.words[i]);
-    values[2 * i + 1] = high_bf16(vector.words[i]);
+    values[2 * i] = value_of_half(static_cast<uint16_t>(vector.words[i]));
+    values[2 * i + 1] = value_of_half(static_cast<uint16_t>(vector.words[i] >> 16));
   }
 }
 

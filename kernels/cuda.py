@@ -46,13 +46,13 @@ def cross_entropy_rows(
     *,
     z_loss: float = 0.0,
 ) -> None:
-    """Cross-entropy of whole rows, which are read once: logits become their gradient in place.
+    """Cross-entropy of whole rows, which are read once: bf16 gradients take the logits' place.
 
     The gradient is that of sum(weight x (lse - target + z_loss x lse^2)), as
     `cross_entropy_gradient` gives it. A cluster of thread blocks holds a row in shared memory.
 
     Args:
-        logits_nv: bf16 [n, v], v at most `MAX_COLUMNS`. Rows start at multiples of 16 bytes, so a
+        logits_nv: fp16 [n, v], v at most `MAX_COLUMNS`. Rows start at multiples of 16 bytes, so a
             row may be longer in memory; what lies past v does not count and stays as it is.
         labels_n: int64 [n], columns; a label outside [0, v) has target 0 and no one-hot.
         weights_n: fp32 [n].
@@ -88,7 +88,7 @@ def cross_entropy_statistics(
     """What ranks that share a vocabulary tell each other about their columns, in one read.
 
     Args:
-        logits_nv: bf16 [n, v], as in `cross_entropy_rows` but of any v; it is not written.
+        logits_nv: fp16 [n, v], as in `cross_entropy_rows` but of any v; it is not written.
         labels_n: int64 [n], counted from the first column here.
         max_n: fp32 [n], written: the largest logit here, -inf where v is 0.
         sumexp_n: fp32 [n], written: the sum of exp(logit - max) over the columns here.
@@ -115,10 +115,10 @@ def cross_entropy_gradient(
     *,
     z_loss: float = 0.0,
 ) -> None:
-    """The second pass: logits become weight x ((1 + 2 z_loss lse) softmax - onehot), in place.
+    """The second pass: weight x ((1 + 2 z_loss lse) softmax - onehot), bf16 in the logits' place.
 
     Args:
-        logits_nv: bf16 [n, v], as in `cross_entropy_statistics`; written.
+        logits_nv: fp16 [n, v], as in `cross_entropy_statistics`; written.
         labels_n: int64 [n], counted from the first column here.
         weights_n: fp32 [n].
         lse_n: fp32 [n], log of the sum of exponentials over all ranks' columns.
@@ -207,8 +207,8 @@ def permute_tokens(source: torch.Tensor, index_t: torch.Tensor, destination: tor
 
 def _check_rows(logits_nv: torch.Tensor, labels_n: torch.Tensor, *per_row: torch.Tensor) -> None:
     rows, columns = logits_nv.shape
-    if logits_nv.dtype != torch.bfloat16:
-        raise ValueError(f"logits are {logits_nv.dtype}; torch.bfloat16 is needed")
+    if logits_nv.dtype != torch.float16:
+        raise ValueError(f"logits are {logits_nv.dtype}; torch.float16 is needed")
     _check("labels_n", labels_n, (rows,), torch.int64)
     for tensor in per_row:
         _check("an fp32 tensor of the rows", tensor, (rows,), torch.float32)

@@ -34,14 +34,19 @@ class Exchange(Protocol):
         """
         ...
 
-    def gather_tokens(self, hidden_nh: torch.Tensor) -> torch.Tensor:
-        """The hidden states of all tokens, from this rank's."""
+    def gather_tokens(self, hidden_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Start to collect the hidden states of all tokens, from this rank's.
+
+        Returns:
+            a function that waits and returns them.
+        """
         ...
 
-    def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
-        """The gradient of this rank's hidden states: every rank's gradient of all tokens, summed.
+    def sum_tokens(self, gradient_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Start to add up every rank's gradient of all tokens. The argument may be overwritten.
 
-        The argument may be overwritten.
+        Returns:
+            a function that waits and returns the gradient of this rank's hidden states.
         """
         ...
 
@@ -70,11 +75,11 @@ class NoExchange:
     def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: tensor[None]
 
-    def gather_tokens(self, hidden_nh: torch.Tensor) -> torch.Tensor:
-        return hidden_nh
+    def gather_tokens(self, hidden_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: hidden_nh
 
-    def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
-        return gradient_nh
+    def sum_tokens(self, gradient_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: gradient_nh
 
     def send_receive(
         self, outgoing: torch.Tensor, target: int, incoming: torch.Tensor, source: int
@@ -118,19 +123,27 @@ class GroupExchange:
 
         return wait
 
-    def gather_tokens(self, hidden_nh: torch.Tensor) -> torch.Tensor:
+    def gather_tokens(self, hidden_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
         if not self.tokens_divided:
-            return hidden_nh
-        return self.all_gather(hidden_nh.contiguous())().flatten(0, 1)
+            return lambda: hidden_nh
+        gathered = self.all_gather(hidden_nh.contiguous())
+        return lambda: gathered().flatten(0, 1)
 
-    def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
+    def sum_tokens(self, gradient_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
         gradient_nh = gradient_nh.contiguous()  # a collective fills a copy, which must be returned
-        if not self.tokens_divided:
-            dist.all_reduce(gradient_nh, group=self.group)
-            return gradient_nh
-        own_nh = gradient_nh.new_empty(gradient_nh.shape[0] // self.size, *gradient_nh.shape[1:])
-        dist.reduce_scatter_tensor(own_nh, gradient_nh, group=self.group)
-        return own_nh
+        if self.tokens_divided:
+            count = gradient_nh.shape[0] // self.size
+            own_nh = gradient_nh.new_empty(count, *gradient_nh.shape[1:])
+            work = dist.reduce_scatter_tensor(own_nh, gradient_nh, group=self.group, async_op=True)
+        else:
+            own_nh = gradient_nh
+            work = dist.all_reduce(gradient_nh, group=self.group, async_op=True)
+
+        def wait() -> torch.Tensor:
+            work.wait()
+            return own_nh
+
+        return wait
 
     def send_receive(
         self, outgoing: torch.Tensor, target: int, incoming: torch.Tensor, source: int

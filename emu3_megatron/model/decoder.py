@@ -65,6 +65,7 @@ class Decoder(MegatronModule):
         want: Want = "logits",
         z_loss: float = 0.0,
         candidates: int | None = None,
+        known_scale: Tensor | None = None,
     ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """Compute what is wanted of this rank's tokens.
 
@@ -80,11 +81,14 @@ class Decoder(MegatronModule):
             z_loss: of `sums`, weight of the squared log-partition.
             candidates: of `sums`, ids that the softmax is over, from 0; all without it. The head's
                 other rows get no gradient.
+            known_scale: of `sums`, the gradient that backward will come to the loss with, where
+                the caller knows it. The head then adds its weight's gradient to Megatron's buffer
+                in the forward, and saves a tensor of the weight's size.
         """
         hidden_sbh = self._hidden(inputs)
         if want == "hidden":
             return hidden_sbh
-        return self.head(hidden_sbh, inputs, want, z_loss, candidates)
+        return self.head(hidden_sbh, inputs, want, z_loss, candidates, known_scale)
 
     def _hidden(self, inputs: Inputs) -> Tensor:
         return self.block(

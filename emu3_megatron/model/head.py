@@ -65,6 +65,7 @@ class OutputHead(ColumnParallelLinear):
         want: str,
         z_loss: float = 0.0,
         candidates: int | None = None,
+        known_scale: Tensor | None = None,
     ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
         """What is wanted of this rank's tokens: see `Decoder.forward`.
 
@@ -79,10 +80,15 @@ class OutputHead(ColumnParallelLinear):
         if want == "log_probabilities":
             return self._log_probabilities(hidden_sbh, inputs.labels_bs, inputs.kept)
         assert want == "sums", f"nothing is called {want}"
-        return self._sums(hidden_sbh, inputs, z_loss, candidates or self.vocab_size)
+        return self._sums(hidden_sbh, inputs, z_loss, candidates, known_scale)
 
     def _sums(
-        self, hidden_sbh: Tensor, inputs: Inputs, z_loss: float, candidates: int
+        self,
+        hidden_sbh: Tensor,
+        inputs: Inputs,
+        z_loss: float,
+        candidates: int | None,
+        known_scale: Tensor | None,
     ) -> LinearCrossEntropy:
         assert inputs.labels_bs is not None
         assert inputs.weights_bs is not None
@@ -93,12 +99,13 @@ class OutputHead(ColumnParallelLinear):
             inputs.labels_bs.T.flatten(),
             inputs.weights_bs.T.flatten(),
             inputs.classes_bs.T.flatten(),
-            vocab_size=candidates,
+            vocab_size=candidates or self.vocab_size,
             num_classes=len(CLASS_NAMES),
             z_loss=z_loss,
             exchange=_vocabulary_exchange(self.sequence_parallel),
             backend=self.loss_backend,
             main_grad_vh=self._main_grad(),
+            known_scale=known_scale,
             kept_k=inputs.kept,
         )
 

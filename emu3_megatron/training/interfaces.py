@@ -32,6 +32,7 @@ class DecoderCall(Protocol):
         want: str = "logits",
         z_loss: float = 0.0,
         candidates: int | None = None,
+        known_scale: Tensor | None = None,
     ) -> Any: ...
 
 

@@ -42,12 +42,15 @@ def linear_cross_entropy(
     exchange: Exchange | None = None,
     backend: Backend = "auto",
     main_grad_vh: torch.Tensor | None = None,
+    known_scale: torch.Tensor | None = None,
     chunk_size: int | None = None,
     kept_k: torch.Tensor | None = None,
 ) -> LinearCrossEntropy:
     """Cross-entropy of `hidden @ weight.T` against labels, each token with its own weight.
 
     Where gradients are recorded they are computed with the loss, and `backward` scales them.
+    With `main_grad_vh` and `known_scale`, forward adds the weight's gradient: a forward whose
+    backward never comes leaves it there.
 
     Args:
         hidden_nh: [n, h], the same on all ranks of the exchange, or this rank's part where the
@@ -65,6 +68,8 @@ def linear_cross_entropy(
             matrix products on a GPU; "unfused" keeps all logits and leaves gradients to autograd.
             "auto" takes what fits the inputs.
         main_grad_vh: the weight's gradient is added to this, usually fp32, and not returned.
+        known_scale: the gradient of the loss that `backward` will come with, a scalar. If another
+            one comes, the gradient by hidden states is NaN.
         chunk_size: most tokens whose logits exist at once; by default what fits the workspace.
         kept_k: int64 [k], ascending, exactly the tokens whose label is not IGNORE. Without it they
             are found on the device, for which the host waits.
@@ -98,10 +103,16 @@ def linear_cross_entropy(
             exchange=exchange,
         )
     else:
-        rows = choose(backend, hidden_nh)
+        rows = choose(backend, hidden_nh, weight_vh, exchange.size)
         task = Task(labels_k, kept_k, vocab_size, exchange, rows, chunk_size)
         loss, maximum_k, lse_k, target_k = fused_linear_cross_entropy(
-            hidden_nh, weight_vh, weights_k, task, z_loss=z_loss, main_grad_vh=main_grad_vh
+            hidden_nh,
+            weight_vh,
+            weights_k,
+            task,
+            z_loss=z_loss,
+            main_grad_vh=main_grad_vh,
+            known_scale=known_scale,
         )
 
     class_ck = torch.nn.functional.one_hot(classes_k, num_classes).T

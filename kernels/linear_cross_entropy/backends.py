@@ -12,24 +12,39 @@ from emu3_kernels.linear_cross_entropy.rows import Rows
 Backend = Literal["auto", "reference", "triton", "cuda", "unfused"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 MODULES = {"reference": "reference", "triton": "triton_rows", "cuda": "cuda_rows"}
-# Of "auto" by device, best first; on other devices the reference.
-CANDIDATES = {"cuda": ("triton", "reference")}
+# Of "auto" on a GPU, best first. `cuda` reads and writes a logit once where a rank holds the whole
+# vocabulary, 4 bytes for triton's 6, and was the faster one there in every case on an H200. Among
+# ranks both take two passes, and neither was always faster.
+ALONE, AMONG_RANKS = ("cuda", "triton", "reference"), ("triton", "reference")
 
 
-def choose(backend: str, hidden_nh: torch.Tensor) -> Rows:
-    """Row passes by name; "auto" is triton on a GPU and the reference elsewhere.
+def choose(
+    backend: str, hidden_nh: torch.Tensor, weight_vh: torch.Tensor | None = None, ranks: int = 1
+) -> Rows:
+    """Row passes by name; "auto" takes the best of a GPU's and the reference elsewhere.
+
+    Args:
+        weight_vh: the head's; None says that its size does not matter yet.
+        ranks: that share the vocabulary.
 
     Raises:
         ValueError: an unknown backend, or one that cannot take such hidden states.
     """
     if backend == "auto":
-        candidates = CANDIDATES.get(hidden_nh.device.type, ("reference",))
-        backend = next(name for name in candidates if not unsupported_reason(name, hidden_nh))
+        backend = _best(hidden_nh, weight_vh, ranks)
     if backend not in MODULES:
         raise ValueError(f"no backend {backend!r}; choose one of {', '.join(BACKENDS)}")
     if reason := unsupported_reason(backend, hidden_nh):
         raise ValueError(f"backend {backend}: {reason}")
     return import_module(f"emu3_kernels.linear_cross_entropy.{MODULES[backend]}").ROWS
+
+
+def _best(hidden_nh: torch.Tensor, weight_vh: torch.Tensor | None, ranks: int) -> str:
+    if not hidden_nh.is_cuda:
+        return "reference"
+    fits = weight_vh is None or len(weight_vh) <= cuda.MAX_COLUMNS
+    candidates = ALONE if ranks == 1 and fits else AMONG_RANKS
+    return next(name for name in candidates if not unsupported_reason(name, hidden_nh))
 
 
 def unsupported_reason(backend: str, hidden_nh: torch.Tensor) -> str | None:

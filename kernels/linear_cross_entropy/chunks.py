@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import torch
 from emu3_kernels.exchange import Exchange
+from emu3_kernels.linear_cross_entropy.products import Head
 from emu3_kernels.linear_cross_entropy.rows import Rows
 
-# Bytes of logits at a time. On a GPU that is 4,352 tokens of 184,622 bf16 logits: every chunk reads
-# the weight and updates its gradient once, which costs 532 / tokens of the products' time (from
-# bandwidth and rate of an H100 and 4,096 hidden units). A CPU's products need fewer tokens.
-WORKSPACE_BYTES = {"cuda": 3 << 29, "cpu": 1 << 28}
+# Bytes of logits at a time. On a GPU that is 5,760 tokens of 184,622 16-bit logits, so that Emu3's
+# rows of 5,120 are one chunk: every chunk reads the weight and updates its gradient once, which
+# costs 532 / tokens of the products' time (from bandwidth and rate of an H100 and 4,096 hidden
+# units). A CPU's products need fewer tokens.
+WORKSPACE_BYTES = {"cuda": 2 << 30, "cpu": 1 << 28}
 MOST_TOKENS = 8192
 
 
@@ -46,24 +48,40 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some of the tokens that have a label, and their logits over this rank's columns."""
+    """Some of the tokens that have a label, and their logits over this rank's columns.
+
+    Attributes:
+        last: no chunk follows.
+        logits_cv: without the columns of padding.
+        by_logits_cw: the same memory with them, in the type of the logits' gradient.
+    """
 
     tokens: slice
+    last: bool
     hidden_ch: torch.Tensor
     logits_cv: torch.Tensor
+    by_logits_cw: torch.Tensor
+
+    @property
+    def by_logits_cv(self) -> torch.Tensor:
+        return self.by_logits_cw[:, : self.logits_cv.shape[1]]
 
 
 class Chunks:
     """One run over all chunks: forward, backward, or both at once.
 
+    Ranks that divide the tokens gather their hidden states while the weight is brought into the
+    form that the products take, and sum the gradient by hidden states while the last chunk's
+    gradient by the weight is computed.
+
     Args:
-        hidden_nh: of all tokens.
+        hidden_nh: this rank's hidden states.
+        weight_vh: this rank's rows, with those of padding.
         wanted: the gradients that the run computes.
         add_to_vh: the weight's gradient is added to this; of the type of the sums, fp32 or wider.
 
     Attributes:
-        by_hidden_nh: gradient by the hidden states, from this rank's columns.
-        by_weight_vh: by this rank's rows of the weight that are no padding.
+        by_weight_vh: gradient by this rank's rows of the weight that are no padding.
     """
 
     def __init__(
@@ -76,29 +94,42 @@ class Chunks:
     ):
         self.task = task
         self.wanted = wanted
+        gathered = task.exchange.gather_tokens(hidden_nh)
         first_row = task.exchange.rank * weight_vh.shape[0]
         num_rows = min(max(task.vocab_size - first_row, 0), weight_vh.shape[0])
         self.wide = torch.promote_types(hidden_nh.dtype, torch.float32)
-        self.dtype = self.wide if task.rows.at_least_fp32 else hidden_nh.dtype
-        self.hidden_nh = hidden_nh
-        self.weight_vh = weight_vh[:num_rows].to(self.dtype)
+        weight_vh = weight_vh[:num_rows]
+        self.head = Head(weight_vh, self.wide if task.rows.at_least_fp32 else hidden_nh.dtype)
         # Rows of logits start at multiples of 128 elements, so that every load of them is aligned.
         self.row_length = -(-num_rows // 128) * 128
         self.labels_k = task.labels_k - first_row
-        self.by_hidden_nh = self._gradient_by_hidden() if wanted.hidden else None
-        self.by_weight_vh = self._gradient_by_weight(add_to_vh) if wanted.weight else None
+        self.by_weight_vh = self._gradient_by_weight(weight_vh, add_to_vh)
         self.adding = add_to_vh is not None
+        self.hidden_nh = gathered()
+        self._by_hidden_nh = self._gradient_by_hidden() if wanted.hidden else None
+        self._summed: Callable[[], torch.Tensor] | None = None
+
+    def by_hidden_nh(self) -> torch.Tensor | None:
+        """The gradient by this rank's hidden states, from all ranks' columns; ranks wait here."""
+        if self._by_hidden_nh is None:
+            return None
+        summed = self._summed or self.task.exchange.sum_tokens(self._by_hidden_nh)
+        return summed()
 
     def _gradient_by_hidden(self) -> torch.Tensor:
         hidden_nh = self.hidden_nh
         make = hidden_nh.new_empty if self.task.kept_k is None else hidden_nh.new_zeros
         return make(hidden_nh.shape, dtype=self.wide)
 
-    def _gradient_by_weight(self, add_to_vh: torch.Tensor | None) -> torch.Tensor:
+    def _gradient_by_weight(
+        self, weight_vh: torch.Tensor, add_to_vh: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if not self.wanted.weight:
+            return None
         if add_to_vh is not None:
-            return add_to_vh[: len(self.weight_vh)]
-        make = self.weight_vh.new_empty if len(self.labels_k) else self.weight_vh.new_zeros
-        return make(self.weight_vh.shape, dtype=self.wide)
+            return add_to_vh[: len(weight_vh)]
+        make = weight_vh.new_empty if len(self.labels_k) else weight_vh.new_zeros
+        return make(weight_vh.shape, dtype=self.wide)
 
     def loss(self, weights_k: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, ...]:
         """Largest logit, log-sum-exp and target logit of each token, and the wanted gradients.
@@ -120,7 +151,11 @@ class Chunks:
         results_3k = self._results(3)
         for chunk in self._chunks():
             results_3k[:, chunk.tokens] = self.task.rows.whole(
-                chunk.logits_cv, self.labels_k[chunk.tokens], weights_k[chunk.tokens], z_loss
+                chunk.logits_cv,
+                self.labels_k[chunk.tokens],
+                weights_k[chunk.tokens],
+                z_loss,
+                chunk.by_logits_cv,
             )
             self._multiply(chunk)
         return results_3k.unbind()
@@ -152,17 +187,19 @@ class Chunks:
         for start in range(0, tokens, size):
             here = slice(start, min(start + size, tokens))
             hidden_ch = self._hidden(here)
-            logits_cv = workspaces[0][: len(hidden_ch)]
-            torch.mm(hidden_ch, self.weight_vh.T, out=logits_cv)
-            yield _Chunk(here, hidden_ch, logits_cv)
+            logits_cw = workspaces[0][: len(hidden_ch)]
+            self.head.logits(hidden_ch, out_cw=logits_cw)
+            logits_cv = logits_cw[:, : self.head.columns]
+            by_logits_cw = logits_cw.view(self.head.dtype)
+            yield _Chunk(here, here.stop == tokens, hidden_ch, logits_cv, by_logits_cw)
             workspaces.reverse()
 
     def _limit(self) -> int:
         """Most tokens of a chunk."""
         if self.task.chunk_size is not None:
             return self.task.chunk_size
-        row_bytes = self.row_length * self.weight_vh.element_size()
-        budget = WORKSPACE_BYTES["cuda" if self.weight_vh.is_cuda else "cpu"]
+        row_bytes = self.row_length * self.head.logits_dtype.itemsize
+        budget = WORKSPACE_BYTES["cuda" if self.hidden_nh.is_cuda else "cpu"]
         return min(MOST_TOKENS, max(128, budget // max(row_bytes, 1) // 128 * 128))
 
     @staticmethod
@@ -173,13 +210,15 @@ class Chunks:
         return max(1, min(limit, -(-even // 128) * 128))
 
     def _workspace(self, tokens: int) -> torch.Tensor:
-        return self.weight_vh.new_empty(tokens, self.row_length)[:, : self.weight_vh.shape[0]]
+        dtype = self.head.logits_dtype
+        space = self.hidden_nh.new_empty(tokens, self.row_length, dtype=dtype)
+        return space[:, : self.head.width]
 
     def _hidden(self, tokens: slice) -> torch.Tensor:
         """The hidden states of some of the tokens that have a label."""
         kept_k = self.task.kept_k
         hidden_ch = self.hidden_nh[tokens if kept_k is None else kept_k[tokens]]
-        return hidden_ch.to(self.dtype)
+        return hidden_ch.to(self.head.dtype)
 
     def _exchanged(
         self, statistics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -208,22 +247,35 @@ class Chunks:
         z_loss: float,
     ) -> None:
         """Turn logits into their gradient in place, then take the wanted products with it."""
-        labels_c = self.labels_k[chunk.tokens]
-        self.task.rows.gradient(chunk.logits_cv, labels_c, weights_c, left_3c, lse_c, z_loss)
+        self.task.rows.gradient(
+            chunk.logits_cv,
+            self.labels_k[chunk.tokens],
+            weights_c,
+            left_3c,
+            lse_c,
+            z_loss,
+            chunk.by_logits_cv,
+        )
         self._multiply(chunk)
 
     def _multiply(self, chunk: _Chunk) -> None:
         """The gradients by hidden states and weight, from that by the logits."""
-        by_logits_cv = chunk.logits_cv
-        if self.by_hidden_nh is not None and self.task.kept_k is None:
-            multiply(by_logits_cv, self.weight_vh, out=self.by_hidden_nh[chunk.tokens])
-        elif self.by_hidden_nh is not None:
-            by_hidden_ch = chunk.hidden_ch.new_empty(chunk.hidden_ch.shape, dtype=self.wide)
-            multiply(by_logits_cv, self.weight_vh, out=by_hidden_ch)
-            self.by_hidden_nh.index_copy_(0, self.task.kept_k[chunk.tokens], by_hidden_ch)
+        if self._by_hidden_nh is not None:
+            self._multiply_by_weight(chunk, self._by_hidden_nh)
+            if chunk.last:
+                self._summed = self.task.exchange.sum_tokens(self._by_hidden_nh)
         if self.by_weight_vh is not None:
             add = self.adding or chunk.tokens.start > 0
-            multiply(by_logits_cv.T, chunk.hidden_ch, out=self.by_weight_vh, add=add)
+            self.head.by_weight(chunk.by_logits_cw, chunk.hidden_ch, self.by_weight_vh, add)
+
+    def _multiply_by_weight(self, chunk: _Chunk, by_hidden_nh: torch.Tensor) -> None:
+        kept_k = self.task.kept_k
+        if kept_k is None:
+            self.head.by_hidden(chunk.by_logits_cw, by_hidden_nh[chunk.tokens])
+            return
+        by_hidden_ch = by_hidden_nh.new_empty(chunk.hidden_ch.shape)
+        self.head.by_hidden(chunk.by_logits_cw, by_hidden_ch)
+        by_hidden_nh.index_copy_(0, kept_k[chunk.tokens], by_hidden_ch)
 
 
 def merge(statistics_rsn: torch.Tensor) -> torch.Tensor:
@@ -244,18 +296,6 @@ def merge(statistics_rsn: torch.Tensor) -> torch.Tensor:
         moment_n = (scale_rn * (moment_rn + finite_rn * sum_exp_rn)).sum(0)
         results.append(log_sum_n - moment_n / sum_exp_n)
     return torch.stack(results)
-
-
-def multiply(
-    left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor, add: bool = False
-) -> None:
-    """out = left @ right, or out += left @ right, rounded to the type of `out` and no narrower."""
-    if out.dtype == left.dtype:
-        torch.addmm(out, left, right, beta=int(add), out=out)
-    elif left.is_cuda:
-        torch.addmm(out, left, right, out_dtype=out.dtype, beta=int(add), out=out)
-    else:  # torch widens a product's result on GPUs only
-        torch.addmm(out, left.to(out.dtype), right.to(out.dtype), beta=int(add), out=out)
 
 
 def rounded(

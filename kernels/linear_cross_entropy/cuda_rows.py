@@ -26,15 +26,24 @@ def gradient(
     statistics_3n: torch.Tensor | None,
     lse_n: torch.Tensor,
     z_loss: float,
+    out_nv: torch.Tensor,
 ) -> None:
     """See `Rows`."""
+    assert out_nv.data_ptr() == logits_nv.data_ptr()
+    assert out_nv.dtype == torch.bfloat16
     cuda.cross_entropy_gradient(logits_nv, labels_n, weights_n, lse_n, z_loss=z_loss)
 
 
 def whole(
-    logits_nv: torch.Tensor, labels_n: torch.Tensor, weights_n: torch.Tensor, z_loss: float
+    logits_nv: torch.Tensor,
+    labels_n: torch.Tensor,
+    weights_n: torch.Tensor,
+    z_loss: float,
+    out_nv: torch.Tensor,
 ) -> torch.Tensor:
     """See `Rows`."""
+    assert out_nv.data_ptr() == logits_nv.data_ptr()
+    assert out_nv.dtype == torch.bfloat16
     results_3n = logits_nv.new_empty(3, logits_nv.shape[0], dtype=torch.float32)
     cuda.cross_entropy_rows(logits_nv, labels_n, weights_n, *results_3n, z_loss=z_loss)
     return results_3n

@@ -64,7 +64,7 @@ def token_log_probabilities(
             hidden_nh, weight_vh, labels_k, kept_k, vocab_size=vocab_size, exchange=exchange
         )
     else:
-        rows = choose(backend, hidden_nh)
+        rows = choose(backend, hidden_nh, weight_vh, exchange.size)
         task = Task(labels_k, kept_k, vocab_size, exchange, rows, chunk_size)
         log_prob_k, correct_k, entropy_k = _LogProbabilities.apply(
             hidden_nh, weight_vh, task, main_grad_vh
@@ -94,7 +94,7 @@ class _LogProbabilities(torch.autograd.Function):
         task: Task,
         main_grad_vh: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
-        chunks = Chunks(task.exchange.gather_tokens(hidden_nh), weight_vh, task, Gradients())
+        chunks = Chunks(hidden_nh, weight_vh, task, Gradients())
         maximum_k, lse_k, target_k, entropy_k = chunks.statistics()
         correct_k = target_k >= maximum_k
         ctx.save_for_backward(hidden_nh, weight_vh, lse_k)
@@ -106,17 +106,15 @@ class _LogProbabilities(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_k: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         hidden_nh, weight_vh, lse_k = ctx.saved_tensors
-        exchange, main_grad_vh = ctx.task.exchange, ctx.main_grad_vh
-        add_to_vh = main_grad_vh
+        add_to_vh = main_grad_vh = ctx.main_grad_vh
         if main_grad_vh is not None and main_grad_vh.dtype != lse_k.dtype:
             add_to_vh = None  # products are added up in the type of the sums, and rounded once
         wanted = Gradients(*ctx.needs_input_grad[:2])
-        all_nh = exchange.gather_tokens(hidden_nh)
-        chunks = Chunks(all_nh, weight_vh, ctx.task, wanted, add_to_vh)
+        chunks = Chunks(hidden_nh, weight_vh, ctx.task, wanted, add_to_vh)
         chunks.backward(-gradient_k, lse_k)
-        by_hidden_nh, by_weight_vh = chunks.by_hidden_nh, chunks.by_weight_vh
+        by_hidden_nh, by_weight_vh = chunks.by_hidden_nh(), chunks.by_weight_vh
         if by_hidden_nh is not None:
-            by_hidden_nh = exchange.sum_tokens(by_hidden_nh).to(hidden_nh.dtype)
+            by_hidden_nh = by_hidden_nh.to(hidden_nh.dtype)
         if by_weight_vh is not None and main_grad_vh is not None:
             if add_to_vh is None:
                 main_grad_vh[: len(by_weight_vh)].add_(by_weight_vh)

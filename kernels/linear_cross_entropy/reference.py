@@ -48,8 +48,10 @@ def gradient(
     statistics_3n: torch.Tensor | None,
     lse_n: torch.Tensor,
     z_loss: float,
+    out_nv: torch.Tensor,
 ) -> None:
     """See `Rows`."""
+    assert out_nv.dtype == logits_nv.dtype
     if not logits_nv.shape[1]:
         return
     factor_n = weights_n * (1 + 2 * z_loss * lse_n)

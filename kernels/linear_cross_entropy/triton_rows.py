@@ -1,4 +1,7 @@
-"""The row passes in Triton: one program a row, fp32 inside, no atomics."""
+"""The row passes in Triton: one program a row, fp32 inside, no atomics.
+
+Exponentials are powers of two: the factor that makes them so goes into one multiply-add.
+"""
 
 from typing import Any
 
@@ -7,8 +10,10 @@ import triton
 import triton.language as tl
 from emu3_kernels.linear_cross_entropy.rows import Rows
 
-BLOCK = 8192
+# Blocks of 8,192 would take so many registers that a multiprocessor holds one program at a time.
+BLOCK = 4096
 WARPS = 8
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -18,17 +23,16 @@ def _merge_block(logits, maximum, sum_exp, moment, ENTROPY: tl.constexpr):
     larger = tl.maximum(maximum, tl.max(logits))
     # While all logits are -inf their exponentials are 0; -inf less itself would be NaN.
     shift = tl.where(larger == float("-inf"), 0.0, larger)
-    below = logits - shift
-    exponentials = tl.exp(below)
-    scale = tl.exp(maximum - shift)
+    exponentials = tl.exp2(logits * LOG2E - shift * LOG2E)
+    scale = tl.exp2((maximum - shift) * LOG2E)
     if ENTROPY:
         less = tl.where(maximum == float("-inf"), 0.0, maximum - shift)
-        below = tl.where(exponentials > 0.0, below, 0.0)  # 0 x -inf would be NaN
+        below = tl.where(exponentials > 0.0, logits - shift, 0.0)  # 0 x -inf would be NaN
         moment = scale * (moment + less * sum_exp) + tl.sum(exponentials * below)
     return larger, sum_exp * scale + tl.sum(exponentials), moment
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def statistics_kernel(
     logits_ptr,
     labels_ptr,
@@ -70,29 +74,45 @@ def statistics_kernel(
 
 
 @triton.jit
+def _gradient(logits, columns, label, weight, factor, lse_log2):
+    """weight x ((1 + 2 z_loss lse) softmax - onehot), of some columns."""
+    softmax = tl.exp2(logits.to(tl.float32) * LOG2E - lse_log2)
+    return factor * softmax - tl.where(columns == label, weight, 0.0)
+
+
+@triton.jit
 def gradient_kernel(
-    logits_ptr, labels_ptr, weights_ptr, lse_ptr, z_loss, columns, stride, BLOCK: tl.constexpr
+    logits_ptr,
+    labels_ptr,
+    weights_ptr,
+    lse_ptr,
+    out_ptr,
+    z_loss,
+    columns,
+    stride,
+    BLOCK: tl.constexpr,
 ):
-    """Logits to weight x ((1 + 2 z_loss lse) softmax - onehot), in place."""
+    """The gradient by the logits, in their memory: each program reads a block, then writes it."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * stride
+    out_ptr += row * stride
     lanes = tl.arange(0, BLOCK)
     label = tl.load(labels_ptr + row)
+    label = tl.where((label >= 0) & (label < columns), label, -1).to(tl.int32)
     weight = tl.load(weights_ptr + row)
     lse = tl.load(lse_ptr + row)
     factor = weight * (1.0 + 2.0 * z_loss * lse)
+    lse_log2 = lse * LOG2E
     whole = columns // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        place = logits_ptr + start + lanes
-        softmax = tl.exp(tl.load(place).to(tl.float32) - lse)
-        gradient = factor * softmax - tl.where(start + lanes == label, weight, 0.0)
-        tl.store(place, gradient.to(logits_ptr.dtype.element_ty))
+        logits = tl.load(logits_ptr + start + lanes)
+        gradient = _gradient(logits, start + lanes, label, weight, factor, lse_log2)
+        tl.store(out_ptr + start + lanes, gradient.to(out_ptr.dtype.element_ty))
     if whole < columns:
         inside = whole + lanes < columns
-        place = logits_ptr + whole + lanes
-        softmax = tl.exp(tl.load(place, mask=inside, other=0.0).to(tl.float32) - lse)
-        gradient = factor * softmax - tl.where(whole + lanes == label, weight, 0.0)
-        tl.store(place, gradient.to(logits_ptr.dtype.element_ty), mask=inside)
+        logits = tl.load(logits_ptr + whole + lanes, mask=inside, other=0.0)
+        gradient = _gradient(logits, whole + lanes, label, weight, factor, lse_log2)
+        tl.store(out_ptr + whole + lanes, gradient.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def statistics(logits_nv: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
@@ -120,10 +140,12 @@ def gradient(
     statistics_3n: torch.Tensor | None,
     lse_n: torch.Tensor,
     z_loss: float,
+    out_nv: torch.Tensor,
 ) -> None:
     """See `Rows`."""
     columns, stride = logits_nv.shape[1], logits_nv.stride(0)
-    _launch(gradient_kernel, logits_nv, labels_n, weights_n, lse_n, z_loss, columns, stride)
+    sizes = columns, stride
+    _launch(gradient_kernel, logits_nv, labels_n, weights_n, lse_n, out_nv, z_loss, *sizes)
 
 
 def _launch(kernel: Any, logits_nv: torch.Tensor, *arguments: Any, **constants: bool) -> None:

@@ -99,12 +99,12 @@ class _GatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_nh: torch.Tensor, exchange: Exchange) -> torch.Tensor:
         ctx.exchange = exchange
-        return exchange.gather_tokens(hidden_nh)
+        return exchange.gather_tokens(hidden_nh)()
 
     @staticmethod
     def backward(ctx: Any, gradient_nh: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         wide = torch.promote_types(gradient_nh.dtype, torch.float32)
-        return ctx.exchange.sum_tokens(gradient_nh.to(wide)).to(gradient_nh.dtype), None
+        return ctx.exchange.sum_tokens(gradient_nh.to(wide))().to(gradient_nh.dtype), None
 
 
 class _Sum(torch.autograd.Function):

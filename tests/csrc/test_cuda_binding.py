@@ -7,18 +7,18 @@ import torch
 from emu3_kernels import cuda
 
 
-def rows_of(columns: int, stride: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+def rows_of(columns: int, stride: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     return torch.zeros(2, stride, dtype=dtype)[:, :columns]
 
 
 @pytest.mark.parametrize(
     ("logits", "message"),
     [
-        (rows_of(8, 8, torch.float32), "torch.bfloat16 is needed"),
+        (rows_of(8, 8, torch.bfloat16), "torch.float16 is needed"),
         (rows_of(9, 9), "multiples of 16 bytes"),
         (rows_of(9, 24)[:, 1:], "multiples of 16 bytes"),
-        (torch.zeros(16, 2, dtype=torch.bfloat16).T, "multiples of 16 bytes"),
-        (torch.zeros(25, dtype=torch.bfloat16).as_strided((2, 9), (16, 1)), "next multiple of 8"),
+        (torch.zeros(16, 2, dtype=torch.float16).T, "multiples of 16 bytes"),
+        (torch.zeros(25, dtype=torch.float16).as_strided((2, 9), (16, 1)), "next multiple of 8"),
         (rows_of(8, 8), "on one CUDA device"),
     ],
 )
@@ -30,14 +30,14 @@ def test_logits_that_are_refused(logits: torch.Tensor, message: str) -> None:
 
 
 def test_one_row_may_have_any_stride() -> None:
-    logits = torch.zeros(1, 16, dtype=torch.bfloat16)[:, :9].as_strided((1, 9), (3, 1))
+    logits = torch.zeros(1, 16, dtype=torch.float16)[:, :9].as_strided((1, 9), (3, 1))
     with pytest.raises(ValueError, match="on one CUDA device"):
         cuda.cross_entropy_statistics(logits, torch.tensor([0]), *torch.zeros(3, 1))
 
 
 def test_a_row_that_no_cluster_holds_is_refused() -> None:
     columns = cuda.MAX_COLUMNS + 1
-    logits = torch.zeros(1, columns + 7, dtype=torch.bfloat16)[:, :columns]
+    logits = torch.zeros(1, columns + 7, dtype=torch.float16)[:, :columns]
     with pytest.raises(ValueError, match="a cluster holds 458752 at most"):
         cuda.cross_entropy_rows(logits, torch.tensor([0]), *torch.zeros(4, 1))
 

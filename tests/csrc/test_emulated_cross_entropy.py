@@ -12,7 +12,7 @@ BF16_EPS = 2.0**-8  # half a unit in the last place of bf16, relative
 
 @dataclass
 class Rows:
-    """A workspace of padded rows; what lies behind the columns is NaN."""
+    """A workspace of padded rows, fp16; what lies behind the columns is NaN."""
 
     space: torch.Tensor
     columns: int
@@ -41,7 +41,7 @@ class Rows:
             "rows", space, space.stride(0), self.labels, self.weights, z_loss, *found, count,
             self.columns, cluster, clusters, seed=seed,
         )  # fmt: skip
-        return Found(*found, space[:, : self.columns], space[:, self.columns :])
+        return Found.of(found, space, self.columns)
 
 
 @dataclass
@@ -51,6 +51,12 @@ class Found:
     target: torch.Tensor
     gradient: torch.Tensor
     behind: torch.Tensor
+
+    @classmethod
+    def of(cls, statistics, space, columns):
+        """The gradient is bf16, in the memory of the logits."""
+        gradient = space[:, :columns].view(torch.bfloat16)
+        return cls(*statistics, gradient, space[:, columns:])
 
     def __eq__(self, other):
         return all(torch.equal(a, b) for a, b in zip(self.parts(), other.parts(), strict=True))
@@ -62,7 +68,7 @@ class Found:
 def random_rows(count, columns, seed=0, spread=4.0):
     generator = torch.Generator().manual_seed(seed)
     stride = (columns + 127) // 128 * 128
-    space = torch.full((count, stride), torch.nan, dtype=torch.bfloat16)
+    space = torch.full((count, stride), torch.nan, dtype=torch.float16)
     space[:, :columns] = spread * torch.randn(count, columns, generator=generator)
     labels = torch.randint(columns, (count,), generator=generator)
     labels[-1] = columns - 1  # in the last, ragged vector
@@ -151,7 +157,7 @@ def test_two_passes_are_torchs_cross_entropy(emulator, columns):
     lse = largest + sumexp.log()
     emulator("gradient", logits, stride, rows.labels, rows.weights, lse, 1e-3, 2, columns)
 
-    found = Found(largest, lse, target, logits[:, :columns], logits[:, columns:])
+    found = Found.of((largest, lse, target), logits, columns)
     assert_close(found, rows, z_loss=1e-3)
 
 
@@ -172,7 +178,7 @@ def test_shares_of_a_vocabulary_make_the_whole(emulator):
 
 def test_a_share_without_columns(emulator):
     largest, sumexp, target = torch.full((3, 1), torch.nan)
-    logits = torch.zeros(1, 8, dtype=torch.bfloat16)
+    logits = torch.zeros(1, 8, dtype=torch.float16)
 
     emulator("statistics", logits, 8, torch.tensor([3]), largest, sumexp, target, 1, 0)
 

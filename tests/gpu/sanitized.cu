@@ -36,12 +36,12 @@ void done(const char* what) {
 
 void cross_entropy(int64_t rows, int64_t columns) {
   const int64_t stride = (columns + 127) / 128 * 128, last = (columns + 7) / 8 * 8;
-  std::vector<emu3_bf16> values((rows - 1) * stride + last);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = 0x3f80 + i * 7 % 256;  // 1 to 4
+  std::vector<emu3_half> values((rows - 1) * stride + last);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = 0x3c00 + i * 7 % 2048;  // 1 to 4
   std::vector<int64_t> labels(rows);
   for (int64_t i = 0; i < rows; ++i) labels[i] = i % 5 ? columns - 1 - i % columns : -100;
 
-  emu3_bf16* logits = on_device(values);
+  emu3_half* logits = on_device(values);
   const int64_t* label = on_device(labels);
   float *weights = floats(rows), *max = floats(rows), *lse = floats(rows), *target = floats(rows);
   must(emu3_cross_entropy_statistics(logits, stride, label, max, lse, target, rows, columns,
@@ -57,7 +57,7 @@ void ring(int64_t tokens, int64_t heads, int64_t dim, int half) {
   const int64_t count = tokens * heads * dim;
   float* fp32 = floats(count);
   const void* fresh =
-      half ? static_cast<void*>(on_device(std::vector<emu3_bf16>(count, 0x3f80))) : floats(count);
+      half ? static_cast<void*>(on_device(std::vector<uint16_t>(count, 0x3f80))) : floats(count);
   must(emu3_merge_attention(fp32, floats(heads * tokens), tokens, fresh, floats(heads * tokens),
                             half, tokens, heads, dim, nullptr), "merge");
   must(emu3_accumulate(fp32, fresh, half, count, nullptr), "accumulate");

@@ -25,8 +25,8 @@ def results(exchange):
     own = torch.arange(2.0 * RANKS) + 10 * exchange.rank
     return [
         exchange.all_gather(own)(),
-        exchange.gather_tokens(own[:, None]),
-        exchange.sum_tokens(own[:, None].clone()),
+        exchange.gather_tokens(own[:, None])(),
+        exchange.sum_tokens(own[:, None].clone())(),
         messages(exchange),
     ]
 
@@ -59,8 +59,8 @@ def test_one_rank_keeps_what_it_has():
     own = torch.arange(3.0)
 
     assert torch.equal(NoExchange().all_gather(own)(), own[None])
-    assert NoExchange().gather_tokens(own) is own
-    assert NoExchange().sum_tokens(own) is own
+    assert NoExchange().gather_tokens(own)() is own
+    assert NoExchange().sum_tokens(own)() is own
     with pytest.raises(AssertionError, match="no other to send to"):
         NoExchange().send_receive(own, 0, own, 0)
 

@@ -253,11 +253,63 @@ def test_the_weight_gradient_is_added_to_the_main_gradient(case):
     assert (main_grad[VOCAB:] == 1).all()
 
 
+def test_a_known_scale_adds_to_the_main_gradient_in_forward(case):
+    case.labels[[0, 5]] = IGNORE
+    found, expected = (torch.ones(VOCAB, HIDDEN, dtype=torch.float64) for _ in range(2))
+
+    for value in (2.0, 0.5):  # two micro-batches
+        scale = torch.tensor(value)
+        settings = {"main_grad_vh": found, "known_scale": scale, "chunk_size": 5}
+        with Outputs() as outputs:
+            sums, by_hidden, by_head = case(scale=scale, z_loss=0.1, **settings)
+        wanted = case(scale=scale, z_loss=0.1, main_grad_vh=expected)
+        assert outputs.names.isdisjoint({"addcmul", "addcmul_"})
+        torch.testing.assert_close(sums.loss, wanted[0].loss, **FP64)
+        torch.testing.assert_close(by_hidden, wanted[1], **FP64)
+        assert by_head is None
+
+    torch.testing.assert_close(found, expected, **FP64)
+
+
+def test_a_scale_that_was_not_the_one_said_is_not_overlooked(case):
+    main_grad = torch.zeros(VOCAB, HIDDEN, dtype=torch.float64)
+
+    _, by_hidden, _ = case(scale=3.0, main_grad_vh=main_grad, known_scale=torch.tensor(2.0))
+
+    assert by_hidden.isnan().all()
+
+
+@pytest.mark.parametrize(("scale", "most"), [(None, 1000 * HIDDEN), (1.0, 8 * HIDDEN)])
+def test_with_a_known_scale_nothing_of_the_weights_size_is_kept(scale, most):
+    case, sizes = HeadCase.random(8, 1000, HIDDEN), []
+    known = None if scale is None else torch.tensor(scale)
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], id):
+        case.sums(
+            case.hidden.clone().requires_grad_(),
+            case.head.clone().requires_grad_(),
+            main_grad_vh=torch.zeros_like(case.head),
+            known_scale=known,
+        )
+
+    assert max(sizes) == most
+
+
+def test_an_evaluation_adds_nothing_to_the_main_gradient(case):
+    main_grad = torch.zeros(VOCAB, HIDDEN, dtype=torch.float64)
+    head = case.head.clone().requires_grad_()
+
+    with torch.no_grad():
+        case.sums(case.hidden, head, main_grad_vh=main_grad, known_scale=torch.tensor(1.0))
+
+    assert not main_grad.any()
+
+
 def test_a_backend_that_does_both_passes_at_once(case, monkeypatch):
-    def whole(logits, labels, weights, z_loss):
+    def whole(logits, labels, weights, z_loss, out):
         statistics = reference.statistics(logits, labels)
         lse = statistics[0] + statistics[1].log()
-        reference.gradient(logits, labels, weights, statistics, lse, z_loss)
+        reference.gradient(logits, labels, weights, statistics, lse, z_loss, out)
         return torch.stack([statistics[0], lse, statistics[2]])
 
     monkeypatch.setattr(reference, "ROWS", replace(reference.ROWS, whole=whole))

@@ -131,16 +131,17 @@ from emu3_kernels.linear_cross_entropy import triton_rows
 
 integers = {"columns": "i32", "stride": "i32"}
 statistics = {"labels_ptr": "*i64", "statistics_ptr": "*fp32", **integers, "tokens": "i32"}
-gradient = {"labels_ptr": "*i64", "weights_ptr": "*fp32", "lse_ptr": "*fp32", "z_loss": "fp32"}
+gradient = {"labels_ptr": "*i64", "weights_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16"}
+gradient |= {"z_loss": "fp32", **integers}
 kernels = [
     (triton_rows.statistics_kernel, statistics, {"ENTROPY": False}),
     (triton_rows.statistics_kernel, statistics, {"ENTROPY": True}),
-    (triton_rows.gradient_kernel, {**gradient, **integers}, {}),
+    (triton_rows.gradient_kernel, gradient, {}),
 ]
 tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 for kernel, arguments, constants in kernels:
     constants = {"BLOCK": triton_rows.BLOCK, **constants}
-    signature = {"logits_ptr": "*bf16", **arguments, **dict.fromkeys(constants, "constexpr")}
+    signature = {"logits_ptr": "*fp16", **arguments, **dict.fromkeys(constants, "constexpr")}
     # What Triton finds at a launch: pointers and the stride are multiples of 16.
     names = list(signature)
     aligned = [name for name in names if name.endswith("_ptr") or name == "stride"]
@@ -176,5 +177,5 @@ def test_kernels_compile_for_hopper_with_wide_loads_and_without_spills(tmp_path)
     assert len(lines) == 3
     for name, wide, registers, stack in lines:
         assert (wide, stack) == ("True", "0"), name
-        # 255 is the most that a thread can have; 128 let two blocks of 256 share a multiprocessor.
-        assert int(registers) <= 128, name
+        # 80 let three programs of 256 threads share a multiprocessor.
+        assert int(registers) <= 80, name

@@ -58,12 +58,14 @@ class SimulatedExchange:
         gathered = self._shared.collect(self.rank, tensor)
         return lambda: gathered
 
-    def gather_tokens(self, hidden_nh: torch.Tensor) -> torch.Tensor:
-        return self.all_gather(hidden_nh)().flatten(0, 1) if self.tokens_divided else hidden_nh
+    def gather_tokens(self, hidden_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
+        all_nh = self.all_gather(hidden_nh)().flatten(0, 1) if self.tokens_divided else hidden_nh
+        return lambda: all_nh
 
-    def sum_tokens(self, gradient_nh: torch.Tensor) -> torch.Tensor:
+    def sum_tokens(self, gradient_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
         total_nh = self.all_gather(gradient_nh)().sum(0)
-        return total_nh.chunk(self.size)[self.rank] if self.tokens_divided else total_nh
+        own_nh = total_nh.chunk(self.size)[self.rank] if self.tokens_divided else total_nh
+        return lambda: own_nh
 
     def send_receive(
         self, outgoing: torch.Tensor, target: int, incoming: torch.Tensor, source: int
@@ -123,5 +125,14 @@ class RecordingExchange(NoExchange):
             nothing = torch.zeros_like(tensor)
             nothing[0] = -torch.inf
             return torch.stack([tensor, nothing])
+
+        return wait
+
+    def sum_tokens(self, gradient_nh: torch.Tensor) -> Callable[[], torch.Tensor]:
+        self.events.append("start sum")
+
+        def wait() -> torch.Tensor:
+            self.events.append("end sum")
+            return gradient_nh
 
         return wait

@@ -65,7 +65,7 @@ def test_counts_are_the_weights_of_all_labels():
 
 def test_a_denominator_of_nothing_can_be_divided_by():
     sums = LinearCrossEntropy(*(torch.zeros(n) for n in ((), (), 3, 3, 3)))
-    decoder = lambda inputs, want, z_loss: sums
+    decoder = lambda inputs, want, z_loss, **settings: sums
 
     loss, _ = OBJECTIVE(decoder, None, torch.zeros(1, dtype=torch.float64))
 

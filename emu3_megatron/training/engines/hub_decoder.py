@@ -117,8 +117,12 @@ class HubDecoder(torch.nn.Module):
         want: str = "logits",
         z_loss: float = 0.0,
         candidates: int | None = None,
+        known_scale: Tensor | None = None,
     ) -> Tensor | LinearCrossEntropy | TokenLogProbabilities:
-        """What is wanted of these tokens: see `model.Decoder.forward`."""
+        """What is wanted of these tokens: see `model.Decoder.forward`.
+
+        Autograd carries the head's gradient, so that a scale known beforehand is of no use.
+        """
         # BAAI's model drops some of the embeddings, transformers' does not.
         embedded_bsh = self.dropout(self.model.embed_tokens(inputs.tokens_bs))
         hidden_bsh = self.model(

@@ -36,18 +36,18 @@ class NextToken:
         return batch.weights.sum(dtype=torch.float64)[None]
 
     def __call__(self, decoder: Any, inputs: Inputs, denominators: Tensor) -> tuple[Tensor, Sums]:
-        sums = self._sums(decoder, inputs)
         # A step whose labels all weigh nothing has loss 0.
         weight = denominators[0].float().clamp(min=torch.finfo(torch.float32).tiny)
+        sums = self._sums(decoder, inputs, 1 / weight)
         return sums.loss / weight, {name: value.detach() for name, value in sums._asdict().items()}
 
-    def _sums(self, decoder: Any, inputs: Inputs) -> Any:
-        if self._candidates is None:
-            return decoder(inputs, "sums", self.z_loss)
-        assert inputs.labels_bs is not None
-        labels_bs = inputs.labels_bs.masked_fill(inputs.labels_bs >= self._candidates, IGNORE)
-        text = replace(inputs, labels_bs=labels_bs, kept=None)
-        return decoder(text, "sums", self.z_loss, candidates=self._candidates)
+    def _sums(self, decoder: Any, inputs: Inputs, scale: Tensor) -> Any:
+        if self._candidates is not None:
+            assert inputs.labels_bs is not None
+            labels_bs = inputs.labels_bs.masked_fill(inputs.labels_bs >= self._candidates, IGNORE)
+            inputs = replace(inputs, labels_bs=labels_bs, kept=None)
+        settings = {"candidates": self._candidates, "known_scale": scale}
+        return decoder(inputs, "sums", self.z_loss, **settings)
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """The loss, and NLL, accuracy and count of each class that occurred."""
