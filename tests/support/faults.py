@@ -25,7 +25,7 @@ def nothing() -> None:
 
 
 def spoil(steps: Container[int], factor: float, on_rank: int = 0) -> None:
-    """Multiply one rank's loss of some steps, which multiplies its gradients."""
+    """Multiply one rank's loss of some steps, and with it its gradients, by what it is divided by."""
     import torch
 
     from emu3_megatron.training.trainer import DecoderTrainer
@@ -37,11 +37,11 @@ def spoil(steps: Container[int], factor: float, on_rank: int = 0) -> None:
         now[0] = current
         return step(self, current, batches, judge)
 
-    def spoilt(self, *arguments):
-        loss, sums = forward(self, *arguments)
-        if now[0] in steps and torch.distributed.get_rank() == on_rank:
-            loss, sums = loss * factor, {**sums, "loss": sums["loss"] * factor}
-        return loss, sums
+    def spoilt(self, decoder, batch, denominators):
+        if now[0] not in steps or torch.distributed.get_rank() != on_rank:
+            return forward(self, decoder, batch, denominators)
+        loss, sums = forward(self, decoder, batch, denominators / factor)
+        return loss, {**sums, "loss": sums["loss"] * factor}
 
     DecoderTrainer.forward, DecoderTrainer.step = spoilt, stepping
 
