@@ -19,10 +19,10 @@ BACKENDS = ["triton", "cuda"]
 SIZES = [(1, 1000), (17, 92_311), (4097, 1000), (300, 184_622)]
 
 
-def bf16_case(tokens, vocabulary, hidden=256):
-    """Logits of a few units."""
+def bf16_case(tokens, vocabulary, hidden=256, deviation=3):
+    """Logits of a standard deviation."""
     case = HeadCase.random(tokens, vocabulary, hidden, device="cuda")
-    return replace(case, head=case.head * 3 * hidden**-0.5).to(torch.bfloat16)
+    return replace(case, head=case.head * deviation * hidden**-0.5).to(torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +39,36 @@ def test_errors_are_no_more_than_twice_those_of_torch(backend, tokens, vocabular
 
     exact = case.to(torch.float64).by_torch()
     plain = case.by_torch()
-    # A bf16 logit below 16 is off by 1/32 at most; many tokens even that out, one does not.
-    torch.testing.assert_close(sums.loss.detach().double(), exact[0], rtol=1e-3, atol=2 / 32)
+    # An fp16 logit below 16 is off by 1/256 at most; many tokens even that out, one does not.
+    torch.testing.assert_close(sums.loss.detach().double(), exact[0], rtol=1e-3, atol=2 / 256)
     for ours, torchs, wanted in zip(found, plain[1:3], exact[1:3], strict=True):
         assert error(ours, wanted) <= max(2 * error(torchs, wanted), 2.5e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("deviation", [2, 4, 6])
+def test_gradients_are_close_to_fp64s_whatever_the_logits(backend, deviation):
+    case = bf16_case(32, 20_011, deviation=deviation)
+
+    _, *found = case(backend=backend)
+
+    _, *exact = case.to(torch.float64).by_torch()
+    for ours, wanted in zip(found, exact[:2], strict=True):
+        assert error(ours, wanted) <= 2.5e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [torch.nan, 1e3], ids=["NaN", "would win"])
+def test_padding_of_the_weight_enters_no_product(backend, value):
+    case = bf16_case(300, 9_311)
+
+    sums, by_hidden, by_head = case.padded(33, value)(backend=backend, chunk_size=128)
+
+    expected, expected_by_hidden, expected_by_head = case(backend=backend, chunk_size=128)
+    assert torch.equal(sums.loss, expected.loss)
+    assert torch.equal(by_hidden, expected_by_hidden)
+    assert torch.equal(by_head[:9_311], expected_by_head)
+    assert not by_head[9_311:].any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,22 +154,23 @@ def test_a_process_group_of_one_changes_nothing(group, tokens_divided):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_past_two_billion_logits(backend):
     tokens, columns = 12_000, 184_622
-    space = torch.zeros(tokens, 184_704, dtype=torch.bfloat16, device="cuda")
+    space = torch.zeros(tokens, 184_704, dtype=torch.float16, device="cuda")
     assert space.numel() > 1 << 31
     logits = space[:, :columns]
     logits[-1] = 4 * torch.randn(columns, device="cuda")
     exact = logits[-1].double()
     labels = torch.full((tokens,), columns - 1, device="cuda")
-    rows = choose(backend, logits)
+    rows, gradient = choose(backend, logits.view(torch.bfloat16)), logits.view(torch.bfloat16)
 
     statistics = rows.statistics(logits, labels)
     lse = merge(statistics[None])[1]
-    rows.gradient(logits, labels, torch.ones(tokens, device="cuda"), statistics, lse, 0.0)
+    weights = torch.ones(tokens, device="cuda")
+    rows.gradient(logits, labels, weights, statistics, lse, 0.0, gradient)
 
     torch.testing.assert_close(lse[-1].double(), exact.logsumexp(0), rtol=1e-6, atol=4e-6)
     expected = exact.softmax(0)
     expected[-1] -= 1
-    assert error(logits[-1], expected) < 2**-8
+    assert error(gradient[-1], expected) < 2**-8
 
 
 def test_the_main_gradient_is_kept_in_fp32():
@@ -155,6 +182,19 @@ def test_the_main_gradient_is_kept_in_fp32():
     _, _, by_head = case(backend="triton")
     assert torch.equal((2 * main_grad).bfloat16(), by_head)
     assert not torch.equal(2 * main_grad, by_head.float())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_known_scale_adds_to_the_main_gradient_in_forward(backend):
+    case = bf16_case(600, 9_311)
+    found, expected = (torch.ones(9_311, 256, device="cuda") for _ in range(2))
+    scale = torch.tensor(0.5, device="cuda")
+
+    _, by_hidden, _ = case(backend=backend, scale=scale, main_grad_vh=found, known_scale=scale)
+
+    _, wanted, _ = case(backend=backend, scale=scale, main_grad_vh=expected)
+    assert torch.equal(by_hidden, wanted)  # powers of two change no rounding
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_peak_memory_is_that_of_one_chunk():

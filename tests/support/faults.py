@@ -25,7 +25,7 @@ def nothing() -> None:
 
 
 def spoil(steps: Container[int], factor: float, on_rank: int = 0) -> None:
-    """Multiply one rank's loss of some steps, and with it its gradients, by what it is divided by."""
+    """Multiply one rank's loss of some steps, and its gradients, through the divisor of both."""
     import torch
 
     from emu3_megatron.training.trainer import DecoderTrainer
