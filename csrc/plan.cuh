@@ -11,9 +11,10 @@ struct Plan {
   int slice;    // columns that each of them holds, whole vectors
 };
 
-// The smallest cluster that holds rows of so many columns.
+// The smallest cluster that holds rows of so many columns. It has two blocks at least: a launch of
+// one block is no cluster to the chip's checks, which refuse its messages to itself.
 HOST_DEVICE Plan plan_rows(int64_t columns) {
-  for (int cluster = 1; cluster <= kMaxCluster; cluster *= 2) {
+  for (int cluster = 2; cluster <= kMaxCluster; cluster *= 2) {
     const int64_t slice = round_up(ceil_div(columns, cluster), kVector);
     if (slice <= kMaxSlice) return {cluster, static_cast<int>(slice)};
   }

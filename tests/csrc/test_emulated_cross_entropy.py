@@ -186,7 +186,7 @@ def test_a_share_without_columns(emulator):
 
 
 PLANS = {
-    1: 1, 28_672: 1, 28_673: 2, 92_311: 4, 184_622: 8, 229_377: 16,
+    1: 2, 28_672: 2, 57_344: 2, 57_345: 4, 92_311: 4, 184_622: 8, 229_377: 16,
     cuda.MAX_COLUMNS: 16, cuda.MAX_COLUMNS + 1: 0,
 }  # fmt: skip
 
