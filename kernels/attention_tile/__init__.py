@@ -17,7 +17,9 @@ __all__ = [
     "Tile",
     "attention_delta",
     "attention_tile",
+    "attention_tile_alone",
     "attention_tile_backward",
+    "attention_tile_backward_alone",
 ]
 
 
@@ -58,6 +60,28 @@ def attention_tile(
     return backends.choose(backend, tile).forward(tile, running)
 
 
+def attention_tile_alone(
+    q_thd: torch.Tensor,
+    k_thd: torch.Tensor,
+    v_thd: torch.Tensor,
+    ranges: KeyRanges,
+    *,
+    scale: float,
+    dropout: Dropout | None = None,
+    backend: Backend = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attention_tile` where there is no other tile: out is rounded to the queries' type.
+
+    Triton's kernel writes that type at once; fp32 sums are neither stored nor read again.
+    """
+    tile = Tile(q_thd, k_thd, v_thd, ranges, scale, dropout)
+    implementation = backends.choose(backend, tile)
+    if implementation.forward_alone is not None:
+        return implementation.forward_alone(tile)
+    out_thd, lse_ht = implementation.forward(tile, None)
+    return out_thd.to(q_thd.dtype), lse_ht
+
+
 def attention_tile_backward(
     dout_thd: torch.Tensor,
     q_thd: torch.Tensor,
@@ -91,3 +115,26 @@ def attention_tile_backward(
     tile = Tile(q_thd, k_thd, v_thd, ranges, scale, dropout)
     gradients = (dq_thd, dk_thd, dv_thd)
     backends.choose(backend, tile).backward(tile, dout_thd, delta_ht, lse_ht, gradients)
+
+
+def attention_tile_backward_alone(
+    dout_thd: torch.Tensor,
+    q_thd: torch.Tensor,
+    k_thd: torch.Tensor,
+    v_thd: torch.Tensor,
+    delta_ht: torch.Tensor,
+    lse_ht: torch.Tensor,
+    ranges: KeyRanges,
+    *,
+    scale: float,
+    dropout: Dropout | None = None,
+    backend: Backend = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dq, dk and dv where there is no other tile, in the inputs' types."""
+    tile = Tile(q_thd, k_thd, v_thd, ranges, scale, dropout)
+    implementation = backends.choose(backend, tile)
+    if implementation.backward_alone is not None:
+        return implementation.backward_alone(tile, dout_thd, delta_ht, lse_ht)
+    dq, dk, dv = (torch.zeros_like(t, dtype=lse_ht.dtype) for t in tile.inputs)
+    implementation.backward(tile, dout_thd, delta_ht, lse_ht, (dq, dk, dv))
+    return dq.to(q_thd.dtype), dk.to(k_thd.dtype), dv.to(v_thd.dtype)

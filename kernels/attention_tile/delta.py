@@ -11,6 +11,11 @@ def attention_delta(dout_thd: torch.Tensor, out_thd: torch.Tensor) -> torch.Tens
         out_thd: its output, over all keys.
     """
     wide = torch.promote_types(out_thd.dtype, torch.float32)
+    if out_thd.is_cuda and wide == torch.float32 and out_thd.numel():
+        # Imported here, as everything of Triton: the other backends do not need it on a CPU.
+        from emu3_kernels.attention_tile.triton_delta import delta
+
+        return delta(dout_thd, out_thd)
     # An einsum would become a matrix product for each token and head, of one value each.
     return (dout_thd.to(wide) * out_thd).sum(-1).T.contiguous()
 

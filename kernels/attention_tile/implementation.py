@@ -12,18 +12,25 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # dq, dk, dv
 
 @dataclass(frozen=True)
 class Implementation:
-    """Three functions; each backend's module holds one as IMPLEMENTATION.
+    """Functions; each backend's module holds one as IMPLEMENTATION.
 
     Attributes:
         unsupported_reason: why it cannot take a tile; None if it can.
         forward: of (tile, running), see `attention_tile`.
         backward: of (tile, dout, delta, lse, gradients), see `attention_tile_backward`; it adds
             into the gradients.
+        forward_alone: of (tile), its out in the queries' type, for kernels that can write that;
+            None where fp32 or wider must be rounded afterwards.
+        backward_alone: of (tile, dout, delta, lse), its gradients in the inputs' types, likewise.
     """
 
     unsupported_reason: Callable[[Tile], str | None]
     forward: Callable[[Tile, Running | None], Running]
     backward: Callable[[Tile, torch.Tensor, torch.Tensor, torch.Tensor, Gradients], None]
+    forward_alone: Callable[[Tile], Running] | None = None
+    backward_alone: (
+        Callable[[Tile, torch.Tensor, torch.Tensor, torch.Tensor], Gradients] | None
+    ) = None
 
 
 def dropout_unsupported(tile: Tile) -> str | None:

@@ -1,9 +1,10 @@
 """The mask of an attention tile: for each query the range of keys that it sees."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -80,6 +81,21 @@ class KeyRanges(Movable):
         first_k = torch.searchsorted(self.last_q, key_k, right=True, out_int32=True)
         last_k = torch.searchsorted(self.first_q, key_k, right=True, out_int32=True)
         return first_k, last_k
+
+    @cached_property
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it sees."""
+        return sum(piece.pairs for piece in self.pieces())
+
+    @cached_property
+    def most_queries(self) -> int:
+        """How many queries see the key that most see; at most twice as many as really do."""
+        changes: dict[int, int] = defaultdict(int)
+        for piece in self.pieces():
+            queries, _ = piece.shape
+            changes[piece.keys.start] += queries
+            changes[piece.keys.stop] -= queries
+        return max(accumulate(change for _, change in sorted(changes.items())), default=0)
 
     def heaviest_first(self, block: int, by_key: bool = False) -> torch.Tensor:
         """Numbers of blocks of queries, those that see the most keys first: int32.

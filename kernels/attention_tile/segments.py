@@ -12,6 +12,17 @@ class Piece(NamedTuple):
     keys: slice
     causal: bool
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Queries and keys."""
+        return self.queries.stop - self.queries.start, self.keys.stop - self.keys.start
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it sees."""
+        queries, keys = self.shape
+        return queries * (queries + 1) // 2 if self.causal else queries * keys
+
 
 class Segment(NamedTuple):
     """Queries [q_start, q_end) see keys [k_start, k_end).

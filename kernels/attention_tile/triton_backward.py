@@ -1,17 +1,17 @@
 """The backward kernels in Triton: dq by blocks of queries, dk and dv by blocks of keys.
 
 Each value is written by one program, so there are no atomics. Both compute the probabilities again
-from the log-sum-exp over all keys, and add into fp32 in place.
+from the log-sum-exp over all keys.
 """
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import kept, row_salts, stretches
+from emu3_kernels.attention_tile.triton_masks import query_part, stretches
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["delta_h", "lse_h", "queries", "threshold"])
 def dq_kernel(
     dout_ptr,
     q_ptr,
@@ -23,8 +23,8 @@ def dq_kernel(
     first_ptr,  # first_q and last_q of KeyRanges
     last_ptr,
     order_ptr,  # blocks of queries, heaviest first
-    query_index_ptr,
-    key_index_ptr,
+    rows_ptr,  # of dropout, see words_kernel
+    words_ptr,
     do_t,
     do_h,
     q_t,
@@ -39,15 +39,14 @@ def dq_kernel(
     dq_h,
     queries,
     scale,
-    dropout_key,
     threshold,
-    first_head,
-    dropout_factor,
+    dropout_factor,  # 1 / (1 - p)
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ADD: tl.constexpr,  # to what dq holds, instead of writing over it
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -55,7 +54,7 @@ def dq_kernel(
     start = tl.load(order_ptr + tl.program_id(0) // HEADS) * BLOCK_M
     end = tl.minimum(start + BLOCK_M, queries)
     low, high = tl.load(first_ptr + start), tl.load(last_ptr + end - 1)
-    if low >= high:
+    if ADD & (low >= high):
         return
 
     rows = tl.minimum(start + tl.arange(0, BLOCK_M), queries - 1).to(tl.int64)
@@ -65,9 +64,12 @@ def dq_kernel(
     lse_m = tl.load(lse_ptr + head * lse_h + rows) * LOG2E
     delta_m = tl.load(delta_ptr + head * delta_h + rows)
     first_m, last_m = tl.load(first_ptr + rows), tl.load(last_ptr + rows)
-    salts_m = first_m.to(tl.uint32)
+    multiplier_m, offset_m = first_m, first_m
     if DROPOUT:
-        salts_m = row_salts(dropout_key, first_head + head, tl.load(query_index_ptr + rows))
+        rows_ptr += head.to(tl.int64) * queries
+        multiplier_m = tl.load(rows_ptr + rows)
+        offset_m = tl.load(rows_ptr + HEADS * queries.to(tl.int64) + rows)
+        delta_m /= dropout_factor  # all of dq is multiplied by it at the end
     k_ptr += head // GROUP * k_h
     v_ptr += head // GROUP * v_h
 
@@ -77,20 +79,26 @@ def dq_kernel(
         for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
             dq_md = _dq_step(
                 dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high,
-                first_m, last_m, scale, salts_m, key_index_ptr, threshold, dropout_factor,
+                first_m, last_m, scale, multiplier_m, offset_m, words_ptr, threshold,
                 DIM, BLOCK_N, stretch != 1, DROPOUT, PRECISION,
             )  # fmt: skip
 
     dq_ptrs = dq_ptr + head * dq_h + rows[:, None] * dq_t + dims[None, :]
     mine_m1 = (start + tl.arange(0, BLOCK_M) < end)[:, None]
-    before_md = tl.load(dq_ptrs, mask=mine_m1, other=0.0)
-    tl.store(dq_ptrs, before_md + dq_md * scale, mask=mine_m1)
+    _write(dq_ptrs, dq_md * (scale * dropout_factor), mine_m1, ADD)
+
+
+@triton.jit
+def _write(ptrs, values, mask, ADD: tl.constexpr):
+    if ADD:
+        values += tl.load(ptrs, mask=mask, other=0.0)
+    tl.store(ptrs, values, mask=mask)
 
 
 @triton.jit
 def _dq_step(
     dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-    scale, salts_m, key_index_ptr, threshold, dropout_factor,
+    scale, multiplier_m, offset_m, words_ptr, threshold,
     DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -111,14 +119,19 @@ def _dq_step(
         prob_mn = tl.where(visible_mn, prob_mn, 0.0)
     dprob_mn = tl.dot(do_md, tl.trans(v_nd), input_precision=PRECISION)
     if DROPOUT:
-        index_n = tl.load(key_index_ptr + keys, mask=keys < high, other=0)
-        keep_mn = kept(salts_m[:, None], index_n[None, :], threshold)
-        dprob_mn = tl.where(keep_mn, dprob_mn * dropout_factor, 0.0)
+        word_n = tl.load(words_ptr + keys, mask=keys < high, other=0)
+        hash_mn = multiplier_m[:, None] * word_n[None, :] + offset_m[:, None]
+        dprob_mn = tl.where(hash_mn >= threshold, dprob_mn, 0.0)
     dscore_mn = prob_mn * (dprob_mn - delta_m[:, None])
     return tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        *("delta_h", "lse_h", "queries", "num_keys"),
+        *("head_parts", "query_parts", "threshold"),
+    ]
+)
 def dkdv_kernel(
     dout_ptr,
     q_ptr,
@@ -128,13 +141,14 @@ def dkdv_kernel(
     lse_ptr,
     dk_ptr,
     dv_ptr,
+    parts_ptr,  # fp32 [head parts x query parts, 2, keys, kv heads, dim], written if SPLIT
     first_q_ptr,  # of KeyRanges, for the mask
     last_q_ptr,
     first_k_ptr,  # the same by key: the queries that see it
     last_k_ptr,
     order_ptr,  # blocks of keys, heaviest first
-    query_index_ptr,
-    key_index_ptr,
+    rows_ptr,  # of dropout, see words_kernel
+    words_ptr,
     do_t,
     do_h,
     q_t,
@@ -149,25 +163,32 @@ def dkdv_kernel(
     dk_h,
     dv_t,
     dv_h,
+    queries,
     num_keys,
+    head_parts,  # programs that share the query heads of a block of keys
+    query_parts,  # programs that share its queries
     scale,
-    dropout_key,
     threshold,
-    first_head,
-    dropout_factor,
+    dropout_factor,  # 1 / (1 - p)
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ADD: tl.constexpr,  # to what dk and dv hold, instead of writing over it
+    SPLIT: tl.constexpr,  # write parts, which sum_parts_kernel adds up
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     kv_head = tl.program_id(0) % KV_HEADS
-    start = tl.load(order_ptr + tl.program_id(0) // KV_HEADS) * BLOCK_N
+    share = tl.program_id(0) // KV_HEADS
+    start = tl.load(order_ptr + share // (head_parts * query_parts)) * BLOCK_N
     end = tl.minimum(start + BLOCK_N, num_keys)
     low, high = tl.load(first_k_ptr + start), tl.load(last_k_ptr + end - 1)
-    if low >= high:
+    part = share % (head_parts * query_parts)
+    if SPLIT:
+        low, high = query_part(low, high, part // head_parts, query_parts, BLOCK_M)
+    if (SPLIT | ADD) & (low >= high):
         return
 
     keys = tl.minimum(start + tl.arange(0, BLOCK_N), num_keys - 1)
@@ -175,40 +196,48 @@ def dkdv_kernel(
     dims = tl.arange(0, DIM)[None, :]
     k_nd = tl.load(k_ptr + kv_head * k_h + rows * k_t + dims)
     v_nd = tl.load(v_ptr + kv_head * v_h + rows * v_t + dims)
-    index_n = keys
+    word_n = keys
     if DROPOUT:
-        index_n = tl.load(key_index_ptr + keys)
+        word_n = tl.load(words_ptr + keys)
     dk_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
     dv_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
     borders = stretches(
         low, tl.load(first_k_ptr + end - 1), tl.load(last_k_ptr + start), high, BLOCK_M
     )
-    for head in range(kv_head * GROUP, (kv_head + 1) * GROUP):
+    heads = GROUP // head_parts
+    first_head = kv_head * GROUP + part % head_parts * heads
+    offsets = KV_HEADS * GROUP * queries.to(tl.int64)  # from multipliers to offsets
+    for head in range(first_head, first_head + heads):
         q_head, do_head = q_ptr + head * q_h, dout_ptr + head * do_h
         lse_head, delta_head = lse_ptr + head * lse_h, delta_ptr + head * delta_h
+        rows_head = rows_ptr + queries.to(tl.int64) * head
         for stretch in tl.static_range(3):
             for i in range(borders[stretch], borders[stretch + 1], BLOCK_M):
                 dk_nd, dv_nd = _dkdv_step(
-                    dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_head, do_head, lse_head,
-                    delta_head, q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale, dropout_key,
-                    first_head + head, query_index_ptr, threshold, dropout_factor,
+                    dk_nd, dv_nd, k_nd, v_nd, keys, word_n, q_head, do_head, lse_head,
+                    delta_head, q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale,
+                    rows_head, offsets, threshold, dropout_factor,
                     DIM, BLOCK_M, stretch != 1, DROPOUT, PRECISION,
                 )  # fmt: skip
 
-    dk_ptrs = dk_ptr + kv_head * dk_h + rows * dk_t + dims
-    dv_ptrs = dv_ptr + kv_head * dv_h + rows * dv_t + dims
+    dk_nd *= scale * dropout_factor
+    dv_nd *= dropout_factor
     mine_n1 = (start + tl.arange(0, BLOCK_N) < end)[:, None]
-    before_nd = tl.load(dk_ptrs, mask=mine_n1, other=0.0)
-    tl.store(dk_ptrs, before_nd + dk_nd * scale, mask=mine_n1)
-    before_nd = tl.load(dv_ptrs, mask=mine_n1, other=0.0)
-    tl.store(dv_ptrs, before_nd + dv_nd * dropout_factor, mask=mine_n1)
+    if SPLIT:
+        parts_ptr += (part * 2).to(tl.int64) * num_keys * (KV_HEADS * DIM)
+        part_ptrs = parts_ptr + kv_head * DIM + rows * (KV_HEADS * DIM) + dims
+        tl.store(part_ptrs, dk_nd, mask=mine_n1)
+        tl.store(part_ptrs + num_keys.to(tl.int64) * (KV_HEADS * DIM), dv_nd, mask=mine_n1)
+    else:
+        _write(dk_ptr + kv_head * dk_h + rows * dk_t + dims, dk_nd, mine_n1, ADD)
+        _write(dv_ptr + kv_head * dv_h + rows * dv_t + dims, dv_nd, mine_n1, ADD)
 
 
 @triton.jit
 def _dkdv_step(
-    dk_nd, dv_nd, k_nd, v_nd, keys, index_n, q_ptr, do_ptr, lse_ptr, delta_ptr,
-    q_t, do_t, i, high, first_ptr, last_ptr, scale, dropout_key,
-    head, query_index_ptr, threshold, dropout_factor,
+    dk_nd, dv_nd, k_nd, v_nd, keys, word_n, q_ptr, do_ptr, lse_ptr, delta_ptr,
+    q_t, do_t, i, high, first_ptr, last_ptr, scale,
+    rows_ptr, offsets, threshold, dropout_factor,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -238,12 +267,60 @@ def _dkdv_step(
     dprob_nm = tl.dot(v_nd, tl.trans(do_md), input_precision=PRECISION)
     kept_nm = prob_nm
     if DROPOUT:
-        index_m = tl.load(query_index_ptr + queries, mask=inside, other=0)
-        salts_m = row_salts(dropout_key, head, index_m)
-        keep_nm = kept(salts_m[None, :], index_n[:, None], threshold)
-        kept_nm = tl.where(keep_nm, prob_nm, 0.0)
-        dprob_nm = tl.where(keep_nm, dprob_nm * dropout_factor, 0.0)
+        multiplier_m = tl.load(rows_ptr + queries, mask=inside, other=0)
+        offset_m = tl.load(rows_ptr + offsets + queries, mask=inside, other=0)
+        hash_nm = multiplier_m[None, :] * word_n[:, None] + offset_m[None, :]
+        kept_nm = tl.where(hash_nm >= threshold, prob_nm, 0.0)
+        # dk is multiplied by dropout_factor at the end.
+        dscore_nm = kept_nm * dprob_nm - prob_nm * (delta_m / dropout_factor)[None, :]
+    else:
+        dscore_nm = prob_nm * (dprob_nm - delta_m[None, :])
     dv_nd = tl.dot(kept_nm.to(do_md.dtype), do_md, dv_nd, input_precision=PRECISION)
-    dscore_nm = prob_nm * (dprob_nm - delta_m[None, :])
     dk_nd = tl.dot(dscore_nm.to(q_md.dtype), q_md, dk_nd, input_precision=PRECISION)
     return dk_nd, dv_nd
+
+
+@triton.jit(do_not_specialize=["num_keys", "head_parts", "query_parts"])
+def sum_parts_kernel(
+    parts_ptr,  # as dkdv_kernel wrote them
+    dk_ptr,
+    dv_ptr,
+    first_k_ptr,
+    last_k_ptr,
+    dk_t,
+    dk_h,
+    dv_t,
+    dv_h,
+    num_keys,
+    head_parts,
+    query_parts,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,  # keys of a program, a divisor of BLOCK_N
+    ADD: tl.constexpr,
+):
+    """dk and dv of some keys and a head from their parts, in the order of the parts."""
+    kv_head = tl.program_id(0) % KV_HEADS
+    keys = tl.program_id(0) // KV_HEADS * ROWS + tl.arange(0, ROWS)
+    start = tl.program_id(0) // KV_HEADS * ROWS // BLOCK_N * BLOCK_N
+    end = tl.minimum(start + BLOCK_N, num_keys)
+    low, high = tl.load(first_k_ptr + start), tl.load(last_k_ptr + end - 1)
+    if ADD & (low >= high):
+        return
+    mine_n1 = (keys < end)[:, None]
+    rows = keys.to(tl.int64)[:, None]
+    dims = tl.arange(0, DIM)[None, :]
+    one = num_keys.to(tl.int64) * (KV_HEADS * DIM)
+    part_ptrs = parts_ptr + kv_head * DIM + rows * (KV_HEADS * DIM) + dims
+    dk_nd = tl.zeros([ROWS, DIM], tl.float32)
+    dv_nd = tl.zeros([ROWS, DIM], tl.float32)
+    for query in range(0, query_parts):
+        part_low, part_high = query_part(low, high, query, query_parts, BLOCK_M)
+        if part_low < part_high:  # else the part was not written
+            for part in range(query * head_parts, (query + 1) * head_parts):
+                dk_nd += tl.load(part_ptrs + part * 2 * one, mask=mine_n1, other=0.0)
+                dv_nd += tl.load(part_ptrs + (part * 2 + 1) * one, mask=mine_n1, other=0.0)
+    _write(dk_ptr + kv_head * dk_h + rows * dk_t + dims, dk_nd, mine_n1, ADD)
+    _write(dv_ptr + kv_head * dv_h + rows * dv_t + dims, dv_nd, mine_n1, ADD)

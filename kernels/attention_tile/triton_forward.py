@@ -2,12 +2,12 @@
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import kept, row_salts, stretches
+from emu3_kernels.attention_tile.triton_masks import stretches
 
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lse_h", "queries", "threshold"])
 def forward_kernel(
     q_ptr,
     k_ptr,
@@ -17,8 +17,8 @@ def forward_kernel(
     first_ptr,  # first_q and last_q of KeyRanges
     last_ptr,
     order_ptr,  # blocks of queries, heaviest first
-    query_index_ptr,
-    key_index_ptr,
+    rows_ptr,  # of dropout, see words_kernel
+    words_ptr,
     q_t,
     q_h,
     k_t,
@@ -30,9 +30,7 @@ def forward_kernel(
     lse_h,
     queries,
     scale_log2,  # scale * log2(e): the softmax is in powers of 2
-    dropout_key,
     threshold,
-    first_head,
     dropout_factor,  # 1 / (1 - p)
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -56,9 +54,11 @@ def forward_kernel(
     dims = tl.arange(0, DIM)
     q_md = tl.load(q_ptr + head * q_h + rows[:, None] * q_t + dims[None, :])
     first_m, last_m = tl.load(first_ptr + rows), tl.load(last_ptr + rows)
-    salts_m = first_m.to(tl.uint32)
+    multiplier_m, offset_m = first_m, first_m
     if DROPOUT:
-        salts_m = row_salts(dropout_key, first_head + head, tl.load(query_index_ptr + rows))
+        rows_ptr += head.to(tl.int64) * queries
+        multiplier_m = tl.load(rows_ptr + rows)
+        offset_m = tl.load(rows_ptr + HEADS * queries.to(tl.int64) + rows)
     k_ptr += head // GROUP * k_h
     v_ptr += head // GROUP * v_h
 
@@ -70,7 +70,7 @@ def forward_kernel(
         for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
             acc_md, max_m, sum_m = _step(
                 acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-                scale_log2, salts_m, key_index_ptr, threshold,
+                scale_log2, multiplier_m, offset_m, words_ptr, threshold,
                 DIM, BLOCK_N, stretch != 1, DROPOUT, PRECISION,
             )  # fmt: skip
 
@@ -92,7 +92,7 @@ def forward_kernel(
 @triton.jit
 def _step(
     acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
-    scale_log2, salts_m, key_index_ptr, threshold,
+    scale_log2, multiplier_m, offset_m, words_ptr, threshold,
     DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -118,8 +118,9 @@ def _step(
     shrink_m = tl.exp2(max_m - shift_m)
     sum_m = sum_m * shrink_m + tl.sum(prob_mn, 1)
     if DROPOUT:
-        index_n = tl.load(key_index_ptr + keys, mask=keys < high, other=0)
-        prob_mn = tl.where(kept(salts_m[:, None], index_n[None, :], threshold), prob_mn, 0.0)
+        word_n = tl.load(words_ptr + keys, mask=keys < high, other=0)
+        hash_mn = multiplier_m[:, None] * word_n[None, :] + offset_m[:, None]
+        prob_mn = tl.where(hash_mn >= threshold, prob_mn, 0.0)
     acc_md = acc_md * shrink_m[:, None]
     acc_md = tl.dot(prob_mn.to(v_nd.dtype), v_nd, acc_md, input_precision=PRECISION)
     return acc_md, larger_m, sum_m

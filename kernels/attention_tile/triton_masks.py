@@ -1,11 +1,11 @@
-"""Shared by the Triton kernels: the hash of dropout, and loops split by whether they mask."""
+"""Shared by the Triton kernels: dropout's rows and words, and loops split by whether they mask."""
 
 import triton
 import triton.language as tl
 
 HEAD = tl.constexpr(0x9E3779B9)  # the constants of dropout.py
 QUERY = tl.constexpr(0x85EBCA6B)
-KEY = tl.constexpr(0xC2B2AE35)
+OFFSET = tl.constexpr(0xC2B2AE35)
 
 
 @triton.jit
@@ -16,21 +16,50 @@ def mix(word):
     return word ^ (word >> 16)
 
 
-@triton.jit
-def row_salts(dropout_key, head, query_index):
-    """The part of the hash that does not depend on the key."""
-    salt = mix(dropout_key.to(tl.uint32) + head.to(tl.uint32) * HEAD)
-    return mix(salt + query_index.to(tl.uint32) * QUERY)
-
-
-@triton.jit
-def kept(salts, key_index, threshold):
-    """Whether dropout keeps a probability; salts and key_index broadcast."""
-    return mix(salts + key_index.to(tl.uint32) * KEY) >= threshold.to(tl.uint32)
+@triton.jit(do_not_specialize=["queries", "num_keys", "dropout_key", "first_head"])
+def words_kernel(
+    query_index_ptr,
+    key_index_ptr,
+    rows_ptr,  # int32 [2, heads, queries], written: multipliers, then offsets
+    words_ptr,  # int32 [keys], written
+    queries,
+    num_keys,
+    dropout_key,
+    first_head,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Dropout.rows of all queries, and the words of all keys (programs of "head" HEADS)."""
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    head = tl.program_id(1)
+    if head == HEADS:
+        index = tl.load(key_index_ptr + places, mask=places < num_keys, other=0)
+        word = mix(index.to(tl.uint32)).to(tl.int32, bitcast=True)
+        tl.store(words_ptr + places, word, mask=places < num_keys)
+        return
+    inside = places < queries
+    index = tl.load(query_index_ptr + places, mask=inside, other=0).to(tl.uint32)
+    salt = mix(dropout_key.to(tl.uint32) + (first_head + head).to(tl.uint32) * HEAD)
+    multiplier = mix(salt + index * QUERY).to(tl.int32, bitcast=True)
+    offset = mix((salt ^ 0xFFFFFFFF) + index * OFFSET).to(tl.int32, bitcast=True)
+    row_ptrs = rows_ptr + head.to(tl.int64) * queries + places
+    tl.store(row_ptrs, multiplier, mask=inside)
+    tl.store(row_ptrs + HEADS * queries.to(tl.int64), offset, mask=inside)
 
 
 @triton.jit
 def stretches(low, full_low, full_high, high, BLOCK: tl.constexpr):
-    """Borders of three loops in steps of BLOCK: with masks, without, and with masks again."""
-    start = low + tl.cdiv(full_low - low, BLOCK) * BLOCK
+    """Borders of three loops in steps of BLOCK: with masks, without, and with masks again.
+
+    [full_low, full_high) needs no masks; it may reach beyond [low, high) or be empty.
+    """
+    start = tl.minimum(low + tl.cdiv(tl.maximum(full_low - low, 0), BLOCK) * BLOCK, high)
+    full_high = tl.minimum(full_high, high)
     return low, start, start + tl.maximum(full_high - start, 0) // BLOCK * BLOCK, high
+
+
+@triton.jit
+def query_part(low, high, part, parts, BLOCK: tl.constexpr):
+    """The queries of one of equal parts of [low, high), whole blocks; the last ones may be empty."""
+    each = tl.cdiv(tl.cdiv(high - low, BLOCK), parts) * BLOCK
+    return low + part * each, tl.minimum(low + (part + 1) * each, high)

@@ -5,11 +5,14 @@ import os
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from emu3_kernels.attention_tile.dropout import Dropout
 from emu3_kernels.attention_tile.implementation import Gradients, Implementation, Running
+from emu3_kernels.attention_tile.splitting import MULTIPROCESSORS, split
 from emu3_kernels.attention_tile.tile import Tile
-from emu3_kernels.attention_tile.triton_backward import dkdv_kernel, dq_kernel
+from emu3_kernels.attention_tile.triton_backward import dkdv_kernel, dq_kernel, sum_parts_kernel
 from emu3_kernels.attention_tile.triton_forward import forward_kernel
+from emu3_kernels.attention_tile.triton_masks import words_kernel
 
 
 class Launch(NamedTuple):
@@ -33,6 +36,8 @@ SINGLE = {
     "dq": Launch(64, 32, 8, 2),
     "dkdv": Launch(32, 64, 8, 2),
 }
+SUM_ROWS = 16  # keys of a program that adds up parts of dk and dv
+WORDS_BLOCK = 1024  # queries or keys of a program that draws dropout's words
 
 
 def unsupported_reason(tile: Tile) -> str | None:
@@ -52,27 +57,14 @@ def unsupported_reason(tile: Tile) -> str | None:
 
 def forward(tile: Tile, running: Running | None) -> Running:
     """See `attention_tile`."""
-    (q_thd, k_thd, v_thd), ranges = tile.inputs, tile.ranges
-    tokens, heads, _ = q_thd.shape
-    out_thd, lse_ht = running or (
-        torch.empty(q_thd.shape, dtype=torch.float32, device=q_thd.device),
-        torch.empty(heads, tokens, dtype=torch.float32, device=q_thd.device),
-    )
-    launch = launches(q_thd)["forward"]
-    order = ranges.heaviest_first(launch.block_m)
-    forward_kernel[(len(order) * heads,)](
-        *(q_thd, k_thd, v_thd, out_thd, lse_ht),
-        *(ranges.first_q, ranges.last_q, order, *_indices(tile)),
-        *_strides(q_thd, k_thd, v_thd, out_thd),
-        lse_ht.stride(0),
-        tokens,
-        tile.scale * math.log2(math.e),
-        *_dropout(tile.dropout),
-        HEADS=heads,
-        RUNNING=running is not None,
-        **_constants(tile, launch),
-    )
-    return out_thd, lse_ht
+    if running is None:
+        return _forward(tile, _empty_out(tile, torch.float32), merge=False)
+    return _forward(tile, running, merge=True)
+
+
+def forward_alone(tile: Tile) -> Running:
+    """See `attention_tile_alone`."""
+    return _forward(tile, _empty_out(tile, tile.q_thd.dtype), merge=False)
 
 
 def backward(
@@ -83,32 +75,124 @@ def backward(
     gradients: Gradients,
 ) -> None:
     """See `attention_tile_backward`."""
-    (q_thd, k_thd, v_thd), ranges = tile.inputs, tile.ranges
-    dq_thd, dk_thd, dv_thd = gradients
-    dout_thd = dout_thd.to(q_thd.dtype)
-    inputs = (dout_thd, q_thd, k_thd, v_thd, delta_ht, lse_ht)
-    strides = _strides(dout_thd, q_thd, k_thd, v_thd)
-    strides += (delta_ht.stride(0), lse_ht.stride(0))
-    indices = _indices(tile)
+    _backward(tile, (dout_thd, delta_ht, lse_ht), gradients, add=True)
 
-    launch = launches(q_thd)["dq"]
+
+def backward_alone(
+    tile: Tile, dout_thd: torch.Tensor, delta_ht: torch.Tensor, lse_ht: torch.Tensor
+) -> Gradients:
+    """See `attention_tile_backward_alone`."""
+    dq, dk, dv = (torch.empty_like(t) for t in tile.inputs)
+    _backward(tile, (dout_thd, delta_ht, lse_ht), (dq, dk, dv), add=False)
+    return dq, dk, dv
+
+
+def _empty_out(tile: Tile, dtype: torch.dtype) -> Running:
+    q_thd = tile.q_thd
+    out_thd = torch.empty(q_thd.shape, dtype=dtype, device=q_thd.device)
+    return out_thd, q_thd.new_empty(q_thd.shape[1], q_thd.shape[0], dtype=torch.float32)
+
+
+def _forward(tile: Tile, result: Running, merge: bool) -> Running:
+    """Write out and lse into the result, or merge them with what it holds."""
+    (q_thd, k_thd, v_thd), ranges = tile.inputs, tile.ranges
+    out_thd, lse_ht = result
+    tokens, heads, _ = q_thd.shape
+    launch = launches(q_thd)["forward"]
     order = ranges.heaviest_first(launch.block_m)
-    dq_kernel[(len(order) * q_thd.shape[1],)](
-        *(*inputs, dq_thd, ranges.first_q, ranges.last_q, order, *indices),
+    with torch.cuda.device_of(q_thd):
+        forward_kernel[(len(order) * heads,)](
+            *(q_thd, k_thd, v_thd, out_thd, lse_ht),
+            *(ranges.first_q, ranges.last_q, order, *_words(tile)),
+            *_strides(q_thd, k_thd, v_thd, out_thd),
+            lse_ht.stride(0),
+            tokens,
+            tile.scale * math.log2(math.e),
+            *_threshold(tile.dropout),
+            HEADS=heads,
+            RUNNING=merge,
+            **_constants(tile, launch),
+        )
+    return out_thd, lse_ht
+
+
+def _backward(
+    tile: Tile,
+    of_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    gradients: Gradients,
+    add: bool,
+) -> None:
+    """Write the gradients, or add them to what there is; of_out are dout, delta and lse."""
+    dout_thd, delta_ht, lse_ht = of_out
+    dout_thd = dout_thd.to(tile.q_thd.dtype)
+    inputs = (dout_thd, *tile.inputs, delta_ht, lse_ht)
+    strides = (*_strides(dout_thd, *tile.inputs), delta_ht.stride(0), lse_ht.stride(0))
+    dq_thd, dk_thd, dv_thd = gradients
+    with torch.cuda.device_of(tile.q_thd):
+        words = _words(tile)
+        _launch_dq(tile, inputs, strides, words, dq_thd, add)
+        _launch_dkdv(tile, inputs, strides, words, (dk_thd, dv_thd), add)
+
+
+def _launch_dq(
+    tile: Tile,
+    inputs: tuple[torch.Tensor, ...],
+    strides: tuple[int, ...],
+    words: tuple[torch.Tensor, torch.Tensor],
+    dq_thd: torch.Tensor,
+    add: bool,
+) -> None:
+    ranges, heads = tile.ranges, tile.q_thd.shape[1]
+    launch = launches(tile.q_thd)["dq"]
+    order = ranges.heaviest_first(launch.block_m)
+    dq_kernel[(len(order) * heads,)](
+        *(*inputs, dq_thd, ranges.first_q, ranges.last_q, order, *words),
         *(*strides, *_strides(dq_thd)),
-        *(ranges.queries, tile.scale, *_dropout(tile.dropout)),
-        HEADS=q_thd.shape[1],
+        *(ranges.queries, tile.scale, *_threshold(tile.dropout)),
+        HEADS=heads,
+        ADD=add,
         **_constants(tile, launch),
     )
+
+
+def _launch_dkdv(
+    tile: Tile,
+    inputs: tuple[torch.Tensor, ...],
+    strides: tuple[int, ...],
+    words: tuple[torch.Tensor, torch.Tensor],
+    gradients: tuple[torch.Tensor, torch.Tensor],
+    add: bool,
+) -> None:
+    (q_thd, k_thd, _), ranges = tile.inputs, tile.ranges
+    keys, kv_heads, dim = k_thd.shape
     launch = launches(q_thd)["dkdv"]
     order = ranges.heaviest_first(launch.block_n, by_key=True)
-    dkdv_kernel[(len(order) * k_thd.shape[1],)](
-        *(*inputs, dk_thd, dv_thd, ranges.first_q, ranges.last_q, *ranges.by_key, order, *indices),
-        *(*strides, *_strides(dk_thd, dv_thd)),
-        *(ranges.keys, tile.scale, *_dropout(tile.dropout)),
-        KV_HEADS=k_thd.shape[1],
+    shares = split(
+        ranges, q_thd.shape[1], kv_heads, launch.block_m, launch.block_n, _processors(q_thd.device)
+    )
+    whole = shares.parts == 1
+    shape = () if whole else (shares.parts, 2, keys, kv_heads, dim)
+    parts = torch.empty(shape, dtype=torch.float32, device=q_thd.device)
+    dkdv_kernel[(len(order) * shares.parts * kv_heads,)](
+        *(*inputs, *gradients, parts),
+        *(ranges.first_q, ranges.last_q, *ranges.by_key, order, *words),
+        *(*strides, *_strides(*gradients), ranges.queries, keys, *shares),
+        *(tile.scale, *_threshold(tile.dropout)),
+        KV_HEADS=kv_heads,
+        ADD=add,
+        SPLIT=not whole,
         **_constants(tile, launch),
     )
+    if not whole:
+        sum_parts_kernel[(triton.cdiv(keys, SUM_ROWS) * kv_heads,)](
+            *(parts, *gradients, *ranges.by_key, *_strides(*gradients), keys, *shares),
+            KV_HEADS=kv_heads,
+            DIM=dim,
+            BLOCK_M=launch.block_m,
+            BLOCK_N=launch.block_n,
+            ROWS=SUM_ROWS,
+            ADD=add,
+        )
 
 
 def launches(q_thd: torch.Tensor) -> dict[str, Launch]:
@@ -136,20 +220,40 @@ def _strides(*tensors_thd: torch.Tensor) -> tuple[int, ...]:
     return tuple(stride for t in tensors_thd for stride in t.stride()[:2])
 
 
-def _indices(tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
-    """Global positions of queries and keys; without dropout the kernels do not read them."""
-    if tile.dropout is None:
-        return tile.ranges.first_q, tile.ranges.first_q
-    return tile.dropout.query_index_t, tile.dropout.key_index_t
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _dropout(dropout: Dropout | None) -> tuple[int, int, int, float]:
-    """key, threshold, first head and factor; hashes as int32, so that Triton sees one type."""
+def _words(tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dropout's rows and words of keys; without dropout the kernels do not read them."""
+    dropout, ranges, heads = tile.dropout, tile.ranges, tile.q_thd.shape[1]
     if dropout is None:
-        return 0, 0, 0, 1.0
-    signed = lambda word: word - 2**32 if word >= 2**31 else word
-    factor = 1 / (1 - dropout.p)
-    return signed(dropout.key), signed(dropout.threshold), dropout.first_head, factor
+        return ranges.first_q, ranges.first_q
+    rows = ranges.first_q.new_empty(2, heads, ranges.queries)
+    words = ranges.first_q.new_empty(ranges.keys)
+    blocks = triton.cdiv(max(ranges.queries, ranges.keys), WORDS_BLOCK)
+    with torch.cuda.device_of(rows):
+        words_kernel[(blocks, heads + 1)](
+            *(dropout.query_index_t, dropout.key_index_t, rows, words),
+            *(ranges.queries, ranges.keys, _signed(dropout.key), dropout.first_head),
+            HEADS=heads,
+            BLOCK=WORDS_BLOCK,
+        )
+    return rows, words
 
 
-IMPLEMENTATION = Implementation(unsupported_reason, forward, backward)
+def _signed(word: int) -> int:
+    """32 bits as int32, so that Triton sees one type."""
+    return word - 2**32 if word >= 2**31 else word
+
+
+def _threshold(dropout: Dropout | None) -> tuple[int, float]:
+    """Threshold of the hashes, and the factor of what is kept."""
+    return (0, 1.0) if dropout is None else (dropout.threshold, 1 / (1 - dropout.p))
+
+
+IMPLEMENTATION = Implementation(
+    unsupported_reason, forward, backward, forward_alone, backward_alone
+)

@@ -10,7 +10,9 @@ from emu3_kernels.attention_tile import (
     Dropout,
     attention_delta,
     attention_tile,
+    attention_tile_alone,
     attention_tile_backward,
+    attention_tile_backward_alone,
 )
 from emu3_kernels.exchange import Exchange
 from emu3_kernels.passes import gather
@@ -72,9 +74,13 @@ class Ring:
             key_thd: [t, kv_heads, d]; value_thd likewise.
 
         Returns:
-            out [t, heads, d] and log-sum-exp [heads, t] in fp32 (fp64 of fp64 inputs). Queries
-            that see nothing have 0 and -inf.
+            out [t, heads, d] and log-sum-exp [heads, t] in fp32 (fp64 of fp64 inputs); out in the
+            query's type where the plan has one step. Queries that see nothing have 0 and -inf.
         """
+        first = self.plan.steps[0]
+        if self.plan.size == 1 and first.ranges is not None:
+            inputs = (query_thd, key_thd, value_thd)
+            return attention_tile_alone(*inputs, first.ranges, **self._options(first))
         running = None
         for step, key, value in self._steps(key_thd, value_thd):
             if step.ranges is not None:
@@ -93,12 +99,17 @@ class Ring:
         out_thd: torch.Tensor,
         lse_ht: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of query, key and value, in fp32 (fp64 of fp64 inputs).
+        """Gradients of query, key and value, in fp32 (fp64 of fp64 inputs), or in the inputs' types
+        where the plan has one step.
 
         Keys and values are sent once more. Their gradients are sent back to the rank that holds
         them and added there in the order of the steps, so that sums are the same at every repeat.
         """
         delta_ht = attention_delta(dout_thd, out_thd)
+        first = self.plan.steps[0]
+        if self.plan.size == 1 and first.ranges is not None:
+            inputs = (dout_thd, query_thd, key_thd, value_thd, delta_ht, lse_ht)
+            return attention_tile_backward_alone(*inputs, first.ranges, **self._options(first))
         dtype = lse_ht.dtype
         dquery = torch.zeros_like(query_thd, dtype=dtype)
         own = key_thd.new_zeros(2, *key_thd.shape, dtype=dtype)
