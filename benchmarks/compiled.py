@@ -76,7 +76,7 @@ def attention_kernels() -> Iterator[Kernel]:
             constants = {
                 "HEADS": 8, "KV_HEADS": 2, "GROUP": 4, "DIM": 128, "RUNNING": False,
                 "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n, "DROPOUT": dropout,
-                "SPLIT": True, "ADD": False, "PRECISION": "tf32x3",
+                "SPLIT": True, "ADD": False, "INTERPRETED": False, "PRECISION": "tf32x3",
             }  # fmt: skip
             yield Kernel(
                 f"attention/{name}" + "/dropout" * dropout,

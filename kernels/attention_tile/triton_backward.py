@@ -206,6 +206,7 @@ def dkdv_kernel(
     )
     heads = GROUP // head_parts
     first_head = kv_head * GROUP + part % head_parts * heads
+    keep_rate = 1.0 / dropout_factor
     offsets = KV_HEADS * GROUP * queries.to(tl.int64)  # from multipliers to offsets
     for head in range(first_head, first_head + heads):
         q_head, do_head = q_ptr + head * q_h, dout_ptr + head * do_h
@@ -216,7 +217,7 @@ def dkdv_kernel(
                 dk_nd, dv_nd = _dkdv_step(
                     dk_nd, dv_nd, k_nd, v_nd, keys, word_n, q_head, do_head, lse_head,
                     delta_head, q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale,
-                    rows_head, offsets, threshold, dropout_factor,
+                    rows_head, offsets, threshold, keep_rate,
                     DIM, BLOCK_M, stretch != 1, DROPOUT, PRECISION,
                 )  # fmt: skip
 
@@ -237,7 +238,7 @@ def dkdv_kernel(
 def _dkdv_step(
     dk_nd, dv_nd, k_nd, v_nd, keys, word_n, q_ptr, do_ptr, lse_ptr, delta_ptr,
     q_t, do_t, i, high, first_ptr, last_ptr, scale,
-    rows_ptr, offsets, threshold, dropout_factor,
+    rows_ptr, offsets, threshold, keep_rate,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -271,8 +272,8 @@ def _dkdv_step(
         offset_m = tl.load(rows_ptr + offsets + queries, mask=inside, other=0)
         hash_nm = multiplier_m[None, :] * word_n[:, None] + offset_m[None, :]
         kept_nm = tl.where(hash_nm >= threshold, prob_nm, 0.0)
-        # dk is multiplied by dropout_factor at the end.
-        dscore_nm = kept_nm * dprob_nm - prob_nm * (delta_m / dropout_factor)[None, :]
+        # dk is divided by keep_rate at the end.
+        dscore_nm = kept_nm * dprob_nm - prob_nm * (delta_m * keep_rate)[None, :]
     else:
         dscore_nm = prob_nm * (dprob_nm - delta_m[None, :])
     dv_nd = tl.dot(kept_nm.to(do_md.dtype), do_md, dv_nd, input_precision=PRECISION)

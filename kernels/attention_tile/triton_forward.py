@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import stretches
+from emu3_kernels.attention_tile.triton_masks import kept, stretches
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -39,6 +39,7 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
     RUNNING: tl.constexpr,
     DROPOUT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # Heads that share keys run side by side, so that all but one find them in the L2 cache.
@@ -71,7 +72,7 @@ def forward_kernel(
             acc_md, max_m, sum_m = _step(
                 acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
                 scale_log2, multiplier_m, offset_m, words_ptr, threshold,
-                DIM, BLOCK_N, stretch != 1, DROPOUT, PRECISION,
+                DIM, BLOCK_N, stretch != 1, DROPOUT, INTERPRETED, PRECISION,
             )  # fmt: skip
 
     nothing_m = sum_m == 0.0
@@ -94,7 +95,7 @@ def _step(
     acc_md, max_m, sum_m, q_md, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
     scale_log2, multiplier_m, offset_m, words_ptr, threshold,
     DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take keys [j, j + BLOCK_N) into the online softmax."""
     keys = j + tl.arange(0, BLOCK_N)
@@ -120,7 +121,7 @@ def _step(
     if DROPOUT:
         word_n = tl.load(words_ptr + keys, mask=keys < high, other=0)
         hash_mn = multiplier_m[:, None] * word_n[None, :] + offset_m[:, None]
-        prob_mn = tl.where(hash_mn >= threshold, prob_mn, 0.0)
+        prob_mn = kept(prob_mn, hash_mn, threshold, INTERPRETED)
     acc_md = acc_md * shrink_m[:, None]
     acc_md = tl.dot(prob_mn.to(v_nd.dtype), v_nd, acc_md, input_precision=PRECISION)
     return acc_md, larger_m, sum_m

@@ -48,6 +48,25 @@ def words_kernel(
 
 
 @triton.jit
+def kept(values, hashes, threshold, INTERPRETED: tl.constexpr):
+    """The values whose hash is at least the threshold, 0 in the place of the others.
+
+    Written in PTX, because LLVM moves the choice of `tl.where` behind the rounding of the values to
+    16 bits, takes pairs of these apart, and so adds half as many instructions again.
+    """
+    if INTERPRETED:
+        return tl.where(hashes >= threshold, values, 0.0)
+    return tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ge.s32 p, $2, $3; selp.f32 $0, $1, 0f00000000, p; }",
+        "=f,f,r,r",
+        [values, hashes, threshold],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
 def stretches(low, full_low, full_high, high, BLOCK: tl.constexpr):
     """Borders of three loops in steps of BLOCK: with masks, without, and with masks again.
 

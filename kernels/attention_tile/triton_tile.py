@@ -43,10 +43,9 @@ WORDS_BLOCK = 1024  # queries or keys of a program that draws dropout's words
 def unsupported_reason(tile: Tile) -> str | None:
     """See `Implementation`."""
     q_thd = tile.q_thd
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    dtypes = [torch.float16, torch.float32] + [torch.bfloat16] * (not interpreted)
+    dtypes = [torch.float16, torch.float32] + [torch.bfloat16] * (not _interpreted())
     dim = q_thd.shape[2]
-    if q_thd.device.type != "cuda" and not interpreted:
+    if q_thd.device.type != "cuda" and not _interpreted():
         return f"runs on GPUs, not on {q_thd.device.type}"
     if q_thd.dtype not in dtypes:  # the interpreter multiplies bf16 bit patterns
         return f"does not take {q_thd.dtype}"
@@ -111,6 +110,7 @@ def _forward(tile: Tile, result: Running, merge: bool) -> Running:
             *_threshold(tile.dropout),
             HEADS=heads,
             RUNNING=merge,
+            INTERPRETED=_interpreted(),
             **_constants(tile, launch),
         )
     return out_thd, lse_ht
@@ -218,6 +218,10 @@ def _strides(*tensors_thd: torch.Tensor) -> tuple[int, ...]:
     if any(t.stride(2) != 1 for t in tensors_thd):
         raise ValueError("backend triton: head dimensions must be contiguous")
     return tuple(stride for t in tensors_thd for stride in t.stride()[:2])
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _processors(device: torch.device) -> int:
