@@ -2,14 +2,16 @@
 
 python benchmarks/compiled.py [--quick] --json FILE
 
-`--quick` compiles only attention's dq kernel without dropout.
+`--quick` compiles only attention's dq kernel without dropout. Rows of further kernels come from
+further functions like `attention_kernels`, which `kernels` yields from. How programs fill a GPU is
+replayed, see sm_use.py. `benchmarks/results/compiled_before_*.json` are the counts of the kernels
+before dk/dv was split and dropout's hash became cheaper, by this file put into that commit.
 """
 
 import os
 
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
 
-import importlib
 import re
 import subprocess
 import tempfile
@@ -175,7 +177,10 @@ def loops(sass: str) -> list[Loop]:
 
 
 def hottest(found: list[Loop]) -> Loop:
-    """Of the loops with most matrix products the shortest (the one without masks), else the longest."""
+    """Of the loops with most matrix products the shortest, which masks nothing.
+
+    Without matrix products the longest loop.
+    """
     most = max((loop.count(r"\bHGMMA") for loop in found), default=0)
     if most:
         products = [loop for loop in found if loop.count(r"\bHGMMA") == most]
@@ -192,6 +197,10 @@ def rows(quick: bool) -> Iterator[dict[str, Any]]:
     for kernel in kernels():
         if not quick or kernel.case == "attention/dq":
             yield compiled(kernel)
+    if not quick:
+        import sm_use
+
+        yield from sm_use.rows()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def main() -> None:
         _head_and_loss(),
         _dpo(),
         _attention(),
+        _compiled(),
         _decoding_kernels(),
         _generation(),
     ]
@@ -154,6 +155,63 @@ def _attention() -> str:
     )
     parts = ["## Attention", _where(result), text, _timings(rows)]
     return "\n\n".join([*parts, *_on_a_gpu("ring_attention")])
+
+
+def _compiled() -> str:
+    text = (
+        "Triton's kernels at stage 1's heads (8 over 2 of 128, bf16), compiled for `sm_90` without "
+        "a GPU: registers of a thread, programs that fit a multiprocessor, instructions of the hot "
+        "loop, copies in it of 128 bits and of fewer, spills in loops (`python "
+        "benchmarks/compiled.py`). Before: commit `65767b7`. Not measured on a GPU."
+    )
+    lines, uses = [], []
+    for path in sorted(RESULTS.glob("compiled_triton*.json")):
+        before = {row["case"]: row for row in _load(path.stem.replace("_", "_before_", 1))["rows"]}
+        for row in _load(path.stem)["rows"]:
+            if row["case"].startswith("use/"):
+                uses.append(row)
+            else:
+                lines.append(_compiled_line(row, before.get(row["case"])))
+    heads = ["kernel", "compiler", "registers", "a processor", "loop", "copies", "spills", "HGMMA"]
+    use = (
+        "How programs fill 132 multiprocessors, replayed heaviest first: work over the time of the "
+        "last to end. `parts` are programs that share a block of keys in dk/dv."
+    )
+    use_heads = ["tile", "heads", "forward", "dq", "dk/dv before", "dk/dv", "parts"]
+    filled = [
+        [
+            row["case"].removeprefix("use/"),
+            f"{row['heads']}/{row['kv_heads']}",
+            *(f"{row[k]:.2f}" for k in ("forward_use", "dq_use", "dkdv_use_unsplit", "dkdv_use")),
+            str(row["head_parts"] * row["query_parts"]),
+        ]
+        for row in {row["case"]: row for row in uses}.values()
+    ]
+    parts = ["## Compiled kernels", text, _table(heads, lines), use, _table(use_heads, filled)]
+    return "\n\n".join(parts)
+
+
+def _compiled_line(row: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    """Counts, with those of before in front where they were others."""
+
+    def cell(name: str) -> str:
+        old = before[name] if before else row[name]
+        return f"{row[name]}" if old == row[name] else f"{old} → {row[name]}"
+
+    narrow = "async_copies_narrow"
+    copies = f"{row['async_copies_128']} + {row[narrow]}"
+    if before and before[narrow] != row[narrow]:
+        copies = f"{before['async_copies_128']} + {before[narrow]} → {copies}"
+    return [
+        row["case"],
+        row["implementation"],
+        cell("registers"),
+        cell("blocks_per_sm"),
+        cell("loop_instructions"),
+        copies,
+        cell("spills_in_loops"),
+        ", ".join(row["products"]),
+    ]
 
 
 def _decoding_kernels() -> str:

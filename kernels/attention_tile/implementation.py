@@ -28,9 +28,9 @@ class Implementation:
     forward: Callable[[Tile, Running | None], Running]
     backward: Callable[[Tile, torch.Tensor, torch.Tensor, torch.Tensor, Gradients], None]
     forward_alone: Callable[[Tile], Running] | None = None
-    backward_alone: (
-        Callable[[Tile, torch.Tensor, torch.Tensor, torch.Tensor], Gradients] | None
-    ) = None
+    backward_alone: Callable[[Tile, torch.Tensor, torch.Tensor, torch.Tensor], Gradients] | None = (
+        None
+    )
 
 
 def dropout_unsupported(tile: Tile) -> str | None:

@@ -6,7 +6,7 @@ from the log-sum-exp over all keys.
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import query_part, stretches
+from emu3_kernels.attention_tile.triton_masks import kept, load_if, query_part, stretches
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -48,6 +48,7 @@ def dq_kernel(
     BLOCK_N: tl.constexpr,
     ADD: tl.constexpr,  # to what dq holds, instead of writing over it
     DROPOUT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     head = tl.program_id(0) % HEADS
@@ -80,7 +81,7 @@ def dq_kernel(
             dq_md = _dq_step(
                 dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high,
                 first_m, last_m, scale, multiplier_m, offset_m, words_ptr, threshold,
-                DIM, BLOCK_N, stretch != 1, DROPOUT, PRECISION,
+                DIM, BLOCK_N, stretch != 1, DROPOUT, INTERPRETED, PRECISION,
             )  # fmt: skip
 
     dq_ptrs = dq_ptr + head * dq_h + rows[:, None] * dq_t + dims[None, :]
@@ -100,18 +101,14 @@ def _dq_step(
     dq_md, q_md, do_md, lse_m, delta_m, k_ptr, v_ptr, k_t, v_t, j, high, first_m, last_m,
     scale, multiplier_m, offset_m, words_ptr, threshold,
     DIM: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what keys [j, j + BLOCK_N) give to dq."""
     keys = j + tl.arange(0, BLOCK_N)
     rows = keys.to(tl.int64)[:, None]
     dims = tl.arange(0, DIM)[None, :]
-    if MASKED:
-        k_nd = tl.load(k_ptr + rows * k_t + dims, mask=keys[:, None] < high, other=0.0)
-        v_nd = tl.load(v_ptr + rows * v_t + dims, mask=keys[:, None] < high, other=0.0)
-    else:
-        k_nd = tl.load(k_ptr + rows * k_t + dims)
-        v_nd = tl.load(v_ptr + rows * v_t + dims)
+    k_nd = load_if(k_ptr + rows * k_t + dims, keys[:, None] < high, MASKED)
+    v_nd = load_if(v_ptr + rows * v_t + dims, keys[:, None] < high, MASKED)
     score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision=PRECISION)
     prob_mn = tl.exp2(score_mn * (scale * LOG2E) - lse_m[:, None])
     if MASKED:
@@ -119,9 +116,9 @@ def _dq_step(
         prob_mn = tl.where(visible_mn, prob_mn, 0.0)
     dprob_mn = tl.dot(do_md, tl.trans(v_nd), input_precision=PRECISION)
     if DROPOUT:
-        word_n = tl.load(words_ptr + keys, mask=keys < high, other=0)
+        word_n = load_if(words_ptr + keys, keys < high, MASKED)
         hash_mn = multiplier_m[:, None] * word_n[None, :] + offset_m[:, None]
-        dprob_mn = tl.where(hash_mn >= threshold, dprob_mn, 0.0)
+        dprob_mn = kept(dprob_mn, hash_mn, threshold, INTERPRETED)
     dscore_mn = prob_mn * (dprob_mn - delta_m[:, None])
     return tl.dot(dscore_mn.to(k_nd.dtype), k_nd, dq_md, input_precision=PRECISION)
 
@@ -178,6 +175,7 @@ def dkdv_kernel(
     ADD: tl.constexpr,  # to what dk and dv hold, instead of writing over it
     SPLIT: tl.constexpr,  # write parts, which sum_parts_kernel adds up
     DROPOUT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     kv_head = tl.program_id(0) % KV_HEADS
@@ -218,7 +216,7 @@ def dkdv_kernel(
                     dk_nd, dv_nd, k_nd, v_nd, keys, word_n, q_head, do_head, lse_head,
                     delta_head, q_t, do_t, i, high, first_q_ptr, last_q_ptr, scale,
                     rows_head, offsets, threshold, keep_rate,
-                    DIM, BLOCK_M, stretch != 1, DROPOUT, PRECISION,
+                    DIM, BLOCK_M, stretch != 1, DROPOUT, INTERPRETED, PRECISION,
                 )  # fmt: skip
 
     dk_nd *= scale * dropout_factor
@@ -240,23 +238,17 @@ def _dkdv_step(
     q_t, do_t, i, high, first_ptr, last_ptr, scale,
     rows_ptr, offsets, threshold, keep_rate,
     DIM: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    INTERPRETED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what queries [i, i + BLOCK_M) of one head give to dk and dv."""
     queries = i + tl.arange(0, BLOCK_M)
     inside = queries < high
     rows = queries.to(tl.int64)[:, None]
     dims = tl.arange(0, DIM)[None, :]
-    if MASKED:
-        q_md = tl.load(q_ptr + rows * q_t + dims, mask=inside[:, None], other=0.0)
-        do_md = tl.load(do_ptr + rows * do_t + dims, mask=inside[:, None], other=0.0)
-        lse_m = tl.load(lse_ptr + queries, mask=inside, other=0.0) * LOG2E
-        delta_m = tl.load(delta_ptr + queries, mask=inside, other=0.0)
-    else:
-        q_md = tl.load(q_ptr + rows * q_t + dims)
-        do_md = tl.load(do_ptr + rows * do_t + dims)
-        lse_m = tl.load(lse_ptr + queries) * LOG2E
-        delta_m = tl.load(delta_ptr + queries)
+    q_md = load_if(q_ptr + rows * q_t + dims, inside[:, None], MASKED)
+    do_md = load_if(do_ptr + rows * do_t + dims, inside[:, None], MASKED)
+    lse_m = load_if(lse_ptr + queries, inside, MASKED) * LOG2E
+    delta_m = load_if(delta_ptr + queries, inside, MASKED)
     # Keys by queries: the probabilities are the left operand then, which may stay in registers.
     score_nm = tl.dot(k_nd, tl.trans(q_md), input_precision=PRECISION)
     prob_nm = tl.exp2(score_nm * (scale * LOG2E) - lse_m[None, :])
@@ -268,10 +260,10 @@ def _dkdv_step(
     dprob_nm = tl.dot(v_nd, tl.trans(do_md), input_precision=PRECISION)
     kept_nm = prob_nm
     if DROPOUT:
-        multiplier_m = tl.load(rows_ptr + queries, mask=inside, other=0)
-        offset_m = tl.load(rows_ptr + offsets + queries, mask=inside, other=0)
+        multiplier_m = load_if(rows_ptr + queries, inside, MASKED)
+        offset_m = load_if(rows_ptr + offsets + queries, inside, MASKED)
         hash_nm = multiplier_m[None, :] * word_n[:, None] + offset_m[None, :]
-        kept_nm = tl.where(hash_nm >= threshold, prob_nm, 0.0)
+        kept_nm = kept(prob_nm, hash_nm, threshold, INTERPRETED)
         # dk is divided by keep_rate at the end.
         dscore_nm = kept_nm * dprob_nm - prob_nm * (delta_m * keep_rate)[None, :]
     else:

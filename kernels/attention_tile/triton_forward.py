@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import kept, stretches
+from emu3_kernels.attention_tile.triton_masks import kept, load_if, stretches
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -101,12 +101,8 @@ def _step(
     keys = j + tl.arange(0, BLOCK_N)
     rows = keys.to(tl.int64)[:, None]
     dims = tl.arange(0, DIM)[None, :]
-    if MASKED:
-        k_nd = tl.load(k_ptr + rows * k_t + dims, mask=keys[:, None] < high, other=0.0)
-        v_nd = tl.load(v_ptr + rows * v_t + dims, mask=keys[:, None] < high, other=0.0)
-    else:
-        k_nd = tl.load(k_ptr + rows * k_t + dims)
-        v_nd = tl.load(v_ptr + rows * v_t + dims)
+    k_nd = load_if(k_ptr + rows * k_t + dims, keys[:, None] < high, MASKED)
+    v_nd = load_if(v_ptr + rows * v_t + dims, keys[:, None] < high, MASKED)
     score_mn = tl.dot(q_md, tl.trans(k_nd), input_precision=PRECISION)
     if MASKED:
         visible_mn = (keys[None, :] >= first_m[:, None]) & (keys[None, :] < last_m[:, None])
@@ -119,7 +115,7 @@ def _step(
     shrink_m = tl.exp2(max_m - shift_m)
     sum_m = sum_m * shrink_m + tl.sum(prob_mn, 1)
     if DROPOUT:
-        word_n = tl.load(words_ptr + keys, mask=keys < high, other=0)
+        word_n = load_if(words_ptr + keys, keys < high, MASKED)
         hash_mn = multiplier_m[:, None] * word_n[None, :] + offset_m[:, None]
         prob_mn = kept(prob_mn, hash_mn, threshold, INTERPRETED)
     acc_md = acc_md * shrink_m[:, None]

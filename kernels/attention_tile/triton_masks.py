@@ -48,6 +48,14 @@ def words_kernel(
 
 
 @triton.jit
+def load_if(ptrs, mask, MASKED: tl.constexpr):
+    """Load; with masks 0 in the place of what is masked."""
+    if MASKED:
+        return tl.load(ptrs, mask=mask, other=0)
+    return tl.load(ptrs)
+
+
+@triton.jit
 def kept(values, hashes, threshold, INTERPRETED: tl.constexpr):
     """The values whose hash is at least the threshold, 0 in the place of the others.
 
@@ -79,6 +87,6 @@ def stretches(low, full_low, full_high, high, BLOCK: tl.constexpr):
 
 @triton.jit
 def query_part(low, high, part, parts, BLOCK: tl.constexpr):
-    """The queries of one of equal parts of [low, high), whole blocks; the last ones may be empty."""
+    """One of equal parts of [low, high), in whole blocks; the last parts may be empty."""
     each = tl.cdiv(tl.cdiv(high - low, BLOCK), parts) * BLOCK
     return low + part * each, tl.minimum(low + (part + 1) * each, high)

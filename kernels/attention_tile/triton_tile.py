@@ -110,7 +110,6 @@ def _forward(tile: Tile, result: Running, merge: bool) -> Running:
             *_threshold(tile.dropout),
             HEADS=heads,
             RUNNING=merge,
-            INTERPRETED=_interpreted(),
             **_constants(tile, launch),
         )
     return out_thd, lse_ht
@@ -207,6 +206,7 @@ def _constants(tile: Tile, launch: Launch) -> dict[str, Any]:
         "BLOCK_M": launch.block_m,
         "BLOCK_N": launch.block_n,
         "DROPOUT": tile.dropout is not None,
+        "INTERPRETED": _interpreted(),
         "PRECISION": "tf32x3",  # of fp32 inputs alone: three tensor core products, near fp32
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,

@@ -131,10 +131,24 @@ def test_neighbours_and_seeds_are_independent():
         keep[:, :, 1:] * keep[:, :, :-1],
         keep[:, 1:, 1:] * keep[:, :-1, :-1],
         keep * other,
+        # Three keys in a row, a rectangle of two queries and two keys, and of two heads.
+        2 * keep[:, :, 2:] * keep[:, :, 1:-1] * keep[:, :, :-2],
+        4 * keep[:, 1:, 7:] * keep[:, :-1, 7:] * keep[:, 1:, :-7] * keep[:, :-1, :-7],
+        4 * keep[0, :, 1:] * keep[0, :, :-1] * keep[1, :, 1:] * keep[1, :, :-1],
     ]
 
     # A product of two independent signs of size 1/2 has standard deviation 1/4.
     assert max(pair.mean().abs() * 4 * pair.numel() ** 0.5 for pair in pairs) < 4
+
+
+def test_rows_of_any_two_far_keys_are_independent():
+    """As multiply-add hashing promises of random rows, however far keys lie apart."""
+    query, key = torch.arange(4000), torch.tensor([0, 1, 2, 2**16, 2**17, 131_071])
+    keep = Dropout(0.1, SEED, query, key).keep(8, slice(None), slice(None)).double() - 0.9
+
+    correlation = keep.flatten(0, 1).T.corrcoef() - torch.eye(len(key))
+
+    assert correlation.abs().max() * keep[:, :, 0].numel() ** 0.5 < 4
 
 
 def test_auto_finds_a_backend_that_can_drop():
