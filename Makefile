@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint csrc gpu fresh clean
+.PHONY: install demo test test-slow lint csrc gpu gpu-check fresh clean
 
 install: $(INSTALLED)
 
@@ -43,9 +43,13 @@ build/gpu/sanitized: tests/gpu/sanitized.cu csrc
 	$(or $(NVCC),nvcc) -std=c++17 -arch=sm_90 -Icsrc -o $@ $< kernels/lib/libemu3_kernels.so \
 	    -Xlinker -rpath=$(CURDIR)/kernels/lib
 
-# On a machine with an H100 or H200; tools/gpu.sh says what PYTHON, WHEELS and OUT do.
+# On a machine with an H100 or H200; tools/gpu.sh says what PART, PYTHON, WHEELS and OUT do.
 gpu:
 	bash tools/gpu.sh
+
+# On any machine, before: whether WHEELS holds all that MACHINE, a list of packages, lacks.
+gpu-check:
+	$(or $(PYTHON),python3) tools/gpu_check.py "$(WHEELS)" "$(or $(MACHINE),tools/gpu-machine.txt)"
 
 # make demo and make test in an empty Debian 13; as root. tools/fresh.sh says what FRESH_ROOT does.
 fresh:

@@ -5,9 +5,11 @@ python benchmarks/NAME.py [--quick] --json FILE
 
 import argparse
 import ctypes
+import faulthandler
 import json
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +50,9 @@ def main(cases: Callable[[bool], Iterable[Case]], repeats: int = 5) -> None:
 
     Args:
         cases: given whether to be quick.
-        repeats: timed runs of each case, after one that is not timed.
+        repeats: timed runs of each case, after one that is not timed; a quick look takes one.
     """
-    write_rows(lambda quick: (measure(case, repeats) for case in cases(quick)))
+    write_rows(lambda quick: (measure(case, 1 if quick else repeats) for case in cases(quick)))
 
 
 def write_rows(find: Callable[[bool], Iterable[dict[str, Any]]]) -> None:
@@ -58,6 +61,8 @@ def write_rows(find: Callable[[bool], Iterable[dict[str, Any]]]) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, for a look or a test")
     parser.add_argument("--json", type=Path, help="write device, versions and rows to this file")
     arguments = parser.parse_args()
+    # Where it was when its time was over: make gpu interrupts it.
+    faulthandler.register(signal.SIGINT, chain=True)
     rows: list[dict[str, Any]] = []
     for row in find(arguments.quick):
         rows.append(row)
@@ -151,15 +156,23 @@ def _resident(name: str) -> int:
     raise OSError(f"/proc/self/status says no {name}")
 
 
+@cache
 def describe_machine() -> dict[str, Any]:
     """Device, versions and commit."""
-    names = ("torch", "megatron-core", "numpy")
+    names = ("torch", "triton", "megatron-core", "numpy")
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in names}},
         "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
         "command": " ".join(["python", *sys.argv]),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _cpu() -> str:

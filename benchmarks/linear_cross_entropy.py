@@ -1,11 +1,13 @@
 """Head and loss, forward and backward: ours beside what else there is, on the same inputs.
 
 `products` are the three matrix products alone at the next multiple of 128 rows, whose extents all
-have fast kernels: nobody who computes the gradients once can beat them. `error` is the larger of
-the errors of the two gradients, relative to fp64's. Rows named log-probabilities take minus the
-mean of each token's, whose gradients are those of the loss; ours computes a fourth product there,
-torch keeps the logits in both. Rows named `into main_grad` add the weight's gradient to an fp32
-buffer in forward, as training does; filling it with zeros is timed too.
+have fast kernels: nobody who computes the gradients once can beat them. `product` is one of equal
+sides: what the device reaches. The model pads its rows, so does ours; the others get the rows
+without padding. `error` is the larger of the errors of the two gradients, relative to fp64's. Rows
+named log-probabilities take minus the mean of each token's, whose gradients are those of the loss;
+ours computes a fourth product there, torch keeps the logits in both. Rows named `into main_grad`
+add the weight's gradient to an fp32 buffer in forward, as training does; filling it with zeros is
+timed too.
 """
 
 import gc
@@ -30,8 +32,10 @@ class Sizes:
     """One case.
 
     Attributes:
-        vocabulary: rows of the head, or of one rank's share of it.
+        vocabulary: ids of the head, or of one rank's share of it.
         ranks: that share the vocabulary.
+        rows: of the head or share, with padding; by default there is none.
+        last: the share is that of the last rank.
         whole: with the others' implementations too, not ours and torch's alone.
     """
 
@@ -39,11 +43,20 @@ class Sizes:
     vocabulary: int
     hidden: int
     ranks: int = 1
+    rows: int = 0
+    last: bool = False
     whole: bool = False
 
     def __str__(self) -> str:
-        sizes = f"n {self.tokens:,}, v {self.vocabulary:,}, h {self.hidden:,}"
-        return f"{sizes} (TP {self.ranks})" if self.ranks > 1 else sizes
+        rows = f" of {self.rows:,} rows" if self.rows else ""
+        sizes = f"n {self.tokens:,}, v {self.vocabulary:,}{rows}, h {self.hidden:,}"
+        which = ", the last rank" if self.last else ""
+        return f"{sizes} (TP {self.ranks}{which})" if self.ranks > 1 else sizes
+
+    @property
+    def before(self) -> int:
+        """Rows of the ranks before this one."""
+        return (self.ranks - 1) * self.rows if self.last else 0
 
 
 class AmongSilent(NoExchange):
@@ -56,21 +69,24 @@ class AmongSilent(NoExchange):
     def all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         nothing = torch.zeros_like(tensor)
         nothing[0] = -torch.inf
-        return lambda: torch.stack([tensor] + [nothing] * (self.size - 1))
+        others = [nothing] * self.size
+        return lambda: torch.stack([*others[: self.rank], tensor, *others[self.rank + 1 :]])
 
 
-# Emu3's head, and the shares of four and of eight ranks.
+# Emu3's head, without padding too, and the shares of four and of eight ranks, whose last are ragged.
 GPU = [
-    Sizes(8192, 184_622, 4096, whole=True),
+    Sizes(5120, 184_622, 4096, rows=184_704),
+    Sizes(8192, 184_622, 4096, rows=184_704, whole=True),
+    Sizes(8192, 184_622, 4096),
     Sizes(8192, 46_208, 4096, ranks=4),
+    Sizes(8192, 45_998, 4096, ranks=4, rows=46_208, last=True),
     Sizes(8192, 23_168, 4096, ranks=8),
-    Sizes(8192, 22_446, 4096, ranks=8),  # the last of eight, whose rows no 8 divides
-    Sizes(5120, 184_622, 4096),
-    Sizes(32_768, 184_622, 4096, whole=True),
+    Sizes(8192, 22_446, 4096, ranks=8, rows=23_168, last=True),
+    Sizes(32_768, 184_622, 4096, rows=184_704, whole=True),
 ]
 GPU_QUICK = [Sizes(1024, 32_000, 1024, whole=True)]
 CPU = [Sizes(4096, 151_936, 256), Sizes(4096, 23_168, 256, ranks=8, whole=True)]
-CPU_QUICK = [Sizes(512, 8000, 64, ranks=8, whole=True)]
+CPU_QUICK = [Sizes(256, 990, 64, ranks=8, rows=1000, last=True), Sizes(256, 990, 64, rows=1000)]
 
 
 class Inputs:
@@ -81,30 +97,41 @@ class Inputs:
         dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
         draw = partial(torch.randn, device=DEVICE, dtype=dtype)
         self.hidden = draw(sizes.tokens, sizes.hidden).requires_grad_()
-        head = draw(sizes.vocabulary, sizes.hidden)
+        head = draw(sizes.rows or sizes.vocabulary, sizes.hidden)
         self.head = head.mul_(2 * sizes.hidden**-0.5).requires_grad_()
+        self.unpadded = self.head.detach()[: sizes.vocabulary].requires_grad_()
         self.labels = torch.randint(sizes.vocabulary, (sizes.tokens,), device=DEVICE)
+        self.sizes, self.vocab_size = sizes, sizes.before + sizes.vocabulary
         self.weights = torch.ones(sizes.tokens, device=DEVICE)
         self.classes = self.labels % 3
-        self.exchange = AmongSilent(size=sizes.ranks) if sizes.ranks > 1 else NoExchange()
+        rank = sizes.ranks - 1 if sizes.last else 0
+        silent = AmongSilent(rank=rank, size=sizes.ranks)
+        self.exchange = silent if sizes.ranks > 1 else NoExchange()
         self.exact: list[torch.Tensor] = []
 
     def gradients(self, loss: Callable[..., torch.Tensor]) -> Gradients:
-        """By hidden states and head, of a mean over tokens."""
+        """By hidden states and head without padding, of a mean over tokens."""
         return torch.autograd.grad(
-            loss(self.hidden, self.head, self.labels), (self.hidden, self.head)
+            loss(self.hidden, self.unpadded, self.labels), (self.hidden, self.unpadded)
         )
+
+    def our_gradients(self, loss: Callable[..., torch.Tensor]) -> Gradients:
+        """By hidden states and head; labels are counted over all ranks."""
+        labels = self.labels + self.sizes.before
+        return torch.autograd.grad(loss(self.hidden, self.head, labels), (self.hidden, self.head))
 
     def error(self, gradients: Gradients, seconds: float) -> dict[str, Any]:
         if not self.exact:
             self.exact = list(self._in_fp64())
+        by_hidden, by_head = gradients
+        gradients = by_hidden, by_head[: self.sizes.vocabulary]
         pairs = zip(gradients, self.exact, strict=True)
         return {"error": max(_distance(found, exact) for found, exact in pairs)}
 
     @torch.no_grad()
     def _in_fp64(self) -> Gradients:
         """Chunked by hand, none of our code; kept in fp32, exact enough to compare with."""
-        head = self.head.double()
+        head = self.unpadded.double()
         by_hidden, by_head = torch.empty_like(self.hidden, dtype=torch.float32), 0
         for at in torch.arange(len(self.hidden), device=DEVICE).split(512):
             hidden = self.hidden[at].double()
@@ -131,13 +158,13 @@ def ours(inputs: Inputs, backend: Literal["auto", "triton"]) -> Gradients:
             labels,
             inputs.weights,
             inputs.classes,
-            vocab_size=len(head),
+            vocab_size=inputs.vocab_size,
             exchange=inputs.exchange,
             backend=backend,
         )
         return sums.loss / len(hidden)
 
-    return inputs.gradients(loss)
+    return inputs.our_gradients(loss)
 
 
 class IntoMainGrad:
@@ -154,10 +181,10 @@ class IntoMainGrad:
         sums = linear_cross_entropy(
             inputs.hidden,
             inputs.head,
-            inputs.labels,
+            inputs.labels + inputs.sizes.before,
             inputs.weights,
             inputs.classes,
-            vocab_size=len(inputs.head),
+            vocab_size=inputs.vocab_size,
             exchange=inputs.exchange,
             main_grad_vh=self.main_grad,
             known_scale=self.scale,
@@ -168,12 +195,12 @@ class IntoMainGrad:
 
 def our_log_probabilities(inputs: Inputs, backend: Literal["auto", "triton"]) -> Gradients:
     def loss(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        sizes = {"vocab_size": len(head), "exchange": inputs.exchange}
+        sizes = {"vocab_size": inputs.vocab_size, "exchange": inputs.exchange}
         return -token_log_probabilities(
             hidden, head, labels, backend=backend, **sizes
         ).log_prob.mean()
 
-    return inputs.gradients(loss)
+    return inputs.our_gradients(loss)
 
 
 def torchs(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -190,9 +217,9 @@ def torchs_log_probabilities(
 class Products:
     """The products of one chunk, as often as there are chunks; logits only where they are made."""
 
-    def __init__(self, inputs: Inputs):
-        head = inputs.head.detach()
-        rows = -(-len(head) // 128) * 128
+    def __init__(self, inputs: Inputs, aligned: bool = True):
+        head = inputs.unpadded.detach()
+        rows = -(-len(head) // 128) * 128 if aligned else len(head)
         self.hidden = inputs.hidden.detach()
         self.head = torch.cat([head, head.new_zeros(rows - len(head), head.shape[1])])
         size = min(4096 if DEVICE == "cuda" else 512, len(self.hidden))
@@ -207,25 +234,46 @@ class Products:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    sizes_of = {"cuda": (GPU, GPU_QUICK), "cpu": (CPU, CPU_QUICK)}
-    for sizes in sizes_of[DEVICE][quick]:
-        inputs = Inputs(sizes)
-        case = partial(Case, str(sizes), figures=inputs.error, tensors=True)
-        yield case("emu3", partial(ours, inputs, "auto"))
-        if DEVICE == "cuda":
-            yield case("emu3 (triton)", partial(ours, inputs, "triton"))
-        yield case("emu3, into main_grad", IntoMainGrad(inputs))
-        yield case("torch", partial(inputs.gradients, torchs))
-        ours_of = partial(our_log_probabilities, inputs)
-        yield case("emu3, log-probabilities", partial(ours_of, "auto"))
-        if DEVICE == "cuda":
-            yield case("emu3 (triton), log-probabilities", partial(ours_of, "triton"))
-        yield case("torch, log-probabilities", partial(inputs.gradients, torchs_log_probabilities))
-        for name, peer in PEERS.items() if sizes.whole else ():
-            yield case(name, partial(_peer, inputs, peer))
-        yield Case(str(sizes), "products", Products(inputs), tensors=True)
-        del inputs, case, ours_of
-        gc.collect()
+    sizes_of = {"cuda": (GPU, GPU_QUICK), "cpu": (CPU, CPU_QUICK)}[DEVICE][quick]
+    yield _aligned_product(256 if quick else 8192 if DEVICE == "cuda" else 2048)
+    for sizes in sizes_of:
+        yield from _of_sizes(sizes)
+    for sizes in sizes_of:  # the slowest last: a time limit may cut them off
+        if sizes.whole:
+            inputs = Inputs(sizes)
+            for name, peer in PEERS.items():
+                run = partial(_peer, inputs, peer)
+                yield Case(str(sizes), name, run, figures=inputs.error, tensors=True)
+            del inputs, run
+            gc.collect()
+
+
+def _aligned_product(side: int) -> Case:
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    one = torch.randn(side, side, device=DEVICE, dtype=dtype)
+    figures = lambda result, seconds: {"tflops": 2 * side**3 / seconds / 1e12}
+    return Case(f"{side:,} x {side:,} x {side:,}", "product", lambda: one @ one, figures, True)
+
+
+def _of_sizes(sizes: Sizes) -> Iterator[Case]:
+    """Ours, torch's, and the floor."""
+    inputs = Inputs(sizes)
+    case = partial(Case, str(sizes), figures=inputs.error, tensors=True)
+    names = {"auto": "emu3", "triton": "emu3 (triton)"} if DEVICE == "cuda" else {"auto": "emu3"}
+    for backend, name in names.items():
+        yield case(name, partial(ours, inputs, backend))
+    yield case("emu3, into main_grad", IntoMainGrad(inputs))
+    yield Case(str(sizes), "products", Products(inputs), tensors=True)
+    if not sizes.rows and sizes.vocabulary % 8:
+        run: Callable[[], Any] = Products(inputs, aligned=False)
+        yield Case(str(sizes), "products, rows as they are", run, tensors=True)
+    yield case("torch", partial(inputs.gradients, torchs))
+    for backend, name in names.items():
+        run = partial(our_log_probabilities, inputs, backend)
+        yield case(f"{name}, log-probabilities", run)
+    yield case("torch, log-probabilities", partial(inputs.gradients, torchs_log_probabilities))
+    del inputs, case, run
+    gc.collect()
 
 
 def _peer(inputs: Inputs, peer: Callable[[], Callable[..., torch.Tensor]]) -> Gradients:

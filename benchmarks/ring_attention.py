@@ -1,7 +1,8 @@
 """Attention tiles beside torch's kernels, a rank of a ring beside one call, and errors by ranks.
 
-Emu3's heads and 131,072 tokens on a GPU (32,768 for tiles of one document); a few heads and tokens,
-in fp32, on a CPU. `error` is that of out (forward) or of the queries' gradient (backward) at 64
+Emu3's heads and 131,072 tokens on a GPU (32,768 for tiles of one document), and the heads, tokens
+and dropout of a rank of stage 1 (TP 4) and stage 2 (TP 8, CP 8); a few heads and tokens, in fp32, on
+a CPU. `error` is that of out (forward) or of the queries' gradient (backward) at 64
 queries, relative to fp64.
 
 The rank of a ring is simulated: all its steps one after the other, its neighbours' keys copied from
@@ -13,22 +14,24 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import torch
 from dispatch import dispatch_rows
 from emu3_kernels.attention_tile import (
+    Dropout,
     KeyRanges,
     attention_delta,
     attention_tile,
     attention_tile_backward,
 )
 from emu3_kernels.exchange import Exchange, NoExchange
-from emu3_kernels.ring_attention import Ring, RingPlan
+from emu3_kernels.ring_attention import Ring, RingDropout, RingPlan
 from harness import Case, main
 from simulated_packs import simulated_packs
+from sweeps import HEADS, Heads
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -38,6 +41,8 @@ from support.simulated_ranks import simulate
 
 from emu3_megatron.context_parallel.dispatch import dispatch
 
+EMU3 = Heads(32, 8, 0.0)
+STAGE_1 = "image and text"
 FULL = 131_072  # tokens of the packs that smaller ones are scaled from
 KINDS = ("image", "mixed", "dense", "video")
 CHECKED = 64  # queries
@@ -50,6 +55,7 @@ class Problem:
     Attributes:
         query, key, value, dout: [t, heads, d].
         boundaries: int64 [documents + 1].
+        dropout: chance that an attention weight is dropped.
     """
 
     query: torch.Tensor
@@ -57,18 +63,27 @@ class Problem:
     value: torch.Tensor
     dout: torch.Tensor
     boundaries: torch.Tensor
+    dropout: float = 0.0
 
     @classmethod
-    def random(cls, kind: str, tokens: int) -> "Problem":
-        """Emu3's heads in bf16 on a GPU; four over one, of 64, in fp32 on a CPU."""
+    def random(cls, kind: str, tokens: int, shape: Heads = EMU3) -> "Problem":
+        """In bf16 on a GPU; four heads over one, of 64, in fp32 on a CPU.
+
+        `kind` may be STAGE_1: an image of 4,300 tokens and a text, or a part of that.
+        """
         on_gpu = torch.cuda.is_available()
-        heads, kv_heads, dim = (32, 8, 128) if on_gpu else (4, 1, 64)
+        heads, kv_heads = (shape.heads, shape.kv_heads) if on_gpu else (4, 1)
+        dim = 128 if on_gpu else 64
         options: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cuda"} if on_gpu else {}
         torch.manual_seed(0)
         draw = lambda heads: torch.randn(tokens, heads, dim, **options)
-        whole = torch.from_numpy(simulated_packs(kind, number=1)[0])
-        boundaries = (whole * tokens // FULL).unique()
-        return cls(draw(heads), draw(kv_heads), draw(kv_heads), draw(heads), boundaries)
+        if kind == STAGE_1:
+            boundaries = torch.tensor([0, tokens * 4300 // 5120, tokens])
+        else:
+            whole = torch.from_numpy(simulated_packs(kind, number=1)[0])
+            boundaries = (whole * tokens // FULL).unique()
+        inputs = draw(heads), draw(kv_heads), draw(kv_heads), draw(heads)
+        return cls(*inputs, boundaries, shape.dropout)
 
     @property
     def scale(self) -> float:
@@ -78,6 +93,10 @@ class Problem:
         segments = [[a, b, a, b, 1] for a, b in pairwise(self.boundaries.tolist())]
         tokens = len(self.query)
         return KeyRanges.of_segments(segments, tokens, tokens, self.query.device)
+
+    def drop(self) -> Dropout | None:
+        place = torch.arange(len(self.query), device=self.query.device)
+        return Dropout(self.dropout, 1, place, place) if self.dropout else None
 
     def tera(self, pairs: float, seconds: float, products: int) -> dict[str, float]:
         """TFLOP/s of so many products of a head's vectors for each pair of query and key."""
@@ -111,8 +130,24 @@ def error(found: torch.Tensor, right: torch.Tensor) -> float:
     return ((found.double() - right).norm() / right.norm()).item()
 
 
-def tile_cases(quick: bool) -> Iterator[Case]:
-    """Every implementation, forward and backward, on every kind of pack."""
+def rank_cases(quick: bool) -> Iterator[Case]:
+    """The heads of one rank, with dropout and without: 5,120 tokens as in stage 1, and 16,384."""
+    for shape, keeps_all in product(HEADS[:1] if quick else HEADS, (False, True)):
+        shape = shape._replace(dropout=0.0 if keeps_all else 0.1)
+        for kind, tokens in ((STAGE_1, 5120), ("mixed", 16_384)):
+            problem = Problem.random(kind, 256 if quick else tokens, shape)
+            pairs = pairs_of(problem.ranges())
+            backend = "triton" if torch.cuda.is_available() else "reference"
+            runs = zip(("forward", "backward"), tile(problem, backend), (2, 5), strict=True)
+            for name, run, products in runs:
+                figures = lambda result, seconds, p=problem, n=pairs, k=products: p.tera(
+                    n, seconds, k
+                )
+                yield Case(f"rank/{shape}/{kind}/{name}", "emu3", run, figures, tensors=True)
+
+
+def tile_cases(quick: bool, peers: bool) -> Iterator[Case]:
+    """Ours or the others, forward and backward, on every kind of pack."""
     on_gpu = torch.cuda.is_available()
     tokens = (16_384 if quick else FULL) if on_gpu else (512 if quick else 2048)
     for kind in KINDS:
@@ -133,7 +168,7 @@ def tile_cases(quick: bool) -> Iterator[Case]:
         ) -> dict[str, float]:
             return {"error": error(result[rows], right), **problem.tera(pairs, seconds, products)}
 
-        for name, (forward, backward) in implementations(problem, on_gpu).items():
+        for name, (forward, backward) in implementations(problem, on_gpu, peers).items():
             figures = partial(after, right=right_out, products=2)
             yield Case(f"tile/{kind}/forward", name, forward, figures, tensors=True)
             figures = partial(after, right=right_gradient, products=5)
@@ -143,18 +178,15 @@ def tile_cases(quick: bool) -> Iterator[Case]:
 Run = Callable[[], torch.Tensor]
 
 
-def implementations(problem: Problem, on_gpu: bool) -> dict[str, tuple[Run, Run]]:
+def implementations(problem: Problem, on_gpu: bool, peers: bool) -> dict[str, tuple[Run, Run]]:
     """By name, what computes out, and what computes gradients and returns the queries'."""
-    ours = ["triton", "flash", "flash_attn", "cudnn"] if on_gpu else ["sdpa", "reference"]
-    peers: dict[str, Callable[..., torch.Tensor]]
+    if not peers:
+        ours = ["triton", "flash", "flash_attn", "cudnn"] if on_gpu else ["sdpa", "reference"]
+        return {_name(name): tile(problem, name) for name in ours}
+    others: dict[str, Callable[..., torch.Tensor]] = {"torch": dense_mask}
     if on_gpu:
-        peers = {"flash varlen": flash_varlen, "cudnn, by document": cudnn, "flex": flex}
-    else:
-        peers = {"torch": dense_mask}
-    return {
-        **{_name(name): tile(problem, name) for name in ours},
-        **{name: by_autograd(problem, peer) for name, peer in peers.items()},
-    }
+        others = {"flash varlen": flash_varlen, "cudnn, by document": cudnn, "flex": flex}
+    return {name: by_autograd(problem, peer) for name, peer in others.items()}
 
 
 def _name(backend: str) -> str:
@@ -163,7 +195,8 @@ def _name(backend: str) -> str:
 
 
 def tile(problem: Problem, backend: Any) -> tuple[Run, Run]:
-    ranges, options = problem.ranges(), {"scale": problem.scale, "backend": backend}
+    ranges = problem.ranges()
+    options = {"scale": problem.scale, "backend": backend, "dropout": problem.drop()}
     inputs = (problem.query, problem.key, problem.value)
     saved: list[torch.Tensor] = []
 
@@ -265,8 +298,9 @@ def ring_cases(quick: bool, ranks: int = 8) -> Iterator[Case]:
     on_gpu = torch.cuda.is_available()
     tokens = (16_384 if quick else FULL) if on_gpu else (1024 if quick else 4096)
     backend = "triton" if on_gpu else "sdpa"
-    for kind in ("dense", "mixed"):
-        problem = Problem.random(kind, tokens)
+    shapes = [EMU3] if quick else [EMU3, HEADS[1]]  # of one rank of eight: stage 2's
+    for shape, kind in product(shapes, ("dense", "mixed")):
+        problem = Problem.random(kind, tokens, shape)
         shares = list(torch.from_numpy(dispatch(problem.boundaries.numpy(), ranks)))
         plans = [
             RingPlan.build(shares, problem.boundaries, rank, problem.query.device)
@@ -277,12 +311,14 @@ def ring_cases(quick: bool, ranks: int = 8) -> Iterator[Case]:
         part = Problem(
             *(t[rows] for t in (problem.query, problem.key, problem.value, problem.dout)),
             problem.boundaries,
+            shape.dropout,
         )
         whole_pairs, pairs = pairs_of(problem.ranges()), pairs_of_plan(busiest)
         one_call = tile(problem, backend)
         by_steps = ring_rank(part, busiest, backend)
         for i, (name, products) in enumerate((("forward", 2), ("backward", 5))):
-            case = f"ring/{kind}/cp{ranks}/{name}"
+            heads = "" if shape == EMU3 else f"{shape}/"
+            case = f"ring/{heads}{kind}/cp{ranks}/{name}"
             figures = lambda result, seconds, p=problem, n=whole_pairs, k=products: p.tera(
                 n, seconds, k
             )
@@ -296,7 +332,9 @@ def pairs_of_plan(plan: RingPlan) -> int:
 
 
 def ring_rank(part: Problem, plan: RingPlan, backend: Any) -> tuple[Run, Run]:
-    ring = Ring(plan, FromMemory(plan.rank, plan.size), part.scale, backend=backend)
+    dropout = RingDropout(part.dropout, seed=1) if part.dropout else None
+    exchange = FromMemory(plan.rank, plan.size)
+    ring = Ring(plan, exchange, part.scale, dropout, backend)
     inputs = (part.query, part.key, part.value)
     saved: list[torch.Tensor] = []
 
@@ -349,10 +387,12 @@ def all_ranks(problem: Problem, ranks: int, backend: Any) -> list[torch.Tensor]:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    yield from ring_cases(quick)  # few and cheap: they must not be what a time limit cuts off
-    yield from tile_cases(quick)
+    yield from rank_cases(quick)  # few and cheap: they must not be what a time limit cuts off
+    yield from ring_cases(quick)
+    yield from tile_cases(quick, peers=False)
     yield from error_cases(quick)
     yield from dispatch_rows(quick)
+    yield from tile_cases(quick, peers=True)
 
 
 if __name__ == "__main__":

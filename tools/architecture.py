@@ -14,7 +14,7 @@ FOLDERS = {
     "kernels": ["**/*.py"],
     "csrc": ["*.h", "*.cuh", "*.cu"],
     "benchmarks": ["*.py"],
-    "tools": ["*.py", "*.sh", "*.slurm"],
+    "tools": ["**/*.py", "*.sh", "*.slurm"],
 }
 
 
