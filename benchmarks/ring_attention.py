@@ -1,9 +1,9 @@
 """Attention tiles beside torch's kernels, a rank of a ring beside one call, and errors by ranks.
 
 Emu3's heads and 131,072 tokens on a GPU (32,768 for tiles of one document), and the heads, tokens
-and dropout of a rank of stage 1 (TP 4) and stage 2 (TP 8, CP 8); a few heads and tokens, in fp32, on
-a CPU. `error` is that of out (forward) or of the queries' gradient (backward) at 64
-queries, relative to fp64.
+and dropout of a rank of stage 1 (TP 4) and stage 2 (TP 8, CP 8); a few heads and tokens, in fp32,
+on a CPU. `error` is that of out (forward) or of the queries' gradient (backward) at 64 queries,
+relative to fp64.
 
 The rank of a ring is simulated: all its steps one after the other, its neighbours' keys copied from
 memory on the same device. It shows what cutting attention into tiles costs, not what a network

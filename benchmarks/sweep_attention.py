@@ -1,7 +1,7 @@
-"""Attention kernels with other launch shapes: forward, and backward with one of its kernels changed.
+"""Attention kernels with other launch shapes: forward, and backward with one kernel changed.
 
-Stage 1's 5,120 tokens, an image and a text, with the heads of a rank. The first shape of a kernel is
-the one in use. On a CPU the interpreter runs a few, for a look.
+Stage 1's 5,120 tokens, an image and a text, with the heads of a rank. The first shape of a kernel
+is the one in use. TRITON_INTERPRET=1 runs them on a CPU, for a look.
 """
 
 import os
@@ -10,11 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU:  # before kernels are imported
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from emu3_kernels.attention_tile import (
     Dropout,
     KeyRanges,
@@ -25,6 +20,7 @@ from emu3_kernels.attention_tile import (
 from harness import Case, main
 from sweeps import ATTENTION, QUICK, SWEPT, Heads, attention_launch
 
+ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
 TOKENS, DIM = (5120, 128) if ON_GPU else (64, 16)
 TRAINED = TOKENS * 4300 // 5120  # tokens of the image
 

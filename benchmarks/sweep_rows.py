@@ -1,7 +1,7 @@
 """The row passes of the head's loss with other blocks and warps, and CUDA's pass where it is built.
 
-Logits of 4,096 tokens over Emu3's vocabulary. `gb_s` counts each pass's reads and writes. On a CPU
-the interpreter runs a few, for a look.
+Logits of 4,096 tokens over Emu3's vocabulary. `gb_s` counts each pass's reads and writes.
+TRITON_INTERPRET=1 runs them on a CPU, for a look.
 """
 
 import os
@@ -9,16 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-
-ON_GPU = torch.cuda.is_available()
-if not ON_GPU:  # before kernels are imported
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from emu3_kernels import cuda
 from emu3_kernels.linear_cross_entropy import triton_rows
 from harness import Case, main
 from sweeps import QUICK, ROWS, VOCABULARY, rows_launch
 
+ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
 TOKENS, COLUMNS = (4096, VOCABULARY) if ON_GPU else (4, 5000)
 
 

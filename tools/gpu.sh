@@ -40,5 +40,6 @@ unset TRITON_INTERPRET
 "$python" -c 'import pytest, megatron.core, emu3_megatron.parallel' ||
   fail "a package is missing (above); make gpu-check names every one"
 export PATH=$PATH:/usr/local/cuda/bin
+export PYTHON=$python
 
 exec "$python" -m gpu_parts ${PART:-} --out "$out" ${QUICK:+--quick}

@@ -1,6 +1,7 @@
 """Runs parts of `make gpu`: python -m gpu_parts [PART ...] --out FOLDER [--quick]"""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def main() -> int:
 
 def _run(part: str, out: Path, quick: bool) -> bool:
     with PartRun(part, out, SECONDS) as run:
-        commands = commands_of(part, sys.executable, quick)
+        commands = commands_of(part, os.environ.get("PYTHON") or sys.executable, quick)
         run.beside_each_other([command for command in commands if command.before_gpu])
         for command in commands:
             if not command.before_gpu:

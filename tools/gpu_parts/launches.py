@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import sweeps
 import torch
-from emu3_kernels import decode_attention, nearest_code, weight_only
+from emu3_kernels import decode_attention, weight_only
 from emu3_kernels.attention_tile import (
     Dropout,
     KeyRanges,
@@ -149,7 +149,9 @@ def _multiply(kind: torch.dtype, outputs: int, inputs: int) -> None:
 
 
 def _vision() -> Iterator[Launch]:
-    yield Launch("search", partial(triton_search.search, torch.zeros(4096, 4), torch.zeros(32768, 4)))
+    yield Launch(
+        "search", partial(triton_search.search, torch.zeros(4096, 4), torch.zeros(32768, 4))
+    )
     ones = torch.ones(128)
     run = partial(triton_norm.normed, torch.zeros(1, 128, 64, 64), 32, ones, ones, 1e-6, None, None)
     yield Launch("norm", run)

@@ -1,6 +1,5 @@
-"""The parts of `make gpu`: their commands, the most valuable first, with the most that each takes."""
+"""The parts of `make gpu`: commands with their time limits, the most valuable first."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,16 +54,14 @@ def commands_of(part: str, python: str, quick: bool) -> list[Command]:
     """The commands of a part in their order; `quick` is a dry run on any machine."""
     flags = ("--quick",) if quick else ()
     commands = [Command("precompile", 150, (python, "-m", "gpu_parts.precompile", part, *flags))]
-    if part != "step" and _has_nvcc():
+    if part != "step" and not quick:
         commands.append(Command("build", 150, ("make", "csrc", "build/gpu/sanitized")))
     before = [Command(c.name, c.limit, c.arguments, before_gpu=True) for c in commands]
     if part == "tests":
-        return [*before, *_tests(python), *(() if quick else _sanitizers())]
+        return (
+            [*before, _all_tests(python)] if quick else [*before, *_tests(python), *_sanitizers()]
+        )
     return [*before, *(_benchmark(python, *pair, flags) for pair in BENCHMARKS[part].items())]
-
-
-def _has_nvcc() -> bool:
-    return bool(shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc"))
 
 
 def _tests(python: str) -> list[Command]:
@@ -73,6 +70,13 @@ def _tests(python: str) -> list[Command]:
     names = [name for name in TESTS if name in found]
     names += [name for name in found if name not in TESTS]
     return [_test(python, name) for name in names]
+
+
+def _all_tests(python: str) -> Command:
+    """In one process: without a GPU they are skipped."""
+    rows = _rows("tests")
+    pytest = ("-m", "pytest", "-q", "-m", "gpu", "-p", "gpu_parts.pytest_rows", "--rows", str(rows))
+    return Command("tests", 120, (python, *pytest, "tests/gpu"), rows)
 
 
 def _test(python: str, name: str) -> Command:
@@ -94,6 +98,8 @@ def _sanitizers() -> list[Command]:
 def _benchmark(python: str, name: str, limit: int, flags: tuple[str, ...]) -> Command:
     rows = _rows(name)
     arguments = (python, f"benchmarks/{name}.py", *flags, "--json", str(rows))
+    if flags and name.startswith("sweep"):
+        arguments = ("env", "TRITON_INTERPRET=1", *arguments)
     return Command(name, limit, arguments, rows)
 
 

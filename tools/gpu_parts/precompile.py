@@ -1,6 +1,6 @@
 """Compiles a part's Triton kernels for Hopper on all cores, into Triton's cache; needs no GPU.
 
-python -m gpu_parts.precompile PART [--quick]
+python -m gpu_parts.precompile PART ... [--quick]
 
 The kernels' own launch code runs under a driver that names the chip and launches nothing, so that
 what is compiled is what a run asks for. What is missing here is compiled when it is first used.
@@ -42,11 +42,11 @@ class NamedChip:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--quick", action="store_true", help="name what would be compiled")
     arguments = parser.parse_args()
     prepare(compiles=not arguments.quick)
-    launches = list(launches_of(arguments.part))
+    launches = [launch for part in arguments.parts for launch in launches_of(part)]
     begun, kernels = time.monotonic(), 0
     for name, seconds, found in _compiled(launches, 1 if arguments.quick else _cores()):
         kernels += len(found)
@@ -77,7 +77,7 @@ def _instead_of_launching(run: Callable[..., Any], compiles: bool) -> Callable[.
 
 
 def compile_one(launch: Launch) -> tuple[str, float, list[str]]:
-    """Its name, seconds, and the kernels that it launched; a reason where one does not compile."""
+    """Its name, seconds, and the kernels that it launched; why where one does not compile."""
     global _only
     _only, begun = launch.only, time.monotonic()
     _found.clear()

@@ -21,8 +21,8 @@ class Running:
     """A started command, whose output goes to the screen and to a log."""
 
     def __init__(self, command: Command, limit: float, log: Any):
-        self.command, self.limit = command, limit
-        self.started, self.was_stopped = time.monotonic(), False
+        self.command, self.started = command, time.monotonic()
+        self.until, self.was_stopped = self.started + limit, False
         if command.rows:
             command.rows.parent.mkdir(parents=True, exist_ok=True)
             command.rows.unlink(missing_ok=True)  # of an earlier run
@@ -46,12 +46,11 @@ class Running:
 
     def has_ended(self) -> bool:
         """Whether it has, a second from now at the latest; past its limit it is interrupted."""
-        seconds = time.monotonic() - self.started
-        if seconds > self.limit and not self.was_stopped:
-            self.was_stopped = True
-            self.signal(signal.SIGINT)  # Python prints where it was
-        if seconds > self.limit + _GRACE:
-            self.signal(signal.SIGKILL)
+        late = time.monotonic() - self.until
+        if self.process.poll() is None and late > 0:
+            # Interrupted, Python prints where it was.
+            os.killpg(self.process.pid, signal.SIGKILL if self.was_stopped else signal.SIGINT)
+            self.until, self.was_stopped = time.monotonic() + _GRACE, True
         try:
             self.process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -59,22 +58,17 @@ class Running:
         self._copier.join()
         return True
 
-    def signal(self, number: int) -> None:
-        """To the command and what it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
-
     def end(self) -> None:
-        """Interrupt it, and wait."""
-        self.limit = 0
+        """Interrupt it if it runs, and wait."""
+        self.until = min(self.until, time.monotonic())
         while not self.has_ended():
             pass
 
     def result(self) -> dict[str, Any]:
         code = self.process.returncode
         said = "passed" if code == 0 else f"failed ({code})"
-        said = f"stopped after {self.limit:.0f} s" if self.was_stopped else said
         seconds = round(time.monotonic() - self.started, 1)
+        said = f"stopped after {seconds:.0f} s" if self.was_stopped else said
         return {"name": self.command.name, "result": said, "seconds": seconds}
 
 
