@@ -28,13 +28,13 @@ LAYOUTS = {
 }
 
 
-def draw(layout):
+def draw(layout, heads=HEADS, kv_heads=KV_HEADS):
     """q, k, v, dout in bf16, and the ranges."""
     segments, queries, keys = LAYOUTS[layout]
     generator = torch.Generator("cuda").manual_seed(0)
     tensors = [
         torch.randn(t, h, DIM, generator=generator, device="cuda").bfloat16()
-        for t, h in ((queries, HEADS), (keys, KV_HEADS), (keys, KV_HEADS), (queries, HEADS))
+        for t, h in ((queries, heads), (keys, kv_heads), (keys, kv_heads), (queries, heads))
     ]
     return tensors, KeyRanges.of_segments(segments, queries, keys, "cuda")
 
@@ -113,6 +113,23 @@ def test_triton_drops_what_the_reference_drops():
     exact = attend([t.double() for t in tensors], ranges, "reference", dropout)
     for result, wanted in zip(results, exact, strict=True):
         assert (result - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+# Heads of a rank of four and of eight tensor parallel ranks, as in stages 1 and 2.
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 2), (4, 1)])
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("layout", ["one document", "another rank's keys"])
+def test_the_heads_of_one_rank(layout, p, heads, kv_heads):
+    tensors, ranges = draw(layout, heads, kv_heads)
+    queries, keys = (torch.arange(len(t), device="cuda") for t in tensors[:2])
+    dropout = Dropout(p, 3, queries, keys, first_head=heads) if p else None
+
+    results = attend(tensors, ranges, "triton", dropout)
+
+    exact = attend([t.double() for t in tensors], ranges, "reference", dropout)
+    for result, wanted in zip(results, exact, strict=True):
+        seen = wanted.isfinite()
+        assert (result[seen] - wanted[seen]).norm() <= 1e-2 * wanted[seen].norm()
 
 
 def test_triton_repeats_bit_by_bit():
