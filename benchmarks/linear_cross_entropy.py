@@ -73,7 +73,7 @@ class AmongSilent(NoExchange):
         return lambda: torch.stack([*others[: self.rank], tensor, *others[self.rank + 1 :]])
 
 
-# Emu3's head, without padding too, and the shares of four and of eight ranks, whose last are ragged.
+# Emu3's head, without padding too; shares of four and of eight ranks, of which the last is ragged.
 GPU = [
     Sizes(5120, 184_622, 4096, rows=184_704),
     Sizes(8192, 184_622, 4096, rows=184_704, whole=True),

@@ -17,11 +17,15 @@ from emu3_kernels.attention_tile import (
     Dropout,
     KeyRanges,
     attention_tile,
+    attention_tile_alone,
     attention_tile_backward,
+    attention_tile_backward_alone,
+    triton_delta,
     triton_tile,
 )
 from emu3_kernels.decode_attention import triton_split
 from emu3_kernels.group_norm_silu import triton_norm
+from emu3_kernels.layer_elementwise import functions
 from emu3_kernels.linear_cross_entropy import triton_rows
 from emu3_kernels.nearest_code import triton_search
 from emu3_kernels.weight_only import triton_linear
@@ -51,6 +55,7 @@ def launches_of(part: str) -> Iterator[Launch]:
     if part in ("tests", "attention", "step"):
         yield from _decoding()
     if part in ("tests", "step"):
+        yield from _layer()
         yield from _vision()
     if part == "attention":
         yield from _attention_sweep()
@@ -81,10 +86,10 @@ def _attention_sweep() -> Iterator[Launch]:
 
 def _swept(heads: sweeps.Heads, kernel: str, shape: tuple[int, int, int, int]) -> None:
     with sweeps.attention_launch(kernel, shape):
-        _attend(heads)
+        _attend(heads, alone=False)
 
 
-def _attend(heads: sweeps.Heads, merged: bool = False) -> None:
+def _attend(heads: sweeps.Heads, merged: bool = False, alone: bool = True) -> None:
     draw = lambda count: torch.zeros(TOKENS, count, DIM, dtype=torch.bfloat16)
     q, k, v, dout = map(draw, (heads.heads, heads.kv_heads, heads.kv_heads, heads.heads))
     ranges = KeyRanges.of_segments([[0, TOKENS, 0, TOKENS, 1]], TOKENS, TOKENS)
@@ -94,12 +99,17 @@ def _attend(heads: sweeps.Heads, merged: bool = False) -> None:
     out, lse = attention_tile(q, k, v, ranges, **options)
     if merged:
         attention_tile(q, k, v, ranges, running=(out, lse), **options)
-    gradients = [torch.zeros(t.shape) for t in (q, k, v)]
-    dq, dk, dv = gradients
+        return
+    delta = triton_delta.delta(dout, out)
+    dq, dk, dv = (torch.zeros(t.shape) for t in (q, k, v))
     attention_tile_backward(
-        *(dout, q, k, v, torch.zeros_like(lse), lse, ranges),
-        dq_thd=dq, dk_thd=dk, dv_thd=dv, **options,
-    )  # fmt: skip
+        dout, q, k, v, delta, lse, ranges, dq_thd=dq, dk_thd=dk, dv_thd=dv, **options
+    )
+    if not alone:
+        return
+    out, lse = attention_tile_alone(q, k, v, ranges, **options)
+    delta = triton_delta.delta(dout, out)
+    attention_tile_backward_alone(dout, q, k, v, delta, lse, ranges, **options)
 
 
 def _rows() -> Iterator[Launch]:
@@ -119,11 +129,12 @@ def _swept_rows(block: int, warps: int) -> None:
 
 
 def _rows_of(columns: int) -> None:
-    logits = torch.zeros(16, -(-columns // 128) * 128, dtype=torch.bfloat16)[:, :columns]
+    logits = torch.zeros(16, -(-columns // 128) * 128, dtype=torch.float16)[:, :columns]
     labels, weights = torch.zeros(16, dtype=torch.int64), torch.zeros(16)
     triton_rows.ROWS.statistics_with_entropy(logits, labels)
     found = triton_rows.ROWS.statistics(logits, labels)
-    triton_rows.ROWS.gradient(logits, labels, weights, found, weights, 0.0)
+    out = logits.view(torch.bfloat16)
+    triton_rows.ROWS.gradient(logits, labels, weights, found, weights, 0.0, out)
 
 
 def _decoding() -> Iterator[Launch]:
@@ -146,6 +157,26 @@ def _multiply(kind: torch.dtype, outputs: int, inputs: int) -> None:
     weight = weight_only.QuantizedWeight(values, torch.zeros(outputs))
     for rows in (2, 16):
         triton_linear.multiply(torch.zeros(rows, inputs, dtype=torch.bfloat16), weight)
+
+
+def _layer() -> Iterator[Launch]:
+    """The elementwise work of a layer of the 8B model, and of a rank of four."""
+    for heads, groups, ffn in ((32, 8, 14_336), (8, 2, 3584)):
+        yield Launch(f"layer {heads}/{groups}", partial(_elementwise, heads, groups, ffn))
+
+
+def _elementwise(heads: int, groups: int, ffn: int, hidden: int = 4096) -> None:
+    draw = lambda *shape: torch.zeros(shape, dtype=torch.bfloat16, requires_grad=True)
+    stream, branch, weight = draw(16, 1, hidden), draw(16, 1, hidden), draw(hidden)
+    mixed, rotary = draw(16, 1, (heads + 2 * groups) * DIM), torch.zeros(2, 16, 1, 1, DIM)
+    outs = [
+        functions.dropout_add(stream, branch, 0.1),
+        *functions.rotate_qkv(mixed, rotary, groups),
+    ]
+    for dropout, added in ((0.0, None), (0.0, branch), (0.1, branch)):
+        outs += functions.add_norm(stream, added, weight, 1e-5, dropout)
+    outs.append(functions.swiglu(draw(16, 1, 2 * ffn)))
+    torch.autograd.backward(outs, [torch.zeros_like(out) for out in outs])
 
 
 def _vision() -> Iterator[Launch]:
