@@ -104,6 +104,33 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     }
 
 
+def alternately(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Times of several implementations by turns, after one turn that is not timed.
+
+    What else the machine does then meets all of them. `cpu_median_ms` is the one to compare.
+    """
+    walls: dict[str, list[float]] = {name: [] for name in runs}
+    cpus: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(1 + repeats):
+        for name, run in runs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            if turn:
+                walls[name].append(time.perf_counter() - wall)
+                cpus[name].append(time.process_time() - cpu)
+    return {
+        name: {
+            "median_ms": 1e3 * statistics.median(walls[name]),
+            "min_ms": 1e3 * min(walls[name]),
+            "max_ms": 1e3 * max(walls[name]),
+            "cpu_min_ms": 1e3 * min(cpus[name]),
+            "cpu_median_ms": 1e3 * statistics.median(cpus[name]),
+            "error": None,
+        }
+        for name in runs
+    }
+
+
 def _on_gpu(case: Case) -> bool:
     return case.tensors and torch.cuda.is_available()
 

@@ -47,6 +47,7 @@ class RowBuilder:
         self.reset_at_documents = reset_at_documents
         self.context_size = context_size
         self.columns, self.group = columns, group
+        self._size = vocabulary.size
         self._indices = np.arange(context)
         if unknown := weights.keys() - set(CLASS_NAMES):
             raise InputError(
@@ -71,20 +72,26 @@ class RowBuilder:
             self._fill(pieces, tokens[row], labels[row], weights[row], positions[row])
             for row, pieces in enumerate(rows)
         ]
-        order = np.stack([dispatch(bounds, self.context_size) for bounds in boundaries])
+        order = [self._order(bounds) for bounds in boundaries]
         return Batch(
             tokens=torch.from_numpy(tokens),
             labels=torch.from_numpy(labels),
             weights=torch.from_numpy(weights),
             positions=torch.from_numpy(positions),
             boundaries=[torch.from_numpy(bounds) for bounds in boundaries],
-            order=torch.from_numpy(order),
+            order=torch.from_numpy(np.array(order)),
             documents=[
                 [DocumentRef(p.source, p.document, p.group, p.side) for p in pieces]
                 for pieces in rows
             ],
             columns={name: torch.from_numpy(self._column(name, rows)) for name in self.columns},
         )
+
+    def _order(self, boundaries: np.ndarray) -> np.ndarray:
+        """Which of a row's tokens each rank holds; one rank holds all of them."""
+        if self.context_size == 1:
+            return self._indices[None]
+        return dispatch(boundaries, self.context_size)
 
     def _column(self, name: str, rows: Sequence[Sequence[Piece]]) -> np.ndarray:
         values = np.zeros((len(rows), self.context), np.float32)
@@ -146,7 +153,7 @@ class RowBuilder:
     def _check_ids(self, pieces: Sequence[Piece], tokens: np.ndarray) -> None:
         # As unsigned numbers negative ids are large; argmax is numpy's quickest reduction.
         unsigned = tokens.view(np.uint64)
-        if unsigned[unsigned.argmax()] < self.vocabulary.size:
+        if unsigned.item(unsigned.argmax()) < self._size:
             return
         for piece in pieces:
             inside = (piece.tokens >= 0) & (piece.tokens < self.vocabulary.size)
