@@ -90,9 +90,27 @@ def attention_kernels() -> Iterator[Kernel]:
             )
 
 
+def head_kernels() -> Iterator[Kernel]:
+    """The row passes of the head: fp16 logits, whose gradient is bf16."""
+    from emu3_kernels.linear_cross_entropy import triton_rows
+
+    statistics, gradient = triton_rows.statistics_kernel, triton_rows.gradient_kernel
+    wide = ("statistics_ptr", "weights_ptr", "lse_ptr")
+    types = dict.fromkeys(wide, "*fp32") | {"z_loss": "fp32", "labels_ptr": "*i64"}
+    types |= {"logits_ptr": "*fp16", "out_ptr": "*bf16"}
+    block = {"BLOCK": triton_rows.BLOCK}
+    for case, function, constants in (
+        ("statistics", statistics, {"ENTROPY": False}),
+        ("statistics/entropy", statistics, {"ENTROPY": True}),
+        ("gradient", gradient, {}),
+    ):
+        yield Kernel(f"head/{case}", function, block | constants, triton_rows.WARPS, 3, types)
+
+
 def kernels() -> Iterator[Kernel]:
     """All kernels that are counted."""
     yield from attention_kernels()
+    yield from head_kernels()
 
 
 def compiled(kernel: Kernel) -> dict[str, Any]:
@@ -105,7 +123,9 @@ def compiled(kernel: Kernel) -> dict[str, Any]:
     multiples = [
         place
         for place, name in enumerate(function.arg_names)
-        if name.endswith(("_ptr", "_t", "_h")) and name not in loose and place not in loose
+        if name.endswith(("_ptr", "_t", "_h", "stride"))
+        and name not in loose
+        and place not in loose
     ]
     result = triton.compile(
         ASTSource(
