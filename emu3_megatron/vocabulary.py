@@ -65,8 +65,8 @@ class TextEncoding(Protocol):
         """Raises InputError when what it reads its ranks from is not there or holds others."""
         ...
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids, int32."""
+    def encode(self, text: str, in_nfc: bool = False) -> np.ndarray:
+        """Ids, int32, of the text in NFC, in which it may be already."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -86,8 +86,8 @@ class ByteEncoding:
     def check(self) -> None:
         pass
 
-    def encode(self, text: str) -> np.ndarray:
-        utf8 = nfc(text).encode(errors="replace")
+    def encode(self, text: str, in_nfc: bool = False) -> np.ndarray:
+        utf8 = (text if in_nfc else nfc(text)).encode(errors="replace")
         return np.frombuffer(utf8, np.uint8).astype(np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -175,8 +175,8 @@ class QwenEncoding:
             special_tokens={"<|endoftext|>": len(ranks)},  # never read; without any it is slow
         )
 
-    def encode(self, text: str) -> np.ndarray:
-        text = nfc(text)
+    def encode(self, text: str, in_nfc: bool = False) -> np.ndarray:
+        text = text if in_nfc else nfc(text)
         ids, done = [], 0
         for first, end in _pieces_of_many_spaces(text):
             ids.append(self._encode(text[done:first]))
@@ -343,9 +343,13 @@ class Vocabulary:
             structure = structure | (ids == token)  # type: ignore[operator]
         return STRUCTURE * structure + CODE * (ids >= self.first_code)  # type: ignore[operator,return-value]
 
-    def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids."""
-        return self.encoding.encode(text)
+    def encode(self, text: str, in_nfc: bool = False) -> np.ndarray:
+        """Text to int32 ids.
+
+        Args:
+            in_nfc: the text is in NFC already, which is not done again then.
+        """
+        return self.encoding.encode(text, in_nfc)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text ids back to text; ids that are not text are left out."""

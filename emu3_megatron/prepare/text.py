@@ -23,7 +23,7 @@ from emu3_megatron.prepare.text_filters import (
     read_faults,
 )
 from emu3_megatron.prepare.text_tasks import TextTask
-from emu3_megatron.vocabulary import Vocabulary
+from emu3_megatron.vocabulary import Vocabulary, nfc
 
 
 class TokeniseText:
@@ -91,11 +91,11 @@ class TokeniseText:
 
     def _tokens(self, decode: Decode, data: Any) -> tuple[np.ndarray, bytes, str]:
         text, utf8 = text_of(decode, data, self._config.min_characters)
-        if self._config.mask:
-            text, _ = mask(text, self._config.mask)
+        if self._config.mask:  # what is put in a place can join with a mark behind it
+            text = nfc(mask(text, self._config.mask)[0])
             utf8 = text.encode()
         hashed = hashlib.blake2b(utf8, digest_size=HASH_BYTES).digest()
-        return self._vocabulary.encode(text), hashed, text
+        return self._vocabulary.encode(text, in_nfc=True), hashed, text
 
 
 def _part(
