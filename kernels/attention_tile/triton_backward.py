@@ -6,7 +6,14 @@ from the log-sum-exp over all keys.
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import kept, load_if, query_part, stretches
+from emu3_kernels.attention_tile.triton_masks import (
+    ALIGNED,
+    kept,
+    load_if,
+    query_part,
+    stretches,
+    stretches_of_part,
+)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -75,6 +82,7 @@ def dq_kernel(
     v_ptr += head // GROUP * v_h
 
     dq_md = tl.zeros([BLOCK_M, DIM], tl.float32)
+    low = low // ALIGNED * ALIGNED
     borders = stretches(low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N)
     for stretch in tl.static_range(3):
         for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
@@ -104,7 +112,7 @@ def _dq_step(
     INTERPRETED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what keys [j, j + BLOCK_N) give to dq."""
-    keys = j + tl.arange(0, BLOCK_N)
+    keys = tl.multiple_of(j, ALIGNED) + tl.arange(0, BLOCK_N)
     rows = keys.to(tl.int64)[:, None]
     dims = tl.arange(0, DIM)[None, :]
     k_nd = load_if(k_ptr + rows * k_t + dims, keys[:, None] < high, MASKED)
@@ -199,7 +207,7 @@ def dkdv_kernel(
         word_n = tl.load(words_ptr + keys)
     dk_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
     dv_nd = tl.zeros([BLOCK_N, DIM], tl.float32)
-    borders = stretches(
+    borders = stretches_of_part(
         low, tl.load(first_k_ptr + end - 1), tl.load(last_k_ptr + start), high, BLOCK_M
     )
     heads = GROUP // head_parts

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from emu3_kernels.attention_tile.triton_masks import kept, load_if, stretches
+from emu3_kernels.attention_tile.triton_masks import ALIGNED, kept, load_if, stretches
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -66,6 +66,7 @@ def forward_kernel(
     max_m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_m = tl.zeros([BLOCK_M], tl.float32)
     acc_md = tl.zeros([BLOCK_M, DIM], tl.float32)
+    low = low // ALIGNED * ALIGNED
     borders = stretches(low, tl.load(first_ptr + end - 1), tl.load(last_ptr + start), high, BLOCK_N)
     for stretch in tl.static_range(3):
         for j in range(borders[stretch], borders[stretch + 1], BLOCK_N):
@@ -98,7 +99,7 @@ def _step(
     INTERPRETED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take keys [j, j + BLOCK_N) into the online softmax."""
-    keys = j + tl.arange(0, BLOCK_N)
+    keys = tl.multiple_of(j, ALIGNED) + tl.arange(0, BLOCK_N)
     rows = keys.to(tl.int64)[:, None]
     dims = tl.arange(0, DIM)[None, :]
     k_nd = load_if(k_ptr + rows * k_t + dims, keys[:, None] < high, MASKED)

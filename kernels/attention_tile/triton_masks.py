@@ -6,6 +6,7 @@ import triton.language as tl
 HEAD = tl.constexpr(0x9E3779B9)  # the constants of dropout.py
 QUERY = tl.constexpr(0x85EBCA6B)
 OFFSET = tl.constexpr(0xC2B2AE35)
+ALIGNED = tl.constexpr(16)  # loops over keys begin at multiples: words are then copied in pairs
 
 
 @triton.jit
@@ -78,9 +79,18 @@ def kept(values, hashes, threshold, INTERPRETED: tl.constexpr):
 def stretches(low, full_low, full_high, high, BLOCK: tl.constexpr):
     """Borders of three loops in steps of BLOCK: with masks, without, and with masks again.
 
-    [full_low, full_high) needs no masks; it may reach beyond [low, high) or be empty.
+    [full_low, full_high) lies in [low, high) and needs no masks. If low is a multiple of ALIGNED,
+    all borders but the last are, and the compiler sees it.
     """
-    start = tl.minimum(low + tl.cdiv(tl.maximum(full_low - low, 0), BLOCK) * BLOCK, high)
+    start = low + tl.cdiv(tl.maximum(full_low - low, 0), BLOCK) * BLOCK
+    return low, start, start + tl.maximum(full_high - start, 0) // BLOCK * BLOCK, high
+
+
+@triton.jit
+def stretches_of_part(low, full_low, full_high, high, BLOCK: tl.constexpr):
+    """`stretches`, where [full_low, full_high) may reach beyond [low, high)."""
+    low, start, _, high = stretches(low, full_low, full_high, high, BLOCK)
+    start = tl.minimum(start, high)
     full_high = tl.minimum(full_high, high)
     return low, start, start + tl.maximum(full_high - start, 0) // BLOCK * BLOCK, high
 
