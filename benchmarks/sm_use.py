@@ -6,7 +6,7 @@ leaves out everything else that takes time.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ from emu3_megatron.context_parallel.dispatch import dispatch
 
 
 class Layout(NamedTuple):
-    """A rank's largest tile in a recipe: what it sees, and its heads."""
+    """The tiles of each context parallel rank in a recipe, and the heads of a rank."""
 
     case: str
-    ranges: KeyRanges
+    ranks: list[list[KeyRanges]]
     heads: int
     kv_heads: int
 
@@ -35,15 +35,15 @@ def layouts(packs: bool = True) -> Iterator[Layout]:
     Args:
         packs: the tiles of context parallel ranks, too, which take a second to plan.
     """
-    yield Layout("5,120 one document, TP 1", documents(5120), 32, 8)
-    yield Layout("stage 1: 5,120 one document, TP 4", documents(5120), 8, 2)
-    yield Layout("stage 1: image 4,300 + text 820, TP 4", documents(4300, 820), 8, 2)
-    yield Layout("preferences: pair of 8,700 + 8,700, TP 4", documents(8700, 8700), 8, 2)
-    yield Layout("instruct: 16,523 + 16,245, TP 4", documents(16_523, 16_245), 8, 2)
-    yield Layout("32,768 one document, TP 1", documents(32_768), 32, 8)
+    yield Layout("5,120 one document, TP 1", [[documents(5120)]], 32, 8)
+    yield Layout("stage 1: 5,120 one document, TP 4", [[documents(5120)]], 8, 2)
+    yield Layout("stage 1: image 4,300 + text 820, TP 4", [[documents(4300, 820)]], 8, 2)
+    yield Layout("preferences: pair of 8,700 + 8,700, TP 4", [[documents(8700, 8700)]], 8, 2)
+    yield Layout("instruct: 16,523 + 16,245, TP 4", [[documents(16_523, 16_245)]], 8, 2)
+    yield Layout("32,768 one document, TP 1", [[documents(32_768)]], 32, 8)
     if packs:
         for kind in ("mixed", "image", "dense", "video"):
-            yield Layout(f"stage 2: {kind}, CP 8, TP 8", largest_tile(kind), 4, 1)
+            yield Layout(f"stage 2: {kind}, CP 8, TP 8", tiles_of_ranks(kind), 4, 1)
 
 
 def documents(*lengths: int) -> KeyRanges:
@@ -52,34 +52,49 @@ def documents(*lengths: int) -> KeyRanges:
     return KeyRanges.of_segments(rows, borders[-1], borders[-1])
 
 
-def largest_tile(kind: str, ranks: int = 8) -> KeyRanges:
-    """The tile with the most work among those of the first rank of a pack."""
+def tiles_of_ranks(kind: str, ranks: int = 8) -> list[list[KeyRanges]]:
     boundaries = simulated_packs(kind, number=1)[0]
     shares = list(torch.from_numpy(dispatch(boundaries, ranks)))
-    plan = RingPlan.build(shares, torch.from_numpy(boundaries), 0)
-    tiles = [step.ranges for step in plan.steps if step.ranges is not None]
-    return max(tiles, key=lambda ranges: ranges.pairs)
+    plans = (RingPlan.build(shares, torch.from_numpy(boundaries), rank) for rank in range(ranks))
+    return [
+        [step.ranges for step in plan.steps if step.ranges is not None and step.ranges.pairs]
+        for plan in plans
+    ]
 
 
 def forward_use(layout: Layout, block_m: int, block_n: int) -> float:
     """Of the forward pass and of dq: programs are blocks of queries by query heads."""
-    first, last = layout.ranges.first_q.numpy(), layout.ranges.last_q.numpy()
-    works = _blocks(first, last, block_m, block_n)
-    order = layout.ranges.heaviest_first(block_m).numpy()
-    return replay(np.repeat(works[order], layout.heads))
+
+    def of_tile(ranges: KeyRanges) -> float:
+        works = _blocks(ranges.first_q.numpy(), ranges.last_q.numpy(), block_m, block_n)
+        return replay(np.repeat(works[ranges.heaviest_first(block_m).numpy()], layout.heads))
+
+    return _of_the_worst_rank(layout, of_tile)
 
 
 def dkdv_use(layout: Layout, block_m: int, block_n: int, shares: Split | None = None) -> float:
     """Of dk/dv: programs are blocks of keys by key heads, shared by query heads and queries."""
-    ranges = layout.ranges
-    shares = shares or split(ranges, layout.heads, layout.kv_heads, block_m, block_n)
-    first, last = (bounds.numpy() for bounds in ranges.by_key)
-    works = _blocks(first, last, block_n, block_m)[ranges.heaviest_first(block_n, True).numpy()]
-    each = -(-works // shares.query_parts)  # as triton_masks.query_part cuts
-    parts = [np.clip(works - part * each, 0, each) for part in range(shares.query_parts)]
-    heads = layout.heads // layout.kv_heads // shares.head_parts
-    by_program = np.stack(parts, 1).repeat(shares.head_parts * layout.kv_heads, 1)
-    return replay(by_program.reshape(-1) * heads)
+    heads, kv_heads = layout.heads, layout.kv_heads
+
+    def of_tile(ranges: KeyRanges) -> float:
+        head_parts, query_parts = shares or split(ranges, heads, kv_heads, block_m, block_n)
+        first, last = (bounds.numpy() for bounds in ranges.by_key)
+        order = ranges.heaviest_first(block_n, by_key=True).numpy()
+        works = _blocks(first, last, block_n, block_m)[order]
+        each = -(-works // query_parts)  # as triton_masks.query_part cuts
+        parts = [np.clip(works - part * each, 0, each) for part in range(query_parts)]
+        by_program = np.stack(parts, 1).repeat(head_parts * kv_heads, 1).reshape(-1)
+        return replay(by_program * (heads // kv_heads // head_parts))
+
+    return _of_the_worst_rank(layout, of_tile)
+
+
+def _of_the_worst_rank(layout: Layout, of_tile: Callable[[KeyRanges], float]) -> float:
+    """The use over all of a rank's tiles, one after the other."""
+    return min(
+        sum(tile.pairs for tile in tiles) / sum(tile.pairs / of_tile(tile) for tile in tiles)
+        for tiles in layout.ranks
+    )
 
 
 def _blocks(first: np.ndarray, last: np.ndarray, block: int, other: int) -> np.ndarray:
@@ -104,7 +119,11 @@ def rows() -> Iterator[dict[str, Any]]:
     forward, dq, dkdv = (HALF[name] for name in ("forward", "dq", "dkdv"))
     for layout in layouts():
         blocks = (dkdv.block_m, dkdv.block_n)
-        shares = split(layout.ranges, layout.heads, layout.kv_heads, *blocks)
+        splits = [
+            (split(tile, layout.heads, layout.kv_heads, *blocks), tile.keys)
+            for tiles in layout.ranks
+            for tile in tiles
+        ]
         yield {
             "case": f"use/{layout.case}",
             "implementation": "replay",
@@ -114,8 +133,9 @@ def rows() -> Iterator[dict[str, Any]]:
             "dq_use": forward_use(layout, dq.block_m, dq.block_n),
             "dkdv_use_unsplit": dkdv_use(layout, *blocks, Split(1, 1)),
             "dkdv_use": dkdv_use(layout, *blocks),
-            "head_parts": shares.head_parts,
-            "query_parts": shares.query_parts,
-            "parts_bytes": 0 if shares.parts == 1
-            else shares.parts * 2 * layout.ranges.keys * layout.kv_heads * 128 * 4,
-        }  # fmt: skip
+            "parts": max(shares.parts for shares, _ in splits),
+            "parts_bytes": max(
+                shares.parts * 2 * keys * layout.kv_heads * 128 * 4 * (shares.parts > 1)
+                for shares, keys in splits
+            ),
+        }

@@ -209,15 +209,16 @@ def _compiled() -> str:
     heads = ["kernel", "compiler", "registers", "a processor", "loop", "copies", "spills", "HGMMA"]
     use = (
         "How programs fill 132 multiprocessors, replayed heaviest first: work over the time of the "
-        "last to end. `parts` are programs that share a block of keys in dk/dv."
+        "last to end, over the tiles of the context parallel rank with the least. `parts` are "
+        "programs that share a block of keys in dk/dv, at most."
     )
-    use_heads = ["tile", "heads", "forward", "dq", "dk/dv before", "dk/dv", "parts"]
+    use_heads = ["recipe", "heads", "forward", "dq", "dk/dv before", "dk/dv", "parts"]
     filled = [
         [
             row["case"].removeprefix("use/"),
             f"{row['heads']}/{row['kv_heads']}",
             *(f"{row[k]:.2f}" for k in ("forward_use", "dq_use", "dkdv_use_unsplit", "dkdv_use")),
-            str(row["head_parts"] * row["query_parts"]),
+            str(row["parts"]),
         ]
         for row in {row["case"]: row for row in uses}.values()
     ]

@@ -103,8 +103,10 @@ class BackendConfig(Config):
     layers: Literal["native", "transformer_engine"] = free(
         "native", "norms and linear layers: Megatron-core's own, or TransformerEngine's"
     )
-    attention: Literal["auto", "transformer_engine"] = free(
-        "auto", "transformer_engine: its context parallel attention, a row a document"
+    attention: Literal["auto", "cudnn", "flash", "flash3", "flash4", "transformer_engine"] = free(
+        "auto",
+        "cudnn and flash: on GPUs, without dropout; transformer_engine: its context parallel "
+        "attention, a row a document",
     )
     loss: Literal["auto", "reference", "triton", "cuda", "unfused"] = free(
         "auto", "head and loss; unfused keeps all logits, to check the others"
@@ -274,8 +276,18 @@ class Recipe(Config):
         return self
 
     @validator(mode="after")
+    def _attention_fits(self) -> "Recipe":
+        name = self.backend.attention
+        if name not in ("auto", "transformer_engine") and self.model.dropout:
+            raise ValueError(
+                f"backend.attention={name}: it cannot drop by global positions; set "
+                "model.dropout=0, or backend.attention=auto"
+            )
+        return self
+
+    @validator(mode="after")
     def _transformer_engine_fits(self) -> "Recipe":
-        if self.backend.attention == "auto":
+        if self.backend.attention != "transformer_engine":
             return self
         name, or_auto = "backend.attention=transformer_engine", "or backend.attention=auto"
         if not isinstance(self.data, MixtureConfig) or self.data.reset_at_documents:

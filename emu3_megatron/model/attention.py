@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from emu3_kernels.attention_tile import Backend
 from emu3_kernels.ring_attention import RingDropout, ring_attention
 from megatron.core.transformer import TransformerConfig
 
@@ -13,8 +14,16 @@ from emu3_megatron.parallel.groups import tensor_rank
 class DocumentAttention(torch.nn.Module):
     """Softmax attention between heads that Megatron's layer has projected and rotated."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, *args: Any, **kwargs: Any):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        *args: Any,
+        backend: Backend = "auto",
+        **kwargs: Any,
+    ):
         super().__init__()
+        self.backend = backend
         self.layer_number = layer_number
         self.dropout = config.attention_dropout
 
@@ -31,7 +40,8 @@ class DocumentAttention(torch.nn.Module):
         """See `attend`."""
         dropout = self.dropout if self.training else 0.0
         return attend(
-            query_sbhd, key_sbhd, value_sbhd, packed_seq_params, self.layer_number, dropout
+            *(query_sbhd, key_sbhd, value_sbhd, packed_seq_params),
+            *(self.layer_number, dropout, self.backend),
         )
 
 
@@ -42,6 +52,7 @@ def attend(
     layout: SequenceLayout,
     layer_number: int,
     dropout: float = 0.0,
+    backend: Backend = "auto",
 ) -> torch.Tensor:
     """Attend inside documents.
 
@@ -50,6 +61,7 @@ def attend(
         key_sbhd: [s, b, kv_heads, d]; value_sbhd likewise.
         layout: who sees whom.
         layer_number: from 1; of dropout.
+        backend: of attention tiles.
 
     Returns:
         [s, b, heads * d]
@@ -68,6 +80,7 @@ def attend(
         layout.exchange,
         scale=dim**-0.5,
         dropout=_dropout(layout, layer_number, heads, dropout),
+        backend=backend,
     )
     return out_thd.view(b, s, heads * dim).transpose(0, 1)
 

@@ -57,7 +57,7 @@ def _submodules(
     column: type[torch.nn.Module],
     row: type[torch.nn.Module],
     norm: type[torch.nn.Module],
-    attention: type[torch.nn.Module],
+    attention: ModuleSpec,
 ) -> TransformerLayerSubmodules:
     self_attention = ModuleSpec(
         SelfAttention,
@@ -78,12 +78,12 @@ def _submodules(
     )
 
 
-def _attention(backend: BackendConfig) -> type[torch.nn.Module]:
+def _attention(backend: BackendConfig) -> ModuleSpec:
     """TransformerEngine's has the whole row as its document: the recipe sees to that."""
-    if backend.attention == "auto":
-        return DocumentAttention
+    if backend.attention != "transformer_engine":
+        return ModuleSpec(DocumentAttention, params={"backend": backend.attention})
     _require_transformer_engine("backend.attention")
-    return transformer_engine.TEDotProductAttention
+    return ModuleSpec(transformer_engine.TEDotProductAttention)
 
 
 def _require_transformer_engine(key: str) -> None:

@@ -6,7 +6,18 @@ from typing import Literal, get_args
 from emu3_kernels.attention_tile.implementation import Implementation
 from emu3_kernels.attention_tile.tile import Tile
 
-Backend = Literal["auto", "reference", "sdpa", "triton", "flash", "flash_attn", "cudnn", "flex"]
+Backend = Literal[
+    "auto",
+    "reference",
+    "sdpa",
+    "triton",
+    "flash",
+    "flash3",
+    "flash4",
+    "flash_attn",
+    "cudnn",
+    "flex",
+]
 MODULES = {"triton": "triton_tile"}  # the others are named like their modules
 # Of "auto" by device, best first. On GPUs the order is not measured.
 CANDIDATES = {"cpu": ("sdpa", "reference"), "cuda": ("triton", "reference")}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from emu3_kernels.attention_tile.ranges import KeyRanges
 
 MULTIPROCESSORS = 132  # of an H100 or H200
-LARGEST = 1.0  # of one program: its work over the mean of a multiprocessor
+LARGEST = 0.5  # of one program: its work over the mean of a multiprocessor
 LEAST_BLOCKS = 4  # of queries in a part: shorter ones cost more to add up than they save
 MOST_QUERY_PARTS = 8
 

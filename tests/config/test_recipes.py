@@ -304,3 +304,11 @@ def test_samples_and_context_parallel_exclude_each_other(load):
 def test_a_recipe_of_another_kind_is_refused_by_the_command_that_reads_it(schema, recipe, command):
     with pytest.raises(InputError, match=f"a recipe of another kind, which {command} reads"):
         load_recipe(schema, recipe)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "flash", "flash3", "flash4"])
+def test_attention_that_cannot_drop_is_refused_with_dropout(load, name):
+    assert load(f"backend.attention={name}", "model.dropout=0").backend.attention == name
+
+    with pytest.raises(InputError, match=rf"backend.attention={name}: .* set model.dropout=0, or"):
+        load(f"backend.attention={name}", "model.dropout=0.1")

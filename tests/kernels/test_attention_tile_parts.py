@@ -150,6 +150,27 @@ def test_calls_together_are_the_mask(backend, layout, monkeypatch):
     assert len([*packed.calls(ranges)]) == calls
 
 
+@pytest.mark.parametrize("name", ["flash3", "flash4"])
+def test_newer_flash_attention_is_chosen_for_its_own_calls_alone(name, monkeypatch):
+    monkeypatch.setattr(flash, "aten", TorchsFlash())
+    active = []
+    set_active = lambda version: active.append(version)
+    attention = SimpleNamespace(
+        current_flash_attention_impl=lambda: active[-1] if active else None,
+        activate_flash_attention_impl=set_active,
+        restore_flash_attention_impl=lambda: set_active(None),
+    )
+    monkeypatch.setattr(torch.nn, "attention", attention)
+    ranges = KeyRanges.of_segments(LAYOUTS["blocks dealt out"][0], QUERIES, KEYS)
+    q, k = torch.ones(QUERIES, 4, 8).double(), torch.ones(KEYS, 2, 8).double()
+    tile = Tile(q, k, k, ranges, SCALE)
+
+    for backend in (name, "flash", "flash"):
+        attend(backends.load(backend), tile, q)
+
+    assert active == [f"FA{name[-1]}", None]
+
+
 @pytest.mark.parametrize("backend", [flash, cudnn])
 def test_torch_knows_its_operations_by_these_arguments(backend):
     """Meta tensors go through torch's own schemas and shapes."""
@@ -182,11 +203,14 @@ def test_what_they_cannot_take_is_refused(backend):
         ("flash", torch.float32, 16, "does not take torch.float32"),
         ("flash", torch.bfloat16, 12, "head dimension 12 is no multiple of 8 up to 256"),
         ("flash_attn", torch.bfloat16, 16, "the package does not import"),
+        ("flash3", torch.bfloat16, 16, "flash_attn_interface is not installed"),
+        ("flash4", torch.bfloat16, 16, "flash_attn.cute is not installed"),
         ("cudnn", torch.bfloat16, 12, "head dimension 12 is no multiple of 8 up to 128"),
     ],
 )
 def test_on_gpus_too_they_say_what_is_unsupported(name, dtype, dim, reason, monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not installed
+    monkeypatch.setattr(flash, "find_spec", lambda name: None)
     on_gpu = SimpleNamespace(
         is_cuda=True, dtype=dtype, element_size=lambda: dtype.itemsize, shape=(3, 2, dim)
     )

@@ -87,3 +87,10 @@ def test_a_machine_without_transformer_engine_is_told_so(mesh, monkeypatch):
     monkeypatch.setattr(extension, "HAVE_TE", False)
     with pytest.raises(InputError, match=r"install it, or set backend\.layers=native"):
         build_decoder(SMALL, backend=BackendConfig(layers="transformer_engine"))
+
+
+def test_the_recipes_attention_is_what_layers_call(mesh):
+    decoder = build_decoder(SMALL, backend=BackendConfig(attention="flash4")).eval()
+
+    with pytest.raises(ValueError, match="backend flash4: runs on GPUs, not on cpu"):
+        decoder(whole_rows(torch.arange(24)[None] * 40), "logits")
