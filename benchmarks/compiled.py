@@ -209,7 +209,13 @@ def hottest(found: list[Loop]) -> Loop:
 
 
 def _run(tool: str, *arguments: str) -> str:
-    done = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [TOOLS / tool, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
+    )
     return done.stdout
 
 
