@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +34,7 @@ class Running:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._copier = threading.Thread(target=self._copy, args=[log])
+        self._copier = threading.Thread(target=self._copy, args=[log], daemon=True)
         self._copier.start()
 
     def _copy(self, log: Any) -> None:
@@ -49,13 +50,14 @@ class Running:
         late = time.monotonic() - self.until
         if self.process.poll() is None and late > 0:
             # Interrupted, Python prints where it was.
-            os.killpg(self.process.pid, signal.SIGKILL if self.was_stopped else signal.SIGINT)
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL if self.was_stopped else signal.SIGINT)
             self.until, self.was_stopped = time.monotonic() + _GRACE, True
         try:
             self.process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             return False
-        self._copier.join()
+        self._copier.join(_GRACE)  # a process that it left behind may hold the pipe
         return True
 
     def end(self) -> None:
