@@ -18,6 +18,13 @@ _GRACE = 10  # seconds to print a traceback in after the interrupt
 _LEAST = 5  # seconds that a command is worth starting for
 
 
+def _put(line: bytes, log: Any) -> None:
+    """Write whole lines to the screen and a log: commands that run beside each other do so too."""
+    for file in (sys.stdout.buffer, log):
+        file.write(line)
+        file.flush()
+
+
 class Running:
     """A started command, whose output goes to the screen and to a log."""
 
@@ -40,10 +47,7 @@ class Running:
     def _copy(self, log: Any) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
-            log.write(line)
-            log.flush()
-            sys.stdout.buffer.write(line)
-            sys.stdout.flush()
+            _put(line, log)
 
     def has_ended(self) -> bool:
         """Whether it has, a second from now at the latest; past its limit it is interrupted."""
@@ -106,9 +110,7 @@ class PartRun:
         return all(row["result"] == "passed" for row in self.results)
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
-        self.log.write(f"{line}\n".encode())
-        self.log.flush()
+        _put(f"{line}\n".encode(), self.log)
 
     def run(self, command: Command) -> None:
         """One command, if there is time for it."""
