@@ -58,12 +58,16 @@ def test_every_picture_is_kept_or_says_why_not(tmp_path, tokenizer, folder):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr + done.stdout
     rows = read_table(tmp_path / "out" / "images.parquet")
-    assert {row["source"] for row in rows} == set(names)
+    inside = {row["source"] for row in rows if "!" in row["source"]}
+    tars = {source.partition("!")[0] for source in inside}
+    assert tars <= {path.relative_to(folder).as_posix() for path in files}
+    assert {row["source"] for row in rows} == {*names, *inside}
     assert all(row["kept"] or row["reason"] for row in rows)
     left_out = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["kinds"][
         "images"
     ]
     captioned = {path.with_suffix(".txt") for path in pictures}
-    others = [p for p in files if p not in pictures and p not in captioned]
+    read = {*pictures, *captioned, *(Path(folder) / tar for tar in tars)}
+    others = [path for path in files if path not in read]
     assert sum(left_out["left_out"].values()) == len(others)
     print(done.stdout, Counter(row["reason"] for row in rows if row["reason"]), sep="\n")
