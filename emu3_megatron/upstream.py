@@ -9,6 +9,7 @@ is no patch of a fault; it is `parallel/cpu.py`.
 import copy
 import functools
 import queue
+from types import SimpleNamespace
 from typing import Any
 
 from emu3_megatron import progress
@@ -73,6 +74,34 @@ def mark_loaded_tensors() -> None:
         progress.mark()
 
     planner.commit_tensor = commit_and_mark
+
+
+def add_weight_gradients_by_torch() -> None:
+    """Let Megatron's linear layers add a weight's gradient to its buffer in the product itself.
+
+    They know one way, apex's `fused_weight_gradient_mlp_cuda`, and refuse
+    `gradient_accumulation_fusion` where it is not installed (0.16.1, 0.19.2), though torch's own
+    product has had an output type of its own since 2.8. Never run on a GPU.
+    """
+    from megatron.core.tensor_parallel import layers
+
+    if not layers._grad_accum_fusion_available:
+        layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(
+            wgrad_gemm_accum_fp32=_add_weight_gradient
+        )
+        layers._grad_accum_fusion_available = True
+
+
+def _add_weight_gradient(input_ti: Any, gradient_to: Any, buffer_oi: Any) -> None:
+    """buffer += gradient.T @ input, in the buffer's type."""
+    import torch
+
+    if gradient_to.dtype == buffer_oi.dtype:
+        buffer_oi.addmm_(gradient_to.t(), input_ti)
+    elif buffer_oi.is_cuda:
+        torch.addmm(buffer_oi, gradient_to.t(), input_ti, out_dtype=buffer_oi.dtype, out=buffer_oi)
+    else:  # the CPU has no product with an output type of its own
+        buffer_oi.add_(gradient_to.t() @ input_ti)
 
 
 def mlp_spec(submodules: Any) -> Any:

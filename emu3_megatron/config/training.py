@@ -95,6 +95,19 @@ class ParallelConfig(Config):
     context: PositiveInt = free(1, "ranks that share each sequence")
     sequence: bool = free(False, "sequence parallel norms and dropout; needs tensor>1")
     distributed_optimizer: bool = free(False, "optimizer states divided over data x context ranks")
+    overlap_grad_reduce: bool = free(
+        False, "gradients are summed over ranks while the backward pass goes on"
+    )
+    overlap_param_gather: bool = free(
+        False,
+        "weights that the optimizer moved are gathered while the forward pass goes on; needs "
+        "distributed_optimizer and overlap_grad_reduce",
+    )
+    overlap_tensor: bool = free(
+        False,
+        "TransformerEngine exchanges parts of a product while it computes others; needs sequence "
+        "and backend.layers=transformer_engine",
+    )
 
 
 class BackendConfig(Config):
@@ -107,6 +120,9 @@ class BackendConfig(Config):
         "auto",
         "cudnn and flash: on GPUs, without dropout; transformer_engine: its context parallel "
         "attention, a row a document",
+    )
+    fp8: Literal["none", "tensorwise", "delayed", "blockwise", "mxfp8"] = free(
+        "none", "TransformerEngine's recipe of products in 8 bits; needs layers: transformer_engine"
     )
     loss: Literal["auto", "reference", "triton", "cuda", "unfused"] = free(
         "auto", "head and loss; unfused keeps all logits, to check the others"
@@ -316,6 +332,7 @@ class Recipe(Config):
             ("parallel.context", parallel.context, 1),
             ("parallel.sequence", parallel.sequence, False),
             ("parallel.distributed_optimizer", parallel.distributed_optimizer, False),
+            ("parallel.overlap_grad_reduce", parallel.overlap_grad_reduce, False),
             ("backend.layers", backend.layers, "native"),
             ("backend.attention", backend.attention, "auto"),
             ("optimizer.freeze", self.optimizer.freeze, []),
@@ -354,6 +371,7 @@ class Recipe(Config):
                     f"parallel.tensor={tensor} does not divide model.{name}="
                     f"{getattr(self.model, name)}; choose a divisor"
                 )
+        self._overlap_fits()
         if self.parallel.sequence and tensor == 1:
             raise ValueError("parallel.sequence=true needs parallel.tensor of 2 or more")
         if self.sample and context > 1:
@@ -370,6 +388,27 @@ class Recipe(Config):
                     f"{name}={size} must be a multiple of batch.micro_size={self.batch.micro_size}"
                 )
         return self
+
+    def _overlap_fits(self) -> None:
+        parallel = self.parallel
+        if parallel.overlap_param_gather and not (
+            parallel.distributed_optimizer and parallel.overlap_grad_reduce
+        ):
+            raise ValueError(
+                "parallel.overlap_param_gather=true needs parallel.distributed_optimizer=true and "
+                "parallel.overlap_grad_reduce=true"
+            )
+        te = self.backend.layers == "transformer_engine"
+        if parallel.overlap_tensor and not (parallel.sequence and te):
+            raise ValueError(
+                "parallel.overlap_tensor=true needs parallel.sequence=true and "
+                "backend.layers=transformer_engine"
+            )
+        if self.backend.fp8 != "none" and not te:
+            raise ValueError(
+                f"backend.fp8={self.backend.fp8} needs backend.layers=transformer_engine; set "
+                "that, or backend.fp8=none"
+            )
 
 
 def _as_yaml(value: Any) -> str:

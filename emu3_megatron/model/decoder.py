@@ -120,14 +120,18 @@ def build_decoder(
     bf16: bool = False,
     recompute: Recompute = "none",
     backend: BackendConfig | None = None,
+    into_main_grad: bool = False,
 ) -> Decoder:
     """Build this rank's share of a decoder and draw its weights.
 
     Args:
         recompute: of the recipe.
+        into_main_grad: see `transformer_config`.
         seed: of the weights; None leaves them undrawn, for a checkpoint to fill.
     """
-    config = transformer_config(model, parallel, bf16=bf16, recompute=recompute)
+    config = transformer_config(
+        model, parallel, bf16=bf16, recompute=recompute, into_main_grad=into_main_grad
+    )
     decoder = Decoder(
         config, model.vocabulary(), model.rope_base, backend, recomputed_parts(recompute)
     )

@@ -3,6 +3,7 @@
 import torch
 from megatron.core.transformer import TransformerConfig
 
+from emu3_megatron import upstream
 from emu3_megatron.config import ModelConfig
 from emu3_megatron.config.training import ParallelConfig, Recompute
 
@@ -14,12 +15,16 @@ def transformer_config(
     bf16: bool = False,
     recompute: Recompute = "none",
     on_ambient_device: bool = False,
+    into_main_grad: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of an Emu3 decoder.
 
     Args:
         on_ambient_device: make weights on torch's default device (meta, say), not on the GPU.
+        into_main_grad: products add weight gradients to Megatron's buffers, which there must be.
     """
+    if into_main_grad:
+        upstream.add_weight_gradients_by_torch()
     parallel = parallel or ParallelConfig()
     # Weights are drawn after building, whole and by name, so that no layout changes them.
     leave = lambda tensor: tensor
@@ -53,6 +58,7 @@ def transformer_config(
         calculate_per_token_loss=True,
         # Parts of a layer are our own layer's, see `Layer`.
         recompute_granularity="full" if recompute == "full" else None,
+        gradient_accumulation_fusion=into_main_grad,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,

@@ -44,13 +44,16 @@ class MegatronEngine:
 
     def __init__(self, section: MegatronConfig, setting: EngineSetting):
         self.setting = setting
-        self.live = _build(setting, setting.seed, recompute=setting.recompute)
+        # On the CPU, whose products know no output type, it would gain nothing.
+        self.live = _build(setting, setting.seed, torch.cuda.is_available(), setting.recompute)
         freeze(self.live, setting.optimizer.freeze, setting.recompute != "none")
         self.model = DistributedDataParallel(
             self.live.config,
             DistributedDataParallelConfig(
                 grad_reduce_in_fp32=True,
                 use_distributed_optimizer=setting.parallel.distributed_optimizer,
+                overlap_grad_reduce=setting.parallel.overlap_grad_reduce,
+                overlap_param_gather=setting.parallel.overlap_param_gather,
             ),
             self.live,
         )
@@ -63,6 +66,7 @@ class MegatronEngine:
         self.live.config.no_sync_func = self.model.no_sync
         self.live.config.finalize_model_grads_func = _finalize_gradients
         self.run_schedule = get_forward_backward_func()
+        self.weights_are_whole = True
 
     def forward_backward(
         self, batches: Sequence[Batch], forward: Callable[[Any, Batch], tuple[Tensor, Sums]]
@@ -78,6 +82,7 @@ class MegatronEngine:
             loss, sums = forward(model, next(iterator))
             return loss, lambda loss: (loss, torch.tensor(1, dtype=torch.int), sums)
 
+        self.weights_are_whole = True  # each module waits for its own before it computes
         rows, length = batches[0].tokens.shape
         return self.run_schedule(
             forward_step_func=forward_step,
@@ -97,6 +102,7 @@ class MegatronEngine:
         """See `Engine`."""
         set_rate(self.optimizer, lr)
         take_step(self.optimizer, grad_norm)
+        self.weights_are_whole = not self.setting.parallel.overlap_param_gather
         if self.average:
             self.average.update()
 
@@ -108,8 +114,15 @@ class MegatronEngine:
     @contextmanager
     def decoder(self) -> Iterator[Decoder]:
         """See `Engine`."""
+        self._gather_weights()
         with torch.no_grad():
             yield self._view
+
+    def _gather_weights(self) -> None:
+        """Gather the weights that the last update moved, where the next forward pass would."""
+        if not self.weights_are_whole:
+            self.model.start_param_sync(force_sync=True)
+            self.weights_are_whole = True
 
     def frozen(self, checkpoint: Path) -> Decoder:
         """See `Engine`."""
@@ -117,6 +130,7 @@ class MegatronEngine:
 
     def start_from(self, checkpoint: Path) -> None:
         """See `Engine`."""
+        self._gather_weights()
         load_decoder(checkpoint, self.live)
         self.optimizer.reload_model_params()
         if self.average:
@@ -124,6 +138,7 @@ class MegatronEngine:
 
     def state_dict(self, saved: Saved | None = None) -> State:
         """Weights and optimizer states, as Megatron describes them."""
+        self._gather_weights()
         if saved is None:
             average = {"average": self.average.state_dict()} if self.average else {}
             return states.saved_state(self.live, self.optimizer) | average
@@ -151,7 +166,12 @@ def frozen_decoder(setting: EngineSetting, checkpoint: Path) -> Decoder:
     return decoder.eval().requires_grad_(False)
 
 
-def _build(setting: EngineSetting, seed: int | None, recompute: Recompute = "none") -> Decoder:
+def _build(
+    setting: EngineSetting,
+    seed: int | None,
+    into_main_grad: bool = False,
+    recompute: Recompute = "none",
+) -> Decoder:
     return build_decoder(
         setting.model,
         setting.parallel,
@@ -159,6 +179,7 @@ def _build(setting: EngineSetting, seed: int | None, recompute: Recompute = "non
         bf16=setting.precision == "bf16",
         recompute=recompute,
         backend=setting.backend,
+        into_main_grad=into_main_grad,
     )
 
 
