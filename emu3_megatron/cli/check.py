@@ -9,8 +9,10 @@ import typer
 from tqdm import tqdm
 
 from emu3_megatron import manifest
+from emu3_megatron.cli.accelerators import accelerators
 from emu3_megatron.cli.kinds import KINDS, TRACKER, Kind, kind_of, kinds_inside
 from emu3_megatron.cli.shards import prefix_of, vocabulary_of
+from emu3_megatron.config import Recipe
 from emu3_megatron.config.load import load_recipe, read_recipe
 from emu3_megatron.config.presets import PRESETS
 from emu3_megatron.config.schemas import schema_of
@@ -70,8 +72,9 @@ def _what_instead(path: Path) -> str:
 
 
 def _check_recipe(name: str, model: str | None, deep: bool) -> str:
-    load_recipe(schema_of(read_recipe(name)), name)
-    return f"{name}: a recipe"
+    recipe = load_recipe(schema_of(read_recipe(name)), name)
+    lines = accelerators(recipe) if isinstance(recipe, Recipe) else ()
+    return "\n".join([*lines, f"{name}: a recipe"])
 
 
 def _check_shard(path: str, model: str | None, deep: bool) -> str:

@@ -130,7 +130,12 @@ def build_decoder(
         seed: of the weights; None leaves them undrawn, for a checkpoint to fill.
     """
     config = transformer_config(
-        model, parallel, bf16=bf16, recompute=recompute, into_main_grad=into_main_grad
+        model,
+        parallel,
+        bf16=bf16,
+        recompute=recompute,
+        into_main_grad=into_main_grad,
+        fp8=backend.fp8 if backend else "none",
     )
     decoder = Decoder(
         config, model.vocabulary(), model.rope_base, backend, recomputed_parts(recompute)

@@ -16,12 +16,14 @@ def transformer_config(
     recompute: Recompute = "none",
     on_ambient_device: bool = False,
     into_main_grad: bool = False,
+    fp8: str = "none",
 ) -> TransformerConfig:
     """Megatron's configuration of an Emu3 decoder.
 
     Args:
         on_ambient_device: make weights on torch's default device (meta, say), not on the GPU.
         into_main_grad: products add weight gradients to Megatron's buffers, which there must be.
+        fp8: of the recipe's backend.
     """
     if into_main_grad:
         upstream.add_weight_gradients_by_torch()
@@ -29,6 +31,7 @@ def transformer_config(
     # Weights are drawn after building, whole and by name, so that no layout changes them.
     leave = lambda tensor: tensor
     full = {"recompute_method": "uniform", "recompute_num_layers": 1} if recompute == "full" else {}
+    eight = {} if fp8 == "none" else {"fp8": "hybrid", "fp8_recipe": fp8}
     return TransformerConfig(
         num_layers=model.layers,
         hidden_size=model.hidden,
@@ -63,5 +66,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
+        tp_comm_overlap=parallel.overlap_tensor,
+        **eight,
         **full,
     )

@@ -67,6 +67,7 @@ class MegatronEngine:
         self.live.config.finalize_model_grads_func = _finalize_gradients
         self.run_schedule = get_forward_backward_func()
         self.weights_are_whole = True
+        self.overlaps_tensor = False
 
     def forward_backward(
         self, batches: Sequence[Batch], forward: Callable[[Any, Batch], tuple[Tensor, Sums]]
@@ -82,6 +83,8 @@ class MegatronEngine:
             loss, sums = forward(model, next(iterator))
             return loss, lambda loss: (loss, torch.tensor(1, dtype=torch.int), sums)
 
+        if self.setting.parallel.overlap_tensor and not self.overlaps_tensor:
+            self._share_buffers(batches[0].tokens.numel())
         self.weights_are_whole = True  # each module waits for its own before it computes
         rows, length = batches[0].tokens.shape
         return self.run_schedule(
@@ -93,6 +96,22 @@ class MegatronEngine:
             micro_batch_size=rows,
             forward_only=False,
         )
+
+    def _share_buffers(self, tokens: int) -> None:
+        """Make the buffers that TransformerEngine exchanges parts of products through.
+
+        Never run: no machine with two GPUs was at hand.
+        """
+        from transformer_engine.pytorch.module.base import initialize_ub
+
+        setting = self.setting
+        initialize_ub(
+            shape=[tokens, setting.model.hidden],
+            tp_size=setting.parallel.tensor,
+            use_fp8=setting.backend.fp8 != "none",
+            bootstrap_backend="nccl",
+        )
+        self.overlaps_tensor = True
 
     def grad_norm(self) -> float:
         """See `Engine`."""
