@@ -38,6 +38,7 @@ def main() -> None:
     preparing_section()
     digits_section()
     tokenizer_section()
+    layers_section()
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -376,6 +377,49 @@ def digits_section() -> None:
 def tokenizer_section() -> None:
     """Rewrite the measured tables in docs/tokenizer.md."""
     _replace("tokenizer", "quality table", _tokenizer_quality())
+
+
+def layers_section() -> None:
+    """Rewrite the counted and measured tables in docs/layers.md."""
+    _replace("layers", "layer traffic", _layer_traffic())
+    _replace("layers", "training step", _training_step())
+
+
+def _layer_traffic() -> str:
+    names = ("forward", "backward", "moved", "kept")
+    rows = [
+        [
+            row["implementation"],
+            f"`{row['case']}`",
+            *(f"{row[name]:.1f}" for name in names),
+            str(row["launches"]),
+            str(row["attention_forwards"]),
+        ]
+        for row in _load("layer_traffic")["rows"]
+    ]
+    heads = ["", "recompute", *names, "launches", "attention forwards"]
+    return _table(heads, rows)
+
+
+def _training_step() -> str:
+    result = _load("training_step")
+    text = (
+        "A run's step (forward, backward, norm, clipping, AdamW; fp32, no dropout, one row of two "
+        "documents) and that of a decoder as one would write it in torch, with a dense mask, of "
+        "the same weights and loss, in turns; CPU milliseconds of one core, least and median of 11."
+    )
+    rows = [
+        [
+            row["case"],
+            *(
+                f"{row[f'{who}_cpu_min_ms']:,.0f} / {row[f'{who}_cpu_median_ms']:,.0f}"
+                for who in ("emu3", "torch")
+            ),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    return "\n\n".join([_where(result), text, _table(["case", "emu3", "torch", "ratio"], rows)])
 
 
 def _tokenizer_quality() -> str:
