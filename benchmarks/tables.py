@@ -382,7 +382,7 @@ def tokenizer_section() -> None:
 def layers_section() -> None:
     """Rewrite the counted and measured tables in docs/layers.md."""
     _replace("layers", "layer traffic", _layer_traffic())
-    _replace("layers", "training step", _training_step())
+    _replace("layers", "training step", _training_step_on_a_cpu())
 
 
 def _layer_traffic() -> str:
@@ -401,8 +401,8 @@ def _layer_traffic() -> str:
     return _table(heads, rows)
 
 
-def _training_step() -> str:
-    result = _load("training_step")
+def _training_step_on_a_cpu() -> str:
+    result = _load("training_step_cpu")
     text = (
         "A run's step (forward, backward, norm, clipping, AdamW; fp32, no dropout, one row of two "
         "documents) and that of a decoder as one would write it in torch, with a dense mask, of "
