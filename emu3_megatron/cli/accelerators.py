@@ -19,7 +19,7 @@ def _uses(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.model.dropout:
         attention = "nothing for this recipe, whose model.dropout it could not compute"
     else:
-        attention = "attention inside documents, in the place of our Triton kernels"
+        attention = "attention inside documents, by the choices of backend.attention"
     yield "flash-attn", attention
     gradients = "weight gradients added to their buffers in the product, and AdamW in one kernel"
     yield "apex", f"{gradients}; torch's own do both otherwise"

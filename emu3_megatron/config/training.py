@@ -114,7 +114,8 @@ class BackendConfig(Config):
     """Who computes what. A choice of hardware: every backend gives the same numbers to rounding."""
 
     layers: Literal["native", "transformer_engine"] = free(
-        "native", "norms and linear layers: Megatron-core's own, or TransformerEngine's"
+        "native",
+        "layers around attention: ours on Megatron-core's products, or TransformerEngine's",
     )
     attention: Literal["auto", "cudnn", "flash", "flash3", "flash4", "transformer_engine"] = free(
         "auto",
