@@ -45,6 +45,7 @@ def the_first_rank_writes_to_a_slow_disk():
         slowed(filesystem_async, "_write_item", 0.06)
 
 
+@pytest.mark.slow
 def test_a_slow_last_save_ends_no_run(recipe):
     recipe = recipe(run={"steps": 2, "save_every": 9, "hang_seconds": LIMIT})
     ends = run_job(recipe, ranks=2, fault=the_first_rank_writes_to_a_slow_disk)
@@ -76,6 +77,7 @@ def a_picture_takes_long():
     stage._assemble = lambda *arguments: assemble(*arguments[:-1], [Draw()])
 
 
+@pytest.mark.slow
 def test_a_large_picture_ends_no_run(recipe):
     recipe = recipe(run={"steps": 2, "stop_after": 1, "hang_seconds": LIMIT})
     (end,) = run_job(recipe, fault=a_picture_takes_long)

@@ -36,5 +36,5 @@ def test_the_bilingual_set_goes_from_files_to_packs_with_one_command(tmp_path):
     assert Counter(bool(row["zh"]) for row in captions) == {True: 713, False: 72}
     manifest = json.loads((data / "prepared" / "manifest.json").read_text(encoding="utf-8"))
     kept = {kind: entry["kept"] for kind, entry in manifest["kinds"].items()}
-    assert kept == {"images": 634, "clips": 1, "text": 254}
+    assert kept == {"images": 647, "clips": 1, "text": 254}
     assert len(re.findall(r"<img", (data / "data.html").read_text(encoding="utf-8"))) > 20
