@@ -39,22 +39,23 @@ class Scorer:
     @torch.inference_mode()
     def __call__(self, tokens: np.ndarray, top: int) -> Scores:
         """Scores of all tokens but the first."""
-        device = self._forward.weights.device
-        tokens_n = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        tokens_n = torch.from_numpy(tokens.astype(np.int64))
         hidden_nh = self._read(tokens_n[:-1])
+        labels_n = tokens_n[1:].to(hidden_nh.device)
         pieces = [
             self._score(hidden_mh, labels_m, top)
             for hidden_mh, labels_m in zip(
-                hidden_nh.split(_AT_ONCE), tokens_n[1:].split(_AT_ONCE), strict=True
+                hidden_nh.split(_AT_ONCE), labels_n.split(_AT_ONCE), strict=True
             )
         ]
         own, ids, values = (torch.cat(part).cpu().numpy() for part in zip(*pieces, strict=True))
         return Scores(own, ids, values)
 
     def _read(self, tokens_n: Tensor) -> Tensor:
-        positions_1n = torch.arange(len(tokens_n), device=tokens_n.device)[None]
-        layout = SequenceLayout.of_documents([[0, len(tokens_n)]]).to(tokens_n.device)
-        hidden_n1h = self._decoder(Inputs(tokens_n[None], positions_1n, layout), "hidden")
+        """Hidden states [n, h] of tokens on the CPU."""
+        layout = SequenceLayout.of_documents([[0, len(tokens_n)]])
+        inputs = Inputs(tokens_n[None], torch.arange(len(tokens_n))[None], layout)
+        hidden_n1h = self._decoder(inputs.to(self._forward.weights.device), "hidden")
         return hidden_n1h[:, 0]
 
     def _score(self, hidden_mh: Tensor, labels_m: Tensor, top: int) -> tuple[Tensor, ...]:

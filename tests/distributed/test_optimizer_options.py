@@ -107,8 +107,9 @@ def what_the_options_do(folder: Path) -> list[str]:
     if moved != {name for name in steps[0] if name != EMBEDDING and ".layers.0." not in name}:
         faults.append(f"moved: {moved}")
     slow, fast = steps[1][HEAD] - steps[0][HEAD], without[1][HEAD] - without[0][HEAD]
-    # But for the rounding of weights near 1, and gradients of nothing.
-    if not torch.allclose(slow, 0.1 * fast, atol=2e-7):
+    # But for the rounding of weights near 1, and gradients near Adam's epsilon: without the frozen
+    # ones they are clipped less. A step is 1e-3.
+    if not torch.allclose(slow, 0.1 * fast, atol=2e-6):
         faults.append(f"head: {(slow - 0.1 * fast).abs().max()}")
     expected = steps[0][HEAD]
     for weights in steps[1:]:

@@ -21,6 +21,8 @@ def main() -> int:
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, _interrupt)
+    # Commands inherit that it is ignored, as in the background of a script, and would not stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     results = [_run(part, arguments.out, arguments.quick) for part in parts]
     return 0 if all(results) else 1
 
