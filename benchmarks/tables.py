@@ -223,8 +223,8 @@ def _compiled() -> str:
         ]
         for row in {row["case"]: row for row in uses}.values()
     ]
-    parts = ["## Compiled kernels", text, _table(heads, lines), use, _table(use_heads, filled)]
-    return "\n\n".join(parts)
+    tables = [_table(heads, lines), use, _table(use_heads, filled)]
+    return "\n\n".join(["## Compiled kernels", text, *tables])
 
 
 def _compiled_line(row: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
@@ -234,10 +234,9 @@ def _compiled_line(row: dict[str, Any], before: dict[str, Any] | None) -> list[s
         old = before[name] if before else row[name]
         return f"{row[name]}" if old == row[name] else f"{old} → {row[name]}"
 
-    narrow = "async_copies_narrow"
-    copies = f"{row['async_copies_128']} + {row[narrow]}"
-    if before and before[narrow] != row[narrow]:
-        copies = f"{before['async_copies_128']} + {before[narrow]} → {copies}"
+    copies = _copies(row)
+    if before and before["async_copies_narrow"] != row["async_copies_narrow"]:
+        copies = f"{_copies(before)} → {copies}"
     return [
         row["case"],
         row["implementation"],
@@ -248,6 +247,10 @@ def _compiled_line(row: dict[str, Any], before: dict[str, Any] | None) -> list[s
         cell("spills_in_loops"),
         ", ".join(row["products"]),
     ]
+
+
+def _copies(row: dict[str, Any]) -> str:
+    return f"{row['async_copies_128']} + {row['async_copies_narrow']}"
 
 
 def _decoding_kernels() -> str:
