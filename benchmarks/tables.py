@@ -9,8 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from compiled_tables import compiled_section
+from table_text import RESULTS, load, table, where
+
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
         _step(),
         _dpo(),
         _attention(),
-        _compiled(),
+        compiled_section(),
         _decoding_kernels(),
         _generation(),
     ]
@@ -41,10 +43,6 @@ def main() -> None:
     layers_section()
 
 
-def _load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def _load_gpu(name: str) -> dict[str, Any] | None:
     """What a part of `make gpu` measured by a benchmark, where its results are there."""
     for path in sorted(RESULTS.glob("gpu_*.json")):
@@ -55,15 +53,15 @@ def _load_gpu(name: str) -> dict[str, Any] | None:
 
 
 def _commands() -> str:
-    result = _load("demo")
+    result = load("demo")
     rows = [[row["case"], f"{row['seconds']:,.0f}", row["note"]] for row in result["rows"]]
     return "\n\n".join(
-        ["## The two commands", _where(result), _table(["command", "seconds", "note"], rows)]
+        ["## The two commands", where(result), table(["command", "seconds", "note"], rows)]
     )
 
 
 def _packing() -> str:
-    result = _load("packing")
+    result = load("packing")
     rows = [
         [
             row["case"],
@@ -81,11 +79,11 @@ def _packing() -> str:
         "out where text was cut. Target: 5 M documents a second, 1.005 over the bound at 5,120 and "
         "1.015 at 131,072."
     )
-    return "\n\n".join(["## Packing", _where(result), text, _table(heads, rows)])
+    return "\n\n".join(["## Packing", where(result), text, table(heads, rows)])
 
 
 def _reading() -> str:
-    result = _load("reading")
+    result = load("reading")
     rows = [
         [
             row["case"],
@@ -110,11 +108,11 @@ def _reading() -> str:
         "megatron-core's GPTDataset begins positions anew at each document as ours, and with mask "
         "the attention mask, too."
     )
-    return "\n\n".join(["## Reading", _where(result), text, _table(heads, rows)])
+    return "\n\n".join(["## Reading", where(result), text, table(heads, rows)])
 
 
 def _head_and_loss() -> str:
-    result = _load("linear_cross_entropy")
+    result = load("linear_cross_entropy")
     text = (
         "Forward and backward of `hidden @ head.T` and the mean loss, fp32, one thread "
         "([linear-cross-entropy.md](linear-cross-entropy.md)). Peak memory is above what was held "
@@ -125,7 +123,7 @@ def _head_and_loss() -> str:
         "quarter of torch's memory, 1.1 x its time. Other work ran beside it, and beside the next "
         "table: CPU ms say more than the clock."
     )
-    parts = ["## Head and loss", _where(result), text, _timings(result["rows"])]
+    parts = ["## Head and loss", where(result), text, _timings(result["rows"])]
     return "\n\n".join([*parts, *_on_a_gpu("linear_cross_entropy")])
 
 
@@ -149,7 +147,7 @@ def _step() -> str:
             continue
         rate = f"{row['tokens_per_second']:,.0f}"
         rows.append([*names, f"{row['median_ms']:,.1f}", rate, f"{row['mfu']:.1%}"])
-    return "\n\n".join([*parts, _where(result), _table(heads, rows)])
+    return "\n\n".join([*parts, where(result), table(heads, rows)])
 
 
 def _dpo() -> str:
@@ -162,7 +160,7 @@ def _dpo() -> str:
     heads = ["case", "pre-training", "two forwards", "DPO", "DPO / (the other two)"]
     names = ("pretraining", "forwards", "dpo")
     parts = ["## A token of DPO", text]
-    for result in (_load("dpo"), _load_gpu("dpo")):
+    for result in (load("dpo"), _load_gpu("dpo")):
         if result is None:
             parts.append("On a GPU: not measured.")
             continue
@@ -174,12 +172,12 @@ def _dpo() -> str:
             ]
             for row in result["rows"]
         ]
-        parts += [_where(result), _table(heads, rows)]
+        parts += [where(result), table(heads, rows)]
     return "\n\n".join(parts)
 
 
 def _attention() -> str:
-    result = _load("ring_attention")
+    result = load("ring_attention")
     rows = [row for row in result["rows"] if row["case"].startswith(("tile/", "ring/"))]
     text = (
         "A few heads and tokens in fp32, one thread: what a CPU can say of the tiles "
@@ -188,69 +186,8 @@ def _attention() -> str:
         "its attention under a dense mask. In `ring` rows emu3 is one rank of eight, which does an "
         "eighth of the one call's work."
     )
-    parts = ["## Attention", _where(result), text, _timings(rows)]
+    parts = ["## Attention", where(result), text, _timings(rows)]
     return "\n\n".join([*parts, *_on_a_gpu("ring_attention")])
-
-
-def _compiled() -> str:
-    text = (
-        "Triton's kernels at stage 1's heads (8 over 2 of 128, bf16), compiled for `sm_90` without "
-        "a GPU: registers of a thread, programs that fit a multiprocessor, instructions of the hot "
-        "loop, copies in it of 128 bits and of fewer, spills in loops (`python "
-        "benchmarks/compiled.py`). Before: commit `65767b7`. Not measured on a GPU."
-    )
-    lines, uses = [], []
-    for path in sorted(RESULTS.glob("compiled_triton*.json")):
-        before = {row["case"]: row for row in _load(path.stem.replace("_", "_before_", 1))["rows"]}
-        for row in _load(path.stem)["rows"]:
-            if row["case"].startswith("use/"):
-                uses.append(row)
-            else:
-                lines.append(_compiled_line(row, before.get(row["case"])))
-    heads = ["kernel", "compiler", "registers", "a processor", "loop", "copies", "spills", "HGMMA"]
-    use = (
-        "How programs fill 132 multiprocessors, replayed heaviest first: work over the time of the "
-        "last to end, over the tiles of the context parallel rank with the least. `parts` are "
-        "programs that share a block of keys in dk/dv, at most."
-    )
-    use_heads = ["recipe", "heads", "forward", "dq", "dk/dv before", "dk/dv", "parts"]
-    filled = [
-        [
-            row["case"].removeprefix("use/"),
-            f"{row['heads']}/{row['kv_heads']}",
-            *(f"{row[k]:.2f}" for k in ("forward_use", "dq_use", "dkdv_use_unsplit", "dkdv_use")),
-            str(row["parts"]),
-        ]
-        for row in {row["case"]: row for row in uses}.values()
-    ]
-    tables = [_table(heads, lines), use, _table(use_heads, filled)]
-    return "\n\n".join(["## Compiled kernels", text, *tables])
-
-
-def _compiled_line(row: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
-    """Counts, with those of before in front where they were others."""
-
-    def cell(name: str) -> str:
-        old = before[name] if before else row[name]
-        return f"{row[name]}" if old == row[name] else f"{old} → {row[name]}"
-
-    copies = _copies(row)
-    if before and before["async_copies_narrow"] != row["async_copies_narrow"]:
-        copies = f"{_copies(before)} → {copies}"
-    return [
-        row["case"],
-        row["implementation"],
-        cell("registers"),
-        cell("blocks_per_sm"),
-        cell("loop_instructions"),
-        copies,
-        cell("spills_in_loops"),
-        ", ".join(row["products"]),
-    ]
-
-
-def _copies(row: dict[str, Any]) -> str:
-    return f"{row['async_copies_128']} + {row['async_copies_narrow']}"
 
 
 def _decoding_kernels() -> str:
@@ -266,8 +203,8 @@ def _decoding_kernels() -> str:
     if result is None:
         return "\n\n".join([*parts, "On a GPU: not measured."])
     heads = ["case", "implementation", "us a call", "GB/s", "error"]
-    table = _table(heads, [_bandwidth(row) for row in result["rows"]])
-    return "\n\n".join([*parts, _where(result), table])
+    rows = table(heads, [_bandwidth(row) for row in result["rows"]])
+    return "\n\n".join([*parts, where(result), rows])
 
 
 def _bandwidth(row: dict[str, Any]) -> list[str]:
@@ -278,7 +215,7 @@ def _bandwidth(row: dict[str, Any]) -> list[str]:
 
 
 def _generation() -> str:
-    result = _load("generation")
+    result = load("generation")
     text = (
         "Images with Emu3's sampling (guidance 3, top-k 2048), random weights, fp32, one thread, "
         "the contestants in turn. `5c2150c` is the commit before decode steps of plain torch "
@@ -301,7 +238,7 @@ def _generation() -> str:
         ]
         for row in result["rows"]
     ]
-    parts = ["## Generation", _where(result), text, _table(heads, rows)]
+    parts = ["## Generation", where(result), text, table(heads, rows)]
     return "\n\n".join([*parts, *_generation_on_a_gpu()])
 
 
@@ -326,7 +263,7 @@ def _generation_on_a_gpu() -> list[str]:
         ]
         for row in result["rows"]
     ]
-    return [text, _where(result), _table(heads, rows)]
+    return [text, where(result), table(heads, rows)]
 
 
 def _on_a_gpu(name: str) -> list[str]:
@@ -335,12 +272,12 @@ def _on_a_gpu(name: str) -> list[str]:
     if result is None:
         return ["On a GPU: not measured."]
     rows = [row for row in result["rows"] if not row["case"].startswith("dispatch/")]
-    return [_where(result), _timings(rows)]
+    return [where(result), _timings(rows)]
 
 
 def _timings(rows: Sequence[dict[str, Any]]) -> str:
     heads = ["case", "implementation", "ms min / median / max", "CPU ms", "peak MB", "error"]
-    return _table(heads, [_timing(row) for row in rows])
+    return table(heads, [_timing(row) for row in rows])
 
 
 def _timing(row: dict[str, Any]) -> list[str]:
@@ -398,14 +335,14 @@ def _layer_traffic() -> str:
             str(row["launches"]),
             str(row["attention_forwards"]),
         ]
-        for row in _load("layer_traffic")["rows"]
+        for row in load("layer_traffic")["rows"]
     ]
     heads = ["", "recompute", *names, "launches", "attention forwards"]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _training_step_on_a_cpu() -> str:
-    result = _load("training_step_cpu")
+    result = load("training_step_cpu")
     text = (
         "A run's step (forward, backward, norm, clipping, AdamW; fp32, no dropout, one row of two "
         "documents) and that of a decoder as one would write it in torch, with a dense mask, of "
@@ -422,12 +359,12 @@ def _training_step_on_a_cpu() -> str:
         ]
         for row in result["rows"]
     ]
-    return "\n\n".join([_where(result), text, _table(["case", "emu3", "torch", "ratio"], rows)])
+    return "\n\n".join([where(result), text, table(["case", "emu3", "torch", "ratio"], rows)])
 
 
 def _tokenizer_quality() -> str:
     """Each run at each size, and below it the baselines with as many codes."""
-    result = _load("tokenizer_quality")
+    result = load("tokenizer_quality")
     blocks = [
         f"{result['device']}, one core, other work beside it; "
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}."
@@ -453,7 +390,7 @@ def _tokenizer_quality() -> str:
             f"**{row['case']}**: `{row['recipe']}`{f' with {keys}' if keys else ''}, "
             f"{row['cpu_seconds']:,} CPU seconds, commit `{row['commit']}`"
             f"{' (' + row['note'] + ')' if row['note'] else ''}.",
-            _table(["", "", "PSNR, dB", "SSIM", "sharpness"], lines),
+            table(["", "", "PSNR, dB", "SSIM", "sharpness"], lines),
             *(_curve(kind, row[key]) for kind, key in _CURVES.items() if row[key]),
         ]
     return "\n\n".join(blocks)
@@ -488,7 +425,7 @@ _PARTS = {
 
 
 def _reliability() -> str:
-    result = _load("reliability")
+    result = load("reliability")
     lines = []
     for row in result["rows"]:
         ranks, _, case = row["case"].partition(" ranks: ")
@@ -506,7 +443,7 @@ def _reliability() -> str:
         share = f"{one / every / step:.3%}"
         lines.append([ranks, part, row["implementation"], f"{one:,.3g} ms", _every(every), share])
     heads = ["ranks", "what", "implementation", "median", "when", "share of a step"]
-    return "\n\n".join([_where(result), _table(heads, lines)])
+    return "\n\n".join([where(result), table(heads, lines)])
 
 
 def _every(steps: int) -> str:
@@ -514,7 +451,7 @@ def _every(steps: int) -> str:
 
 
 def _preparing() -> str:
-    result = _load("preparing")
+    result = load("preparing")
     heads = ["what", "implementation", "a second", "a core's second", "ms min / median / max"]
     rates = [_rates(row) for row in result["rows"] if "amount" in row]
     peaks = [
@@ -522,7 +459,7 @@ def _preparing() -> str:
         for row in result["rows"]
         if row["case"].startswith("peak")
     ]
-    return "\n\n".join([_where(result), _table(heads, rates), _table(["what", "MB"], peaks)])
+    return "\n\n".join([where(result), table(heads, rates), table(["what", "MB"], peaks)])
 
 
 def _rates(row: dict[str, Any]) -> list[str]:
@@ -538,7 +475,7 @@ def _rates(row: dict[str, Any]) -> list[str]:
 
 
 def _digits() -> str:
-    result = _load("digits")
+    result = load("digits")
     runs = result["rows"]
     lines = [
         [
@@ -553,11 +490,11 @@ def _digits() -> str:
     cpu = ["CPU seconds", *(f"{run['cpu_seconds']:,.0f}" for run in runs), ""]
     heads = ["question", *(f"seed {run['seed']}" for run in runs), "another image"]
     rows = [*lines, [*total, f"{runs[0]['another_image']:.1%}"], seconds, cpu]
-    return "\n\n".join([_where(result), _table(heads, rows)])
+    return "\n\n".join([where(result), table(heads, rows)])
 
 
 def _dispatch() -> str:
-    result = _load("dispatch")
+    result = load("dispatch")
     names = ("emu3", "zigzag", "contiguous", "per-document-zigzag")
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in result["rows"]:
@@ -572,11 +509,11 @@ def _dispatch() -> str:
         "The padding of per-document zigzag counts, so its exchange can pass 100%. "
         "The last column is the time of one dispatch, a median."
     )
-    return "\n\n".join([_where(result), text, _table(["pack", *names, "ms"], lines)])
+    return "\n\n".join([where(result), text, table(["pack", *names, "ms"], lines)])
 
 
 def _ring_errors() -> str:
-    result = _load("ring_attention")
+    result = load("ring_attention")
     cells: dict[str, list[str]] = {}
     for row in result["rows"]:
         if row["case"].startswith("error/"):
@@ -584,21 +521,11 @@ def _ring_errors() -> str:
             cells.setdefault(ranks, []).extend(f"{row[k]:.2e}" for k in ("error", "error_query"))
     heads = [f"{name}, {tiles}" for tiles in ("fp32 tiles", "bf16 tiles") for name in ("out", "dQ")]
     rows = [[ranks, *errors] for ranks, errors in cells.items()]
-    return "\n\n".join([_where(result), _table(["ranks", *heads], rows)])
+    return "\n\n".join([where(result), table(["ranks", *heads], rows)])
 
 
 def _balance_cell(row: dict[str, Any]) -> str:
     return f"{row['work_max_over_mean']:.3f}, {row['exchange_fraction']:.0%}"
-
-
-def _where(result: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{result['device']}; {versions}; commit `{result['commit'][:12]}`."
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
